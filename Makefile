@@ -1,0 +1,40 @@
+# make demo   a first result in about two minutes     make test   everything CI runs, except lint
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: .venv/ready
+	$(BIN)/contrapose demo
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/ready-dev
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready-bench
+	$(BIN)/python -m benchmarks.views
+	$(BIN)/python -m benchmarks.training
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/ready-bench: .venv/ready-dev
+	$(BIN)/pip install --quiet --editable '.[peers]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
