@@ -1,0 +1,181 @@
+"""Optimisers, and learning rates as pure functions of progress.
+
+Optimisers are functions of a module and a rate, so that a recipe holds `partial(lars,
+weight_decay=1e-6)`. Vectors (BN scales and offsets, biases, a temperature) are not decayed unless
+asked for. A schedule maps (step, steps) to a factor on the rate; steps may be counted in any unit,
+epochs for instance, as long as all arguments use the same one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def sgd(
+    module: nn.Module,
+    lr: float,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    nesterov: bool = False,
+    decay_vectors: bool = False,
+) -> torch.optim.SGD:
+    """Stochastic gradient descent with momentum.
+
+    decay_vectors=True also decays BN parameters and biases, as plain PyTorch recipes do (Wu et
+    al., MoCo, SupCon's PyTorch code).
+    """
+    groups = _groups("sgd", module, lr, weight_decay, decay_vectors)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def adamw(
+    module: nn.Module,
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.05,
+    eps: float = 1e-8,
+    decay_vectors: bool = False,
+) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay (1711.05101)."""
+    groups = _groups("adamw", module, lr, weight_decay, decay_vectors)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+
+
+def lars(
+    module: nn.Module,
+    lr: float,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-6,
+    eta: float = 0.001,
+) -> "Lars":
+    """LARS (1708.03888) as SimCLR's code has it: BN parameters and biases get plain momentum."""
+    decayed, vectors = _groups("lars", module, lr, weight_decay, decay_vectors=False)
+    return Lars([decayed | {"adapt": True}, vectors | {"adapt": False}], lr, momentum, eta)
+
+
+class Lars(torch.optim.Optimizer):
+    """g <- g + weight_decay w;  v <- momentum v + lr trust g;  w <- w - v.
+
+    trust = eta |w| / |g| with |.| over one parameter tensor, 1 where either norm is 0. The rate
+    sits inside the momentum, so a change of rate does not rescale the steps already taken. Groups
+    with adapt=False have trust = 1.
+    """
+
+    def __init__(self, groups: Any, lr: float, momentum: float = 0.9, eta: float = 0.001) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0, "adapt": True}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if weights:
+                self._update(group, weights)
+        return loss
+
+    def _update(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        grads = [w.grad for w in weights if w.grad is not None]
+        if group["weight_decay"]:
+            grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
+        if group["adapt"]:
+            weight, grad = _norms(weights), _norms(grads)
+            trust = torch.where((weight > 0) & (grad > 0), group["eta"] * weight / grad, 1.0)
+            grads = [g * t for g, t in zip(grads, trust.unbind(), strict=True)]
+        for w in weights:
+            if not self.state[w]:
+                self.state[w]["velocity"] = torch.zeros_like(w)
+        velocity = [self.state[w]["velocity"] for w in weights]
+        torch._foreach_mul_(velocity, group["momentum"])
+        torch._foreach_add_(velocity, grads, alpha=group["lr"])
+        torch._foreach_sub_(weights, velocity)
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(list(torch._foreach_norm(tensors)))
+
+
+def warmup_cosine(step: float, steps: float, *, warmup: float = 0, floor: float = 0.0) -> float:
+    """Linear from 0 to 1 over `warmup`, then half a cosine down to `floor` at `steps` (SimCLR)."""
+    _check("warmup_cosine", step, steps, warmup)
+    if step < warmup:
+        return step / warmup
+    if steps == warmup:
+        return 1.0
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def steps(
+    step: float,
+    steps: float,
+    *,
+    milestones: Sequence[float],
+    factor: float = 0.1,
+    warmup: float = 0,
+) -> float:
+    """factor ** (how many milestones are behind), after an optional linear warm-up.
+
+    The unit is that of step and steps: `steps(epoch, 200, milestones=(160, 190))`.
+    """
+    _check("steps", step, steps, warmup)
+    if step < warmup:
+        return step / warmup
+    return float(factor ** sum(step >= milestone for milestone in milestones))
+
+
+def constant(step: float, steps: float, *, warmup: float = 0) -> float:
+    """1, after an optional linear warm-up."""
+    _check("constant", step, steps, warmup)
+    return step / warmup if step < warmup else 1.0
+
+
+def linear_scaling(lr: float, batch_size: int) -> float:
+    """lr B / 256, B in images: the rate is given per 256 images (SimCLR)."""
+    return lr * batch_size / 256
+
+
+def sqrt_scaling(lr: float, batch_size: int) -> float:
+    """lr sqrt(B), B in images (SimCLR B.1, with lr = 0.075)."""
+    return lr * math.sqrt(batch_size)
+
+
+OPTIMISERS = (sgd, adamw, lars)
+SCHEDULES = (warmup_cosine, steps, constant)
+SCALINGS = (linear_scaling, sqrt_scaling)
+
+
+def _groups(
+    name: str, module: nn.Module, lr: float, weight_decay: float, decay_vectors: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(matrices and kernels, with decay), (vectors and scalars, without)."""
+    if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf):
+        raise ValueError(
+            f"{name}: lr={lr}, weight_decay={weight_decay}; both must be finite and at least 0"
+        )
+    trained = [w for w in module.parameters() if w.requires_grad]
+    if not trained:
+        raise ValueError(f"{name}: the module has no parameter that is trained")
+    return (
+        {"params": [w for w in trained if w.ndim > 1], "weight_decay": weight_decay},
+        {
+            "params": [w for w in trained if w.ndim <= 1],
+            "weight_decay": weight_decay if decay_vectors else 0.0,
+        },
+    )
+
+
+def _check(name: str, step: float, steps: float, warmup: float) -> None:
+    if not 0 <= warmup <= steps or not 0 <= step <= steps:
+        raise ValueError(
+            f"{name}: step={step} of {steps} with warmup={warmup}; needs 0 <= step <= steps and "
+            "0 <= warmup <= steps, all in one unit"
+        )
