@@ -192,7 +192,7 @@ def test_timm_says_what_is_missing(monkeypatch):
 @pytest.mark.filterwarnings("default")  # of other people's libraries
 def test_timm_networks_report_their_width():
     pytest.importorskip("timm", reason="the timm extra is not installed")
-    with pytest.raises(ValueError, match="nearest: .*resnet18"):
+    with pytest.raises(ValueError, match=r"nearest: .*resnet18"):
         timm("resnet_18")
     for name, options in [
         ("resnet10t", {}),

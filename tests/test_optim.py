@@ -12,6 +12,7 @@ from contrapose.train.optim import (
     constant,
     lars,
     linear_scaling,
+    no_scaling,
     sgd,
     sqrt_scaling,
     steps,
@@ -118,9 +119,12 @@ def test_warmup_cosine_passes_through_the_papers_points():
 
 
 def test_steps_drop_at_the_milestones():
-    rate = [steps(e, 200, milestones=(160, 190), factor=0.1) for e in (0, 159.9, 160, 190, 200)]
+    shares = (160 / 200, 190 / 200)
+    rate = [steps(e, 200, milestones=shares, factor=0.1) for e in (0, 159.9, 160, 190, 200)]
     assert rate == pytest.approx([1, 1, 0.1, 0.01, 0.01])
-    assert steps(2, 200, milestones=(160,), warmup=8) == 0.25
+    assert steps(2, 200, warmup=8, milestones=shares) == 0.25
+    with pytest.raises(ValueError, match="160 / 200"):
+        steps(0, 200, milestones=(160, 190))
     assert constant(7, 10) == 1.0 and constant(1, 10, warmup=4) == 0.25
 
 
@@ -137,6 +141,7 @@ def test_schedules_refuse_impossible_progress():
 def test_scalings_are_simclrs():
     assert linear_scaling(0.3, 4096) == pytest.approx(4.8)
     assert sqrt_scaling(0.075, 4096) == pytest.approx(4.8)
+    assert no_scaling(0.3, 4096) == 0.3
 
 
 def test_optimisers_refuse_impossible_rates_and_frozen_modules():

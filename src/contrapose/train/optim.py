@@ -104,7 +104,7 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack(list(torch._foreach_norm(tensors)))
 
 
-def warmup_cosine(step: float, steps: float, *, warmup: float = 0, floor: float = 0.0) -> float:
+def warmup_cosine(step: float, steps: float, warmup: float = 0, *, floor: float = 0.0) -> float:
     """Linear from 0 to 1 over `warmup`, then half a cosine down to `floor` at `steps` (SimCLR)."""
     _check("warmup_cosine", step, steps, warmup)
     if step < warmup:
@@ -117,22 +117,28 @@ def warmup_cosine(step: float, steps: float, *, warmup: float = 0, floor: float 
 def steps(
     step: float,
     steps: float,
+    warmup: float = 0,
     *,
     milestones: Sequence[float],
     factor: float = 0.1,
-    warmup: float = 0,
 ) -> float:
     """factor ** (how many milestones are behind), after an optional linear warm-up.
 
-    The unit is that of step and steps: `steps(epoch, 200, milestones=(160, 190))`.
+    A milestone is a share of the run: `milestones=(160 / 200, 190 / 200)` for epochs 160 and 190
+    of 200. Raises ValueError for one that is not between 0 and 1.
     """
     _check("steps", step, steps, warmup)
+    if not all(0 < milestone < 1 for milestone in milestones):
+        raise ValueError(
+            f"steps: milestones={tuple(milestones)} are shares of the run; write epoch 160 of 200 "
+            "as 160 / 200"
+        )
     if step < warmup:
         return step / warmup
-    return float(factor ** sum(step >= milestone for milestone in milestones))
+    return float(factor ** sum(step / steps >= milestone for milestone in milestones))
 
 
-def constant(step: float, steps: float, *, warmup: float = 0) -> float:
+def constant(step: float, steps: float, warmup: float = 0) -> float:
     """1, after an optional linear warm-up."""
     _check("constant", step, steps, warmup)
     return step / warmup if step < warmup else 1.0
@@ -148,9 +154,14 @@ def sqrt_scaling(lr: float, batch_size: int) -> float:
     return lr * math.sqrt(batch_size)
 
 
+def no_scaling(lr: float, batch_size: int) -> float:
+    """lr, whatever the batch."""
+    return lr
+
+
 OPTIMISERS = (sgd, adamw, lars)
 SCHEDULES = (warmup_cosine, steps, constant)
-SCALINGS = (linear_scaling, sqrt_scaling)
+SCALINGS = (linear_scaling, sqrt_scaling, no_scaling)
 
 
 def _groups(
