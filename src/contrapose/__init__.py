@@ -1,3 +1,53 @@
-"""Contrastive representation learning: train an encoder from images, measure it, explain it."""
+"""Contrastive representation learning: train an encoder from images, measure it, explain it.
+
+    import contrapose
+    run = contrapose.train("simclr", "digits", epochs=60)
+    encoder = contrapose.Encoder.load(run.path)
+
+Nothing heavy is imported before it is asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contrapose.api import embed as embed
+    from contrapose.api import resume as resume
+    from contrapose.api import train as train
+    from contrapose.data import ImageSet as ImageSet
+    from contrapose.data import open_images as open_images
+    from contrapose.encoders import Encoder as Encoder
+    from contrapose.estimator import ContrastiveEncoder as ContrastiveEncoder
+    from contrapose.explain import diagnose as diagnose
+    from contrapose.explain import evaluate as evaluate
+    from contrapose.reporting import write_report as report
+    from contrapose.training.recipe import Recipe as Recipe
+    from contrapose.training.run import Run as Run
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ContrastiveEncoder": "contrapose.estimator",
+    "Encoder": "contrapose.encoders",
+    "ImageSet": "contrapose.data",
+    "Recipe": "contrapose.training.recipe",
+    "Run": "contrapose.training.run",
+    "diagnose": "contrapose.explain",
+    "embed": "contrapose.api",
+    "evaluate": "contrapose.explain",
+    "open_images": "contrapose.data",
+    "report": "contrapose.explain",
+    "resume": "contrapose.api",
+    "train": "contrapose.api",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'contrapose' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,13 +8,20 @@ belongs to the network that needs it: the encoder holds `mean` and `std`, images
 import difflib
 import importlib
 import itertools
-from collections.abc import Sequence
-from typing import Any, Literal
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Self
 
+import safetensors
 import torch
 from jaxtyping import Float
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from contrapose.partials import describe, revive
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -41,6 +48,53 @@ class Encoder(nn.Module):
         self.backbone, self.head = backbone, head
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+        self.architecture: dict[str, Any] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Callable[..., nn.Module],
+        head: Callable[..., nn.Module],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> Self:
+        """backbone() and head(width) put together, and remembered so that a file can name them."""
+        body = backbone()
+        encoder = cls(body, head(body.width), mean, std)
+        encoder.architecture = {"backbone": describe(backbone), "head": describe(head)}
+        return encoder
+
+    @classmethod
+    def load(cls, path: Path | str, own: ModuleType | None = None) -> Self:
+        """The encoder of a run folder or of a .safetensors file, in evaluation mode.
+
+        No code of the file is executed: it names functions of this library, or of `own`, the module
+        of a recipe file that you trust. Raises FileNotFoundError or ValueError.
+        """
+        path = Path(path)
+        file = path / "encoder.safetensors" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist: nothing was saved there yet")
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                written = (opened.metadata() or {}).get("encoder")
+                weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error})") from None
+        if written is None:
+            raise ValueError(f"{file} names no architecture; was it written by contrapose?")
+        architecture = json.loads(written)
+        mean, std = (weights[name].tolist() for name in ("mean", "std"))
+        functions = (revive(architecture[part], own) for part in ("backbone", "head"))
+        encoder = cls.build(*functions, mean, std)
+        encoder.load_state_dict(weights)
+        return encoder.eval()
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file that `load` reads: weights, and the names of their architecture."""
+        weights = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
+        return safetensors_bytes(weights, metadata={"encoder": json.dumps(self.architecture)})
 
     @property
     def channels(self) -> int:

@@ -1,0 +1,240 @@
+"""The command line. torch is imported by the command that needs it, so that help is quick."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from contrapose.train.run import Run
+
+app = typer.Typer(
+    name="contrapose",
+    help="Contrastive representation learning: train an encoder from images, measure it, explain it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[str, typer.Option(help="A name from `contrapose list`, or your own Python file.")]
+RecipeAgain = Annotated[
+    str | None, typer.Option("--recipe", help="Again, where the run's recipe was your own file.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Labels = Annotated[Path | None, typer.Option(help="Labels of an array or embedding file: .npy/.csv.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="A named set (`contrapose list`), a folder of images, of class subfolders or of "
+            "Parquet shards, or an .npz/.npy file.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A name from `contrapose list`, or your own Python file.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="resnet18, small_conv, timm:NAME ...")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the similarities.")] = None,
+    device: Device = "auto",
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and views.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to continue.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Anything else: --set head.layers=3"),
+    ] = None,
+    labels: Labels = None,
+    size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone.")] = False,
+    explain: Annotated[bool, typer.Option(help="Evaluate, diagnose and report at the end.")] = True,
+) -> None:
+    """Train an encoder on DATA, then evaluate it, diagnose it and write its report."""
+    flags = {
+        "--encoder": encoder, "--epochs": epochs, "--batch-size": batch_size,
+        "--temperature": temperature, "--seed": seed, "--out": out, "--set": set_ or None,
+    }  # fmt: skip
+    given = [name for name, value in flags.items() if value is not None]
+    if resume is not None and given:
+        raise ValueError(
+            f"--resume {resume} keeps the recipe of that run; leave out {', '.join(given)}"
+        )
+    if resume is None and data is None:
+        raise ValueError("train: name the images, such as `contrapose train digits`, or --resume RUN")
+    from contrapose import api
+    from contrapose.console import Watching
+
+    with Watching() as watching:
+        if resume is not None:
+            run = api.resume(
+                resume, recipe=recipe, images=data, device=device, precision=precision,
+                compiled=compile_, watch=watching.step, begin=watching.begin,
+            )  # fmt: skip
+        else:
+            run = api.train(
+                recipe or "simclr", data, out=out, labels=labels, encoder=encoder, epochs=epochs,
+                batch_size=batch_size, temperature=temperature, seed=seed, changes=set_ or (),
+                device=device, precision=precision or "auto", compiled=compile_, size=size,
+                download=download, command=api.command_line(), watch=watching.step,
+                begin=watching.begin,
+            )  # fmt: skip
+    if explain:
+        _explain(run, device, recipe)
+    else:
+        typer.echo(f"Trained: {run.path}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Argument(help="Other images than the run's own.")] = None,
+    device: Device = "auto",
+    recipe: RecipeAgain = None,
+) -> None:
+    """Measure RUN with labels: nearest neighbours and linear probes, with intervals."""
+    from contrapose import explain
+    from contrapose.console import print_scores
+    from contrapose.train.run import Run
+
+    opened = Run.open(run)
+    print_scores(explain.evaluate(opened, data, device=device, recipe=recipe))
+    typer.echo(f"Written: {opened.path / 'evaluation.json'}")
+
+
+@app.command()
+def diagnose(
+    target: Annotated[Path, typer.Argument(metavar="RUN|EMBEDDINGS.npy", help="What to examine.")],
+    labels: Labels = None,
+    device: Device = "auto",
+    recipe: RecipeAgain = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for an embedding's figures.")] = None,
+) -> None:
+    """Say in words what RUN, or any matrix of embeddings, has learned and has not."""
+    from contrapose import explain
+    from contrapose.console import print_findings, print_signals
+    from contrapose.train.run import Run
+
+    if target.suffix in (".npy", ".npz"):
+        found = explain.diagnose_embeddings(target, labels, out)
+    else:
+        if labels is not None:
+            raise ValueError(f"--labels {labels}: a run knows its labels; leave it out")
+        found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
+    print_signals(found["signals"])
+    print_findings(found["verdict"])
+
+
+@app.command()
+def embed(
+    run: RunFolder,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
+    out: Annotated[Path, typer.Option(help="An .npz or .parquet file to write.")],
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    device: Device = "auto",
+    recipe: RecipeAgain = None,
+) -> None:
+    """Write h and z of every image of DATA, with labels where there are any."""
+    from contrapose import explain
+    from contrapose.train.run import Run
+
+    rows = explain.write_embeddings(
+        Run.open(run), data, out, split=split, device=device, recipe=recipe
+    )
+    typer.echo(f"Written: {out} ({rows:,} images)")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run, or several.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
+) -> None:
+    """Write one self-contained HTML file about RUN, or several side by side."""
+    from contrapose.report import write_report
+
+    typer.echo(f"Report: {write_report(runs, out)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the 1,437 training images.")] = 60,
+) -> None:
+    """A first result in two minutes: SimCLR on scikit-learn's digits, no network needed."""
+    from contrapose import api
+    from contrapose.console import Watching
+
+    with Watching() as watching:
+        run = api.train(
+            "simclr", "digits", out=out, epochs=epochs, device="cpu", command=api.command_line(),
+            watch=watching.step, begin=watching.begin,
+        )  # fmt: skip
+    _explain(run, "cpu", None)
+
+
+@app.command(name="list")
+def list_() -> None:
+    """Show the recipes, named sets, encoders, heads, views, losses and optimisers there are."""
+    from contrapose.console import print_inventory
+
+    print_inventory()
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from contrapose import __version__
+
+        typer.echo(f"contrapose {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: errors of the user are one message, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+    except Exception as error:
+        if os.environ.get("CONTRAPOSE_TRACEBACK"):
+            raise
+        interrupted = type(error).__name__ == "InterruptedTraining"
+        if interrupted or isinstance(error, ValueError | OSError | ImportError | ArithmeticError):
+            _stop(str(error), 130 if interrupted else 2)
+        raise
+
+
+def _explain(run: "Run", device: str, recipe: str | None) -> None:
+    from contrapose import explain
+    from contrapose.console import print_findings, print_scores, working
+    from contrapose.report import write_report
+
+    with working("evaluating"):
+        scores = explain.evaluate(run, device=device, recipe=recipe)
+    print_scores(scores)
+    with working("diagnosing"):
+        found = explain.diagnose(run, device=device, recipe=recipe)
+    with working("writing the report"):
+        page = write_report([run.path])
+    print_findings(found["verdict"])
+    typer.echo(f"Report: {page}")
+
+
+def _stop(message: str, code: int) -> Any:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text("error: ", style="bold red") + Text(message), soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,129 @@
+"""What the command line shows: progress, tables, the verdict; readable at 80 columns."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from contrapose.data import ImageSet
+    from contrapose.evaluate.scores import Score
+    from contrapose.train.loop import Progress as Step
+    from contrapose.train.recipe import Recipe
+    from contrapose.train.run import Run
+
+STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
+console = Console(highlight=False)
+
+
+class Watching:
+    """A progress line of a training run, with the signals that matter most."""
+
+    def __enter__(self) -> "Watching":
+        self.bar = Progress(
+            BarColumn(bar_width=16),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self.task = self.bar.add_task("", total=None)
+        self.knn = ""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def begin(self, run: "Run", recipe: "Recipe", images: "ImageSet") -> None:
+        classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
+        shape = f"{images.channels} x {images.size} x {images.size}"
+        console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
+        for skipped in images.skipped[:5]:
+            console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
+        if len(images.skipped) > 5:
+            console.print(f"  and {len(images.skipped) - 5} more; all are named in recipe.json")
+        console.print(
+            Text(f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size} -> {run.path}")
+        )
+        self.bar.start()
+
+    def step(self, at: "Step") -> None:
+        row = at.row or {}
+        if "knn" in row:
+            self.knn = f"  kNN {row['knn']:.3f}"
+        speed = f"{at.images_per_second:,.0f} images/s"
+        text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
+        self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner while something takes seconds."""
+    with Progress(SpinnerColumn(), TextColumn(what), console=console, transient=True) as bar:
+        bar.add_task("")
+        yield
+
+
+def print_scores(scores: Sequence["Score"]) -> None:
+    """Each number with its interval, n and protocol beside it."""
+    if not scores:
+        console.print("No labels, so no accuracy: see the diagnosis.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("measured", "left"), ("value", "right"), ("95% interval", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("n", justify="right")
+    for score in scores:
+        interval = f"{score.low:.3f}-{score.high:.3f}"
+        what = f"{score.metric} on {score.features}"
+        table.add_row(Text(what), f"{score.value:.3f}", interval, f"{score.n:,}")
+    console.print(table)
+    console.print(Text(f"split: {scores[0].split}, seed {scores[0].seed}; protocols in the report"))
+
+
+def print_signals(signals: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("signal")
+    table.add_column("value", justify="right")
+    for name, value in signals.items():
+        text = f"{value:,.3f}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), text)
+    console.print(table)
+
+
+def print_findings(findings: Sequence[dict[str, str]]) -> None:
+    """The verdict in words: one line of sentence each, its state in front."""
+    console.print(Text("Verdict", style="bold"))
+    for finding in findings:
+        mark = Text(f"  {finding['state']}: ", style=STYLES[finding["level"]])
+        console.print(mark + Text(finding["sentence"]))
+
+
+def print_inventory() -> None:
+    """Everything that a name on the command line can mean."""
+    from contrapose import augment, encoders, losses, recipes
+    from contrapose.data import NAMED
+    from contrapose.partials import public_functions
+    from contrapose.train import optim
+
+    def section(title: str, rows: dict[str, str]) -> None:
+        console.print(Text(title, style="bold"))
+        for name, says in rows.items():
+            line = Text(f"  {name:<22} {says}", overflow="ellipsis", no_wrap=True)
+            console.print(line)
+
+    def first_lines(functions: Sequence[Any]) -> dict[str, str]:
+        return {f.__name__: (f.__doc__ or "").strip().partition("\n")[0] for f in functions}
+
+    section("recipes (--recipe)", {name: recipes.summary(name) for name in recipes.names()})
+    section("named sets (DATA)", {name: record.about for name, record in NAMED.items()})
+    section("encoders (--encoder)", first_lines(encoders.BACKBONES))
+    section("heads (--set head=...)", first_lines(encoders.HEADS))
+    section("losses (--set loss=...)", first_lines(list(public_functions(losses).values())))
+    section("views (--set views=...)", first_lines(augment.POLICIES))
+    section("optimisers (--set optimizer=...)", first_lines(optim.OPTIMISERS))
+    section("schedules (--set schedule=...)", first_lines(optim.SCHEDULES))
+    section("experiments", {"(none yet)": "they come with the labs"})

@@ -1,0 +1,114 @@
+"""scikit-learn's fit/transform: images, or rows of pixels, in; representations out."""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+
+from contrapose import api
+from contrapose.data import ImageSet, open_images
+from contrapose.encoders import Encoder
+from contrapose.evaluate.embed import embed
+from contrapose.recipes import recipe_for
+
+LEAST_SIDE = 8  # px: a row of fewer pixels than 64 is padded with zeros
+
+
+class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Learn a representation of images by contrast; `transform` gives h (or z) of each image.
+
+    X is [n pixels] (one grey image a row, square, else padded with zeros to the next square),
+    [n H W], [n H W C] or [n C H W]. uint8 is taken as it is; other numbers are scaled by the range
+    seen in `fit` and stored in 8 bits. y is used only by recipes whose positives are classes.
+
+    recipe: a name, a file or a `Recipe`. epochs, batch_size, temperature: None leaves the recipe's;
+    a batch is never larger than the images are. features: "h" [n F] or "z" [n D].
+    """
+
+    def __init__(
+        self,
+        recipe: Any = "simclr",
+        *,
+        epochs: float | None = 20,
+        batch_size: int | None = None,
+        temperature: float | None = None,
+        features: Literal["h", "z"] = "h",
+        device: str = "cpu",
+        random_state: Any = 0,
+    ) -> None:
+        self.recipe = recipe
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.features = features
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "ContrastiveEncoder":  # noqa: N803
+        if self.features not in ("h", "z"):
+            raise ValueError(f"features={self.features!r}: use 'h' or 'z'")
+        array = self._check(X, reset=True)
+        self.range_ = (float(array.min()), float(array.max()))
+        labels = None if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
+        images = self._images(array, labels)
+        recipe = recipe_for(self.recipe, images.size, images.channels)
+        batch = min(self.batch_size or recipe.batch_size, len(images))
+        random = check_random_state(self.random_state)
+        recipe = api.changed(
+            recipe,
+            images,
+            epochs=self.epochs,
+            batch_size=batch,
+            temperature=self.temperature,
+            seed=int(random.randint(2**31)),
+        )
+        self.size_ = recipe.size
+        with tempfile.TemporaryDirectory() as folder:
+            run = api.train(recipe, images, out=Path(folder) / "run", device=self.device)
+            self.encoder_ = Encoder.load(run.path)
+        self._n_features_out = self._embed(images.subset(torch.arange(1))).shape[1]
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
+        check_is_fitted(self)
+        return self._embed(self._images(self._check(X, reset=False), None))
+
+    def _embed(self, images: ImageSet) -> NDArray[np.float32]:
+        found = embed(self.encoder_, images, size=self.size_, device=self.device)
+        chosen = found.h if self.features == "h" else found.z
+        return chosen.numpy().astype(np.float32)
+
+    def _check(self, X: ArrayLike, reset: bool) -> NDArray[Any]:  # noqa: N803
+        least = 2 if reset else 1
+        array: NDArray[Any] = validate_data(
+            self, X, reset=reset, allow_nd=True, ensure_min_samples=least
+        )
+        if array.ndim not in (2, 3, 4):
+            raise ValueError(
+                f"X has shape {array.shape}; images are [n pixels], [n H W], [n H W C] or [n C H W]"
+            )
+        return array
+
+    def _images(self, array: NDArray[Any], labels: NDArray[Any] | None) -> ImageSet:
+        if array.dtype != np.uint8:
+            low, high = self.range_
+            scaled = (array.astype(np.float64) - low) / max(high - low, 1e-12)
+            array = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+        if array.ndim == 2:
+            side = max(LEAST_SIDE, math.isqrt(array.shape[1] - 1) + 1)
+            padded = np.zeros((len(array), side * side), np.uint8)
+            padded[:, : array.shape[1]] = array
+            array = padded.reshape(len(array), side, side)
+        return open_images(array if labels is None else (array, labels))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.input_tags.three_d_array = True
+        return tags

@@ -1,0 +1,193 @@
+"""Functions with their arguments, as data: described as JSON, revived from it, changed by a path.
+
+A recipe holds `functools.partial`s. `describe` writes one as {"call": name, argument: value},
+`revive` reads it back and only ever calls public functions of this package, so that a run folder
+from elsewhere executes nothing. `assign` is what `--set loss.temperature=0.1` does.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+HOMES = ("contrapose.losses", "contrapose.augment", "contrapose.encoders", "contrapose.train.optim")
+
+
+def describe(value: Any) -> Any:
+    """The value as JSON: what a run folder records and a report prints."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, functools.partial):
+        return {"call": describe(value.func), **{k: describe(v) for k, v in value.keywords.items()}}
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, tuple):
+        return [describe(v) for v in value]
+    return value
+
+
+def revive(described: Any, own: types.ModuleType | None = None) -> Any:
+    """The function or partial that `describe` wrote.
+
+    ValueError for a function that is neither in HOMES nor in `own`, a module of the caller.
+    """
+    if isinstance(described, str):
+        return _function(described, own)
+    if isinstance(described, dict) and isinstance(described.get("call"), str):
+        keywords = {k: _plain(v, own) for k, v in described.items() if k != "call"}
+        function = _function(described["call"], own)
+        _check_names(function, keywords, described["call"])
+        return functools.partial(function, **keywords)
+    raise ValueError(f"{described!r} describes no function: expected a name, or {{'call': name}}")
+
+
+def assign(recipe: Any, path: str, text: str) -> Any:
+    """A copy of the recipe with the value at `path` ("loss.temperature") read from `text`.
+
+    The last name may be an argument of a function the recipe holds, or a field; a field that is a
+    function takes another function's name. Raises ValueError that lists the names that exist.
+    """
+    name, _, argument = path.partition(".")
+    fields = [f.name for f in dataclasses.fields(recipe)]
+    if name not in fields:
+        raise ValueError(f"--set {path}={text}: the recipe has no {unknown(name, fields)}")
+    value = getattr(recipe, name)
+    if not argument:
+        new = _other_function(value, path, text) if callable(value) else None
+        if new is None:
+            annotation = typing.get_type_hints(type(recipe))[name]
+            new = parse(text, annotation, f"--set {path}={text}")
+        return dataclasses.replace(recipe, **{name: new})
+    if not callable(value):
+        raise ValueError(f"--set {path}={text}: {name} is a value ({value!r}) without arguments")
+    partial = value if isinstance(value, functools.partial) else functools.partial(value)
+    settable = arguments(partial.func)
+    if argument not in settable:
+        raise ValueError(
+            f"--set {path}={text}: {partial.func.__name__} has no {unknown(argument, settable)}"
+        )
+    new = parse(text, settable[argument], f"--set {path}={text}")
+    replaced = functools.partial(partial.func, **(partial.keywords | {argument: new}))
+    return dataclasses.replace(recipe, **{name: replaced})
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword arguments that a recipe may set, with their annotations."""
+    return {
+        name: p.annotation
+        for name, p in inspect.signature(function, eval_str=True).parameters.items()
+        if p.kind is p.KEYWORD_ONLY or p.default is not p.empty
+    }
+
+
+def parse(text: str, annotation: Any, request: str) -> Any:
+    """`text` as the annotated type; ValueError that repeats the request and names the type."""
+    for kind in _alternatives(annotation):
+        found = _read(text, kind)
+        if found is not _WRONG:
+            return found
+    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in _alternatives(annotation))
+    raise ValueError(f"{request}: {text!r} is not of type {wanted}")
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """`'temprature'; did you mean 'temperature'? It has: temperature, weight`."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{name!r}{hint} Available: {', '.join(known) or '(none)'}"
+
+
+def public_functions(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
+    """The functions a module exports, in the order in which it names them."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith("_") and _home(value) is not None
+    }
+
+
+_WRONG = object()
+
+
+def _read(text: str, kind: Any) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is types.NoneType:
+            return None if text.lower() == "none" else _WRONG
+        if kind in (int, str):
+            return kind(text)
+        if kind is float:
+            number = float(text)
+            return number if math.isfinite(number) else _WRONG
+        if typing.get_origin(kind) is typing.Literal:
+            return next((v for v in typing.get_args(kind) if str(v) == text), _WRONG)
+        if typing.get_origin(kind) is tuple:
+            inner = [a for a in typing.get_args(kind) if a is not ...]
+            parts = [part for part in text.strip("()").split(",") if part.strip()]
+            kinds = inner * len(parts) if ... in typing.get_args(kind) else inner
+            read = [_read(p.strip(), k) for p, k in zip(parts, kinds, strict=True)]
+            return _WRONG if any(r is _WRONG for r in read) else tuple(read)
+    except (ValueError, KeyError):
+        pass
+    return _WRONG
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        # None and numbers before text, so that "none" and "3" are not read as strings
+        return sorted(typing.get_args(annotation), key=lambda kind: kind is str)
+    return [float, str] if annotation in (inspect.Parameter.empty, Any) else [annotation]
+
+
+def _other_function(value: Any, path: str, text: str) -> Any:
+    """`--set loss=dcl`: a function of the same module family, keeping the arguments it shares."""
+    current = value.func if isinstance(value, functools.partial) else value
+    kept = value.keywords if isinstance(value, functools.partial) else {}
+    home = _home(current)
+    if home is None:
+        raise ValueError(f"--set {path}={text}: {path} is your own function; change it in your file")
+    choices = public_functions(importlib.import_module(home))
+    if text not in choices:
+        raise ValueError(f"--set {path}={text}: {home} has no {unknown(text, choices)}")
+    names = arguments(choices[text])
+    return functools.partial(choices[text], **{k: v for k, v in kept.items() if k in names})
+
+
+def _home(function: Callable[..., Any]) -> str | None:
+    module = function.__module__ or ""
+    return next((h for h in HOMES if module == h or module.startswith(h + ".")), None)
+
+
+def _function(name: str, own: types.ModuleType | None) -> Callable[..., Any]:
+    module, _, attribute = name.rpartition(".")
+    if own is not None and module == own.__name__ and callable(getattr(own, attribute, None)):
+        return cast(Callable[..., Any], getattr(own, attribute))
+    if any(module == h or module.startswith(h + ".") for h in HOMES):
+        function = getattr(importlib.import_module(module), attribute, None)
+        if inspect.isfunction(function) and not attribute.startswith("_") and _home(function):
+            return function
+    raise ValueError(
+        f"{name!r} is not a function of this library, so it is not called from a file. "
+        "If it is your own, give the recipe file again with --recipe FILE.py"
+    )
+
+
+def _check_names(function: Callable[..., Any], keywords: dict[str, Any], name: str) -> None:
+    known = arguments(function)
+    for keyword in keywords:
+        if keyword not in known:
+            raise ValueError(f"{name} has no {unknown(keyword, known)}")
+
+
+def _plain(value: Any, own: types.ModuleType | None) -> Any:
+    if isinstance(value, dict):
+        return revive(value, own)
+    return tuple(_plain(v, own) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,61 @@
+"""Named recipes: one file each, the same form as a file of your own.
+
+A recipe file has `recipe`: a `Recipe`, or a function (size, channels) -> Recipe that fits the images.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from contrapose.partials import unknown
+from contrapose.train.recipe import Recipe
+
+
+def names() -> list[str]:
+    """The recipes of this package, by file name."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def recipe_for(which: str | Path | Recipe, size: int, channels: int) -> Recipe:
+    """The recipe of that name or file, for images of this size (px) and number of channels."""
+    if isinstance(which, Recipe):
+        return which
+    found = getattr(module(str(which)), "recipe", None)
+    if callable(found):
+        found = found(size=size, channels=channels)
+    if not isinstance(found, Recipe):
+        raise ValueError(
+            f"--recipe {which}: the file needs `recipe = Recipe(...)` or "
+            "`def recipe(size, channels) -> Recipe`; see contrapose/recipes/simclr.py"
+        )
+    return cast(Recipe, found)
+
+
+def summary(name: str) -> str:
+    """The first line of a recipe's docstring."""
+    return (module(name).__doc__ or "").strip().partition("\n")[0]
+
+
+def module(which: str | Path) -> ModuleType:
+    """The module of a named recipe, or of a file, which is executed."""
+    which = str(which)
+    if which.endswith(".py"):
+        path = Path(which)
+        if not path.is_file():
+            raise FileNotFoundError(f"--recipe {which}: there is no such file")
+        spec = importlib.util.spec_from_file_location(f"recipe_file_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.execmodule(module)
+        return module
+    if which not in names():
+        raise ValueError(
+            f"--recipe {which}: there is no recipe {unknown(which, names())}; "
+            "or give a Python file of your own"
+        )
+    return importlib.importmodule(f"{__name__}.{which}")

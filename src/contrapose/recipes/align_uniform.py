@@ -1,0 +1,18 @@
+"""Alignment and uniformity (arXiv 2005.10242), minimised directly.
+
+contrapose train cifar10 --recipe align_uniform
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from contrapose.losses import align_uniform
+from contrapose.recipes import simclr
+from contrapose.train.recipe import Recipe
+
+
+def recipe(size: int, channels: int) -> Recipe:
+    """SimCLR's setting with the paper's alpha = 2, t = 2."""
+    return replace(
+        simclr.recipe(size, channels), name="align_uniform", loss=partial(align_uniform)
+    )

@@ -1,0 +1,77 @@
+"""SimCLR (arXiv 2002.05709): two views of an image attract, every other image repels.
+
+    contrapose train cifar10 --recipe simclr
+
+Published settings where the paper states them (section and appendix named beside the value); the
+setting for glyphs is this project's own.
+"""
+
+from functools import partial
+
+from contrapose import augment
+from contrapose.encoders import mlp, resnet18, resnet50, small_conv
+from contrapose.losses import nt_xent
+from contrapose.train import optim
+from contrapose.train.recipe import Recipe
+
+
+def recipe(size: int, channels: int) -> Recipe:
+    """SimCLR for glyphs (one channel), small photographs (up to 64 px) or large ones."""
+    if channels == 1 and size <= 64:
+        return _glyphs(size)
+    return _small(size, channels) if size <= 64 else _large(min(size, 224), channels)
+
+
+def _glyphs(size: int) -> Recipe:
+    """Characters: no flip and no colour, since both change or say nothing about a glyph."""
+    return Recipe(
+        name="simclr",
+        views=partial(augment.digits, size=size),
+        backbone=partial(small_conv, channels=1),
+        head=partial(mlp, dim=64, layers=2),
+        loss=partial(nt_xent, temperature=0.2),
+        optimizer=partial(optim.adamw, weight_decay=1e-4),
+        schedule=partial(optim.warmup_cosine),
+        scaling=optim.no_scaling,
+        size=size,
+        batch_size=256,
+        epochs=100,
+        warmup=2,
+        lr=2e-3,
+    )
+
+
+def _small(size: int, channels: int) -> Recipe:
+    return Recipe(
+        name="simclr",
+        views=partial(augment.simclr_cifar, size=size),  # B.9: strength 0.5, no blur
+        backbone=partial(resnet18, stem="cifar", channels=channels),
+        head=partial(mlp, dim=128, layers=2),
+        loss=partial(nt_xent, temperature=0.5),  # B.9: best beyond 300 epochs at every batch size
+        optimizer=partial(optim.lars, weight_decay=1e-4),
+        schedule=partial(optim.warmup_cosine),
+        scaling=optim.linear_scaling,
+        size=size,
+        batch_size=256,
+        epochs=200,
+        warmup=10,
+        lr=1.0,  # per 256 images (B.9: among 0.5, 1.0, 1.5)
+    )
+
+
+def _large(size: int, channels: int) -> Recipe:
+    return Recipe(
+        name="simclr",
+        views=partial(augment.simclr, size=size, strength=1.0, blur=True),  # appendix A
+        backbone=partial(resnet50, stem="imagenet", channels=channels),
+        head=partial(mlp, dim=128, layers=2),
+        loss=partial(nt_xent, temperature=0.1),  # table 5: best of 0.05, 0.1, 0.5, 1
+        optimizer=partial(optim.lars, weight_decay=1e-6),
+        schedule=partial(optim.warmup_cosine),
+        scaling=optim.linear_scaling,
+        size=size,
+        batch_size=256,
+        epochs=100,
+        warmup=10,
+        lr=0.3,  # per 256 images (section 2.2)
+    )

@@ -1,0 +1,1 @@
+"""Training: a recipe and images in, a run folder out."""

@@ -1,0 +1,62 @@
+"""A recipe is everything that decides a training run, as plain values and partial functions.
+
+It prints, is written to the run folder as JSON, and varies by `dataclasses.replace`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+from contrapose.partials import describe as describe
+from contrapose.partials import revive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `contrapose train` runs. Batches count images: B images with V views are V*B rows."""
+
+    name: str
+    views: Callable[..., Any]  # policy(image, generator) -> one view of each image
+    backbone: Callable[..., Any]  # () -> module with `width`: image -> h
+    head: Callable[..., Any]  # (width) -> module: h -> z
+    loss: Callable[..., Any]  # (z, group) -> scalar
+    optimizer: Callable[..., Any]  # (module, lr=) -> torch.optim.Optimizer
+    schedule: Callable[..., Any]  # (epoch, epochs, warmup=) -> factor of lr
+    scaling: Callable[..., Any]  # (lr, batch_size) -> lr
+    positives: Literal["image", "class"] = "image"
+    number_of_views: int = 2
+    size: int = 32  # px, side of a view
+    batch_size: int = 256  # images per step
+    epochs: float = 100
+    warmup: float = 10  # epochs
+    lr: float = 0.3  # before `scaling`
+    clip: float | None = None  # largest norm of the gradient
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least: list[tuple[str, float, str]] = [
+            ("number_of_views", 2, "a positive pair needs two"),
+            ("size", 1, "pixels"),
+            ("batch_size", 2, "every image needs another one as a negative"),
+            ("warmup", 0, "epochs"),
+        ]
+        for name, low, why in at_least:
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name}={getattr(self, name)}: use at least {low} ({why})")
+        for name, value in (("epochs", self.epochs), ("lr", self.lr), ("clip", self.clip)):
+            if value is not None and not (0 < value < math.inf):
+                raise ValueError(f"{name}={value}: use a positive number")
+        keywords = getattr(self.loss, "keywords", {})
+        temperature = keywords.get("temperature")
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: use a positive number, such as 0.1 or 0.5")
+        if self.warmup > self.epochs:
+            raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
+
+
+def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Recipe:
+    """The recipe that `describe` wrote; ValueError where it names a function outside `own`."""
+    functions = {"views", "backbone", "head", "loss", "optimizer", "schedule", "scaling"}
+    return Recipe(**{k: revive(v, own) if k in functions else v for k, v in described.items()})

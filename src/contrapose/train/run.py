@@ -1,0 +1,177 @@
+"""The run folder: everything a run leaves behind, written so that a kill at any moment loses nothing.
+
+    recipe.json  environment.json  status.json  metrics.jsonl  encoder.safetensors
+    checkpoints/step-00000120/{weights.safetensors, training.pt}  (the newest two)
+
+Files are written beside and renamed; a checkpoint is a folder renamed whole. Nothing here executes
+code from a file: weights are safetensors, training state is read with `weights_only`.
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+FORMAT = 1
+KEPT = 2  # checkpoints
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> "Run":
+        """A new, empty folder; FileExistsError where something is there already."""
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise FileExistsError(
+                f"--out {path} exists and is left as it is; name another folder, "
+                f"or continue that run with --resume {path}"
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Run":
+        """An existing run; FileNotFoundError or ValueError that says what is wrong with it."""
+        path = Path(path)
+        if not (path / "recipe.json").is_file():
+            what = "has no recipe.json, so it is not a run" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"{path} {what}; give the folder that `contrapose train` wrote")
+        run = cls(path)
+        found = run.read("recipe.json").get("format")
+        if found != FORMAT:
+            raise ValueError(
+                f"{path} has run format {found!r}, this version reads {FORMAT}; "
+                "read it with the version of contrapose that its environment.json names"
+            )
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while training, so that two processes never write one run."""
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.path} is being written by another process") from None
+            yield
+
+    def write(self, name: str, value: Any) -> None:
+        """One JSON file, replaced whole."""
+        text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+        replace_file(self.path / name, text.encode())
+
+    def read(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path / name} is damaged ({error}); restore it") from None
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows so far; a last line cut short by a kill is left out."""
+        path, rows = self.path / "metrics.jsonl", []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget rows after `step`: they will be made again."""
+        rows = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        replace_file(self.path / "metrics.jsonl", "".join(rows).encode())
+
+    def save_checkpoint(self, step: int, weights: bytes, state: dict[str, Any]) -> None:
+        """Weights (safetensors bytes) and training state, under one name or not at all."""
+        folder = self.path / "checkpoints"
+        new, final = folder / f".step-{step:08d}.new", folder / f"step-{step:08d}"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        try:
+            for name, write in (
+                ("weights.safetensors", lambda file: file.write(weights)),
+                ("training.pt", lambda file: torch.save(state, file)),
+            ):
+                with open(new / name, "wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            shutil.rmtree(new, ignore_errors=True)
+            raise OSError(
+                f"checkpoint of step {step} could not be written to {folder} ({error}); "
+                f"{self._last_good()}. Free some space, then continue with --resume {self.path}"
+            ) from error
+        shutil.rmtree(final, ignore_errors=True)
+        new.rename(final)
+        replace_file(self.path / "encoder.safetensors", weights)
+        for old in self._checkpoints()[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """(weights, training state) of the newest checkpoint that can be read; None without one."""
+        problems = []
+        for folder in reversed(self._checkpoints()):
+            try:
+                weights = load_file(folder / "weights.safetensors")
+                state = torch.load(folder / "training.pt", weights_only=True, map_location="cpu")
+            except (OSError, RuntimeError, SafetensorError, EOFError, ValueError) as error:
+                problems.append(f"{folder.name}: {error}")
+                continue
+            for problem in problems:
+                print(f"warning: unreadable checkpoint {problem}", file=sys.stderr)
+            return weights, state
+        if problems:
+            raise ValueError(f"no checkpoint of {self.path} can be read: {'; '.join(problems)}")
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+    def _last_good(self) -> str:
+        kept = self._checkpoints()
+        return f"the last good one is {kept[-1].name}" if kept else "there is none yet"
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write beside, then rename: a reader sees the old file or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinity as null: they are not JSON."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,56 @@
+"""What can be seen while training, most of it without a label."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose.data import ImageSet
+from contrapose.encoders import Encoder
+from contrapose.evaluate import geometry, probes
+from contrapose.evaluate.embed import embed
+from contrapose.train.recipe import Recipe
+from contrapose.train.step import Step
+
+WATCHED = 1000  # images that the online kNN classifies, each by the others
+
+
+def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
+    """The signals of one batch: a metrics.jsonl row without its clock."""
+    z, group, h = seen.z, seen.group, seen.h
+    temperature = getattr(recipe.loss, "keywords", {}).get("temperature", 0.1)
+    row = {
+        "loss": seen.loss,
+        "chance": chance(recipe, z, group),
+        "gradient_norm": seen.gradient_norm,
+        "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
+        "alignment": geometry.alignment(z, group),
+        "uniformity": geometry.uniformity(z),
+        "effective_rank_h": geometry.effective_rank(h),
+        "effective_rank_z": geometry.effective_rank(z),
+        "effective_negatives": geometry.effective_negatives(z, group, temperature=temperature),
+    }
+    if seen.label is not None and recipe.positives == "image":
+        known = seen.label >= 0
+        if int(torch.bincount(seen.label[known]).max()) > recipe.number_of_views:
+            row["tolerance"] = geometry.tolerance(z[known], seen.label[known])
+    return {name: float(value) for name, value in row.items()}
+
+
+def chance(recipe: Recipe, z: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> float:
+    """The loss of an encoder that gives every image the same embedding: ln(2B-1) for NT-Xent."""
+    same = torch.zeros_like(z)
+    same[:, 0] = 1.0
+    return float(recipe.loss(same, group))
+
+
+def online_knn(encoder: Encoder, images: ImageSet, recipe: Recipe, device: str, bf16: bool) -> float:
+    """Share of WATCHED training images whose class their neighbours among them name (k = 20)."""
+    assert images.label is not None
+    known = torch.nonzero(images.label >= 0).flatten()
+    chosen = known[torch.linspace(0, len(known) - 1, min(WATCHED, len(known))).long()]
+    watched = images.subset(chosen)
+    precision = "bf16" if bf16 else "fp32"
+    h = embed(encoder, watched, size=recipe.size, device=device, precision=precision).h
+    assert watched.label is not None
+    scores = probes.knn(h, h, watched.label, k=20, leave_one_out=True)
+    return float((scores.argmax(dim=1) == watched.label.to(scores.device)).float().mean())

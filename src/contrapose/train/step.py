@@ -1,0 +1,86 @@
+"""One optimisation step: images -> views -> (h, z) -> loss -> update."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from contrapose.augment import views as make_views
+from contrapose.encoders import Encoder
+from contrapose.train.recipe import Recipe
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or its gradient is NaN or infinite; the weights are still those before the step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step saw, for whoever measures: rows are views, V*B of them, view by view."""
+
+    loss: float
+    gradient_norm: float
+    h: Float[Tensor, "N F"]
+    z: Float[Tensor, "N D"]
+    group: Int[Tensor, " N"]
+    label: Int[Tensor, " N"] | None
+
+
+def step(
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    image: UInt8[Tensor, "B C S S"],
+    label: Int[Tensor, " B"] | None,
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    bf16: bool = False,
+) -> Step:
+    """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights."""
+    view = make_views(recipe.views, image, generator, n=recipe.number_of_views).flatten(0, 1)
+    view = view.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+        h, z = encoder(view)
+    group = positive_groups(recipe, label, len(image), image.device).repeat(recipe.number_of_views)
+    loss = recipe.loss(z, group)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for p in encoder.parameters() if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()  # one synchronisation
+    if not (math.isfinite(value) and math.isfinite(size)):
+        raise NonFiniteError(_where(view, h, z, value, size))
+    if recipe.clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
+    optimizer.step()
+    repeated = None if label is None else label.repeat(recipe.number_of_views)
+    return Step(value, size, h.detach().float(), z.detach().float(), group, repeated)
+
+
+def positive_groups(
+    recipe: Recipe, label: Int[Tensor, " B"] | None, batch: int, device: torch.device
+) -> Int[Tensor, " B"]:
+    """Which images are positives of each other: each alone, or those of one class.
+
+    An image without a label (-1) is alone in its group.
+    """
+    alone = torch.arange(batch, device=device)
+    if recipe.positives == "image":
+        return alone
+    if label is None:
+        raise ValueError(
+            f"recipe {recipe.name!r} takes positives from classes, and these images have no labels; "
+            "use --recipe simclr, or class subfolders"
+        )
+    together = torch.where(label < 0, int(label.max()) + 1 + alone, label)
+    return torch.unique(together, return_inverse=True)[1]
+
+
+def _where(view: Tensor, h: Tensor, z: Tensor, loss: float, norm: float) -> str:
+    for name, x in (("the views", view), ("the representation h", h), ("the embedding z", z)):
+        if not x.isfinite().all():
+            return f"{name} held NaN or infinity"
+    return f"the loss was {loss} and the norm of its gradient {norm}"

@@ -1,0 +1,209 @@
+"""From signals to plain words. Rules on numbers, written down here once; no torch, no pictures.
+
+Every rule says what it saw. None claims more: without labels nothing here can know whether the
+features fit your task, and a shortcut is only ever suspected.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+AT_CHANCE = 0.03  # share of the chance level that a loss must fall below it to count as learning
+COLLAPSED_RANK = 2.0  # effective rank of z: two directions carry all there is
+THIN_RANK = 0.05  # of the width: fewer directions than this are used
+SATURATED = 0.99  # contrastive accuracy: the task is solved, its gradient nearly gone
+EARLY = 0.1  # of the run: a task solved this early is suspiciously easy
+IMPROVING = 0.01  # relative fall of the loss over the last fifth that counts as one
+CERTAIN = 3.0  # standard errors a trend must exceed: wrong in 1 of 20 flat runs at most
+ENOUGH_ROWS = 5  # below this a trend is not spoken of
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict, how good the news is, and the numbers it rests on."""
+
+    state: str
+    level: Literal["good", "warn", "bad", "info"]
+    sentence: str
+    evidence: str
+
+
+def verdict(
+    rows: Sequence[dict[str, Any]],
+    scores: Sequence[dict[str, Any]] = (),
+    *,
+    status: dict[str, Any] | None = None,
+    width: int | None = None,
+) -> list[Finding]:
+    """Findings from metrics.jsonl rows and evaluation.json scores, most important first."""
+    findings = [finding for finding in (_status(status or {}),) if finding]
+    rows = [row for row in rows if row.get("loss") is not None]
+    if not rows:
+        nothing = "Nothing was measured, so nothing can be said about training."
+        return [*findings, Finding("no measurements", "info", nothing, "metrics.jsonl has no rows")]
+    last = late(rows)
+    findings.append(_task(rows, last))
+    findings.append(_geometry(last, width))
+    shortcut = _shortcut(rows, last, scores)
+    findings += [shortcut] if shortcut else []
+    findings.append(_readable(last, scores))
+    findings.append(_trend(rows, last))
+    return findings
+
+
+def as_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    return [asdict(finding) for finding in findings]
+
+
+def late(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The median of every signal over the last tenth of the rows."""
+    tail = rows[-max(1, len(rows) // 10) :]
+    names = {name for row in tail for name, value in row.items() if value is not None}
+    knn = [row["knn"] for row in rows if row.get("knn") is not None]
+    found = {n: median(r[n] for r in tail if r.get(n) is not None) for n in names}
+    return found | ({"knn": knn[-1]} if knn else {})
+
+
+def _status(status: dict[str, Any]) -> Finding | None:
+    state, reason = status.get("state"), status.get("reason")
+    at = f"step {status.get('step')} of {status.get('steps')}"
+    if state == "failed":
+        return Finding("failed", "bad", f"Training stopped: {reason}", at)
+    if state in ("interrupted", "running"):
+        sentence = "Training has not finished; what follows describes it so far."
+        return Finding("unfinished", "warn", sentence, at)
+    return None
+
+
+def _task(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
+    loss, chance, accuracy = (last.get(n) for n in ("loss", "chance", "contrastive_accuracy"))
+    evidence = f"loss {loss:.3f}, one embedding for all would give {_number(chance)}"
+    if accuracy is not None:
+        evidence += f"; contrastive accuracy {accuracy:.0%}"
+    if chance is None or loss is None:
+        return Finding("unknown task", "info", "The loss has no chance level to compare.", evidence)
+    if loss > chance - AT_CHANCE * abs(chance):
+        sentence = (
+            "Nothing is learned yet: the loss is at the level of guessing. "
+            "Train longer, or try another learning rate."
+        )
+        return Finding("at chance", "bad", sentence, evidence)
+    if accuracy is not None and accuracy >= SATURATED:
+        sentence = (
+            "The contrastive task is solved: nearly every view finds its partner. Larger batches "
+            "or stronger views would make it teach more."
+        )
+        return Finding("saturated", "warn", sentence, evidence)
+    sentence = "The encoder is learning: it tells views of one image from other images."
+    return Finding("learning", "good", sentence, evidence)
+
+
+def _geometry(last: dict[str, float], width: int | None) -> Finding:
+    rank_z, rank_h, uniformity = (
+        last.get(n) for n in ("effective_rank_z", "effective_rank_h", "uniformity")
+    )
+    evidence = (
+        f"effective rank of z {_number(rank_z)}, of h {_number(rank_h)}; "
+        f"uniformity {_number(uniformity)}"
+    )
+    if rank_z is not None and rank_z < COLLAPSED_RANK:
+        sentence = (
+            "The embedding is collapsing: nearly all images get the same direction. "
+            "Lower the learning rate or the temperature."
+        )
+        return Finding("collapsing", "bad", sentence, evidence)
+    if rank_h is not None and width and rank_h < THIN_RANK * width:
+        sentence = (
+            f"The representation uses few of its {width} dimensions; "
+            "longer training or a smaller encoder may help."
+        )
+        return Finding("few dimensions", "warn", sentence, evidence)
+    if rank_z is None:
+        return Finding("no geometry", "info", "The geometry was not measured.", evidence)
+    return Finding("spread", "good", "The embeddings are spread out; no collapse is seen.", evidence)
+
+
+def _shortcut(
+    rows: Sequence[dict[str, Any]], last: dict[str, float], scores: Sequence[dict[str, Any]]
+) -> Finding | None:
+    """Solved early while what people call the content is not readable: suspected, not proven."""
+    end = rows[-1].get("step") or 0
+    early = next((r for r in rows if (r.get("contrastive_accuracy") or 0) > 0.95), None)
+    learned, pixels = _score(scores, "linear probe", "h"), _score(scores, "linear probe", "pixels")
+    if learned and pixels and learned["high"] < pixels["low"]:
+        sentence = (
+            "A shortcut is suspected: a linear classifier reads the classes better from raw pixels "
+            "than from the encoder, so something easier may identify the images."
+        )
+        evidence = f"linear probe on h {learned['value']:.1%}, on pixels {pixels['value']:.1%}"
+        return Finding("shortcut suspected", "warn", sentence, evidence)
+    rank = last.get("effective_rank_h")
+    if early and end and len(rows) >= ENOUGH_ROWS and early["step"] <= EARLY * end:
+        if rank is not None and rank < 10:
+            sentence = (
+                "A shortcut is suspected: the task was solved almost at once, with few dimensions. "
+                "Look at the views for what they share: colours, borders, added channels."
+            )
+            evidence = f"contrastive accuracy above 95% at step {early['step']} of {end}"
+            return Finding("shortcut suspected", "warn", f"{sentence}", evidence)
+    return None
+
+
+def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Finding:
+    best = _score(scores, "linear probe", "h") or _score(scores, "kNN", "h")
+    if best:
+        name = best["metric"]
+        sentence = f"A {name.replace(' accuracy', '')} on h names the class of {best['value']:.1%}."
+        evidence = (
+            f"{best['low']:.1%} to {best['high']:.1%} at {best['confidence']:.0%} confidence, "
+            f"n = {best['n']}, {best['split']}"
+        )
+        return Finding("readable", "good" if best["value"] >= 0.5 else "info", sentence, evidence)
+    if last.get("knn") is not None:
+        sentence = f"Neighbours among training images share a class in {last['knn']:.1%} of cases."
+        return Finding("readable", "info", sentence, "online kNN, k = 20, training images")
+    sentence = "Without labels it cannot be said whether these features fit your task."
+    return Finding("no labels", "info", sentence, "no evaluation with labels")
+
+
+def _trend(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
+    losses = [row["loss"] for row in rows]
+    if len(losses) < ENOUGH_ROWS * 2:
+        sentence = "The run is too short to speak of a trend."
+        return Finding("short", "info", sentence, f"{len(losses)} measurements")
+    fall, noise = slope(losses[-max(ENOUGH_ROWS, len(losses) // 5) :])
+    scale = max(abs(last["loss"]), 1e-9)
+    evidence = f"loss changes by {-fall / scale:+.1%} over the last fifth (noise {noise / scale:.1%})"
+    if fall > max(IMPROVING * scale, CERTAIN * noise):
+        sentence = "It is still improving: more epochs would probably help."
+        return Finding("still improving", "info", sentence, evidence)
+    if -fall > max(IMPROVING * scale, CERTAIN * noise):
+        sentence = "The loss is rising at the end; lower the learning rate."
+        return Finding("rising", "warn", sentence, evidence)
+    sentence = "The loss has levelled off: more of the same epochs would change little."
+    return Finding("levelled off", "info", sentence, evidence)
+
+
+def slope(values: Sequence[float]) -> tuple[float, float]:
+    """(fall from first to last of a fitted line, its standard error)."""
+    n = len(values)
+    x = [i - (n - 1) / 2 for i in range(n)]
+    mean = sum(values) / n
+    xx = sum(a * a for a in x)
+    rate = sum(a * (v - mean) for a, v in zip(x, values, strict=True)) / xx
+    residual = sum((v - mean - rate * a) ** 2 for a, v in zip(x, values, strict=True))
+    error = math.sqrt(residual / max(1, n - 2) / xx)
+    return -rate * (n - 1), error * (n - 1)
+
+
+def _score(scores: Sequence[dict[str, Any]], metric: str, features: str) -> dict[str, Any] | None:
+    for score in scores:
+        if str(score["metric"]).startswith(metric) and score["features"] == features:
+            return score
+    return None
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
