@@ -1,0 +1,82 @@
+"""Images in, representations out, in evaluation mode: asserted, not hoped for."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from contrapose.data import ImageSet
+from contrapose.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Float32 on the CPU, in the order of the images."""
+
+    h: Float[Tensor, "N F"]  # representation
+    z: Float[Tensor, "N D"]  # embedding, unit length
+
+
+@torch.no_grad()
+def embed(
+    encoder: Encoder,
+    images: ImageSet,
+    *,
+    size: int,
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    batch_size: int = 256,
+) -> Embedded:
+    """h and z of every image, centre-cropped to `size` px, without augmentation.
+
+    The encoder moves to `device`. Every module is in evaluation mode while it runs, so BatchNorm
+    uses its running statistics and leaves them as they are; each module's own mode is restored.
+    precision="bf16" runs the network under autocast. Raises ValueError for an empty set and where
+    an output is not finite.
+    """
+    from contrapose.augment import center  # where the views are made, and their evaluation twin
+
+    if len(images) == 0:
+        raise ValueError(f"embed: {images.name} ({images.split}) has no images")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"embed: precision={precision!r}; use 'fp32' or 'bf16'")
+    device = torch.device(device)
+    encoder.to(device)
+    modes = [(module, module.training) for module in encoder.modules()]
+    parts: list[tuple[Tensor, Tensor]] = []
+    try:
+        encoder.eval()
+        for index in torch.split(torch.arange(len(images)), batch_size):
+            _assert_evaluating(encoder)
+            x = center(images.batch(index).to(device), size)
+            with _autocast(device, precision):
+                h, z = encoder(x)
+            parts.append((h.float().cpu(), z.float().cpu()))
+    finally:
+        for module, training in modes:
+            module.training = training
+    found = Embedded(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    bad = int((~(found.h.isfinite().all(dim=1) & found.z.isfinite().all(dim=1))).sum())
+    if bad:
+        raise ValueError(
+            f"embed: {bad} of {len(images)} images of {images.name} have a representation that is "
+            "not finite: the weights diverged, or bf16 overflowed (try precision='fp32')"
+        )
+    return found
+
+
+def _assert_evaluating(encoder: Encoder) -> None:
+    training = [name or "encoder" for name, module in encoder.named_modules() if module.training]
+    if training:
+        raise RuntimeError(
+            f"embed: {', '.join(training[:3])} stayed in training mode; features would depend on "
+            "the batch they were computed in"
+        )
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    bf16 = precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

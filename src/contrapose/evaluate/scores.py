@@ -1,0 +1,147 @@
+"""A number never travels alone: its interval, its n, its protocol, split and seed go with it."""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Features = Literal["h", "z", "pixels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One measured number. `low` and `high` bound it with the stated confidence."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+    n: int  # test examples
+    protocol: str  # a sentence: how it was measured
+    split: str
+    seed: int
+    features: Features
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} {self.value:.4f} ({self.low:.4f}-{self.high:.4f}, n = {self.n}, "
+            f"{self.split}, {self.features}, seed {self.seed}; {self.protocol})"
+        )
+
+
+def accuracy(
+    scores: Float[Tensor, "N C"],
+    label: Int[Tensor, " N"],
+    *,
+    metric: str,
+    protocol: str,
+    split: str,
+    seed: int,
+    features: Features,
+    top: int = 1,
+    confidence: float = 0.95,
+) -> Score:
+    """Share of examples whose label is among the `top` highest class scores; Wilson interval.
+
+    Examples without a label (-1) are left out. A label beyond the C classes counts as wrong.
+    """
+    scores, label = _labelled("accuracy", scores, label)
+    best = scores.topk(min(top, scores.shape[1]), dim=1).indices
+    correct = int((best == label[:, None]).any(dim=1).sum())
+    low, high = wilson(correct, len(label), confidence)
+    return Score(
+        metric=metric,
+        value=correct / len(label),
+        low=low,
+        high=high,
+        confidence=confidence,
+        n=len(label),
+        protocol=protocol,
+        split=split,
+        seed=seed,
+        features=features,
+    )
+
+
+def mean_per_class_accuracy(
+    scores: Float[Tensor, "N C"],
+    label: Int[Tensor, " N"],
+    *,
+    metric: str,
+    protocol: str,
+    split: str,
+    seed: int,
+    features: Features,
+    confidence: float = 0.95,
+) -> Score:
+    """Mean over classes of the accuracy within a class (SimCLR's Aircraft, Pets, Caltech, Flowers).
+
+    The interval is normal with variance sum_c p_c (1 - p_c) / n_c over C^2, p_c = (k_c + 1) /
+    (n_c + 2). Classes without a test example are left out.
+    """
+    scores, label = _labelled("mean_per_class_accuracy", scores, label)
+    n = torch.bincount(label).double()
+    right = torch.bincount(label[scores.argmax(dim=1) == label], minlength=len(n)).double()
+    right, n = right[n > 0], n[n > 0]
+    value = float((right / n).mean())
+    p = (right + 1) / (n + 2)
+    spread = _z(confidence) * float((p * (1 - p) / n).sum().sqrt()) / len(n)
+    return Score(
+        metric=metric,
+        value=value,
+        low=max(0.0, value - spread),
+        high=min(1.0, value + spread),
+        confidence=confidence,
+        n=len(label),
+        protocol=protocol,
+        split=split,
+        seed=seed,
+        features=features,
+    )
+
+
+def confusion(
+    predicted: Int[Tensor, " N"], label: Int[Tensor, " N"], classes: int
+) -> Int[Tensor, "C C"]:
+    """How often (row: true class) was taken for (column: predicted); rows labelled -1 left out."""
+    known = label >= 0
+    predicted, label = predicted[known], label[known]
+    for name, x in (("predicted", predicted), ("label", label)):
+        if len(x) and not 0 <= int(x.min()) <= int(x.max()) < classes:
+            raise ValueError(
+                f"confusion: {name} runs from {int(x.min())} to {int(x.max())}, classes={classes}"
+            )
+    return torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share: inside [0, 1], and of sensible width at 0 and at 1."""
+    if not 0 <= correct <= n or n < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"wilson: correct={correct} of n={n} at confidence={confidence}; needs "
+            "0 <= correct <= n, n >= 1, 0 < confidence < 1"
+        )
+    z, p = _z(confidence), correct / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    spread = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # at 0 and n rounding may leave the true share just outside
+    return max(0.0, min(p, middle - spread)), min(1.0, max(p, middle + spread))
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _labelled(name: str, scores: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    if len(scores) != len(label):
+        raise ValueError(f"{name}: {len(scores)} rows of scores, {len(label)} labels")
+    label = label.to(scores.device)
+    known = label >= 0
+    if not known.any():
+        raise ValueError(f"{name}: none of the {len(label)} examples has a label")
+    return scores[known], label[known]
