@@ -1,0 +1,41 @@
+"""Views: batched augmentations on a tensor, each image its own draw, and the papers' policies."""
+
+from contrapose.augment.blur import Blur
+from contrapose.augment.colour import Grayscale, Jitter, Solarise
+from contrapose.augment.crop import draw_box, resized_crop
+from contrapose.augment.draw import chance, uniform
+from contrapose.augment.policies import (
+    crop_flip,
+    digits,
+    instance_discrimination,
+    moco_v1,
+    moco_v2,
+    simclr,
+    simclr_cifar,
+    supcon_cifar,
+)
+from contrapose.augment.view import Policy, Step, center, render, views
+
+__all__ = [
+    "Blur",
+    "Grayscale",
+    "Jitter",
+    "Policy",
+    "Solarise",
+    "Step",
+    "center",
+    "chance",
+    "crop_flip",
+    "digits",
+    "draw_box",
+    "instance_discrimination",
+    "moco_v1",
+    "moco_v2",
+    "render",
+    "resized_crop",
+    "simclr",
+    "simclr_cifar",
+    "supcon_cifar",
+    "uniform",
+    "views",
+]

@@ -1,0 +1,214 @@
+"""Colour: jitter in random order, grayscale, solarise; each applied in place on a float batch.
+
+Brightness, contrast and saturation are one operation, `clamp(lerp(anchor, image, factor))`, whose
+anchor is black, the image's mean gray, or each pixel's gray. Hue turns the hexagon of HSV exactly.
+An image with one channel has no hue and no saturation: there these change nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+from contrapose.augment.draw import chance, uniform
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """Colour jitter as drawn: for each image the order of the four operations and their strength.
+
+    `order[b]` lists the operations of image b (0 brightness, 1 contrast, 2 saturation, 3 hue);
+    `factor[b, op]` multiplies for the first three (1 = as is) and turns the hue by -0.5..0.5;
+    an image whose `on[b]` is False is left alone.
+    """
+
+    on: Bool[Tensor, "B"]
+    order: Int[Tensor, "B 4"]
+    factor: Float[Tensor, "B 4"]
+
+    @staticmethod
+    def draw(
+        count: int,
+        generator: Generator,
+        *,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        p: float = 1.0,
+    ) -> "Jitter":
+        """factor ~ U(max(0, 1 - strength), 1 + strength), turn ~ U(-hue, hue), orders equally
+        likely, all with probability p (torchvision's ColorJitter).
+
+        Raises ValueError for a strength < 0, hue > 0.5 or p outside [0, 1].
+        """
+        strengths = (brightness, contrast, saturation)
+        if min(strengths) < 0 or not 0 <= hue <= 0.5:
+            raise ValueError(
+                f"Jitter.draw: asked for brightness, contrast, saturation = {strengths}, hue={hue};"
+                " use strengths >= 0 and 0 <= hue <= 0.5"
+            )
+        factor = [uniform(count, max(0.0, 1 - s), 1 + s, generator) for s in strengths]
+        turn = uniform(count, -hue, hue, generator)
+        return Jitter(
+            on=chance(count, p, generator),
+            order=uniform(count, 0.0, 1.0, generator, 4).argsort(dim=1),
+            factor=torch.stack([*factor, turn], dim=1),
+        )
+
+    def __getitem__(self, rows: Tensor) -> "Jitter":
+        return Jitter(on=self.on[rows], order=self.order[rows], factor=self.factor[rows])
+
+    def before_hue(self) -> Int[Tensor, "B"]:
+        """How many operations come before the hue; -1 for an image that is left alone."""
+        return torch.where(self.on, (self.order == HUE).int().argmax(dim=1), -1)
+
+    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Applied in place. Raises ValueError unless C is 1 or 3.
+
+        Images are lined up at their hue: up to three operations before it, the hue of all at once,
+        up to three after it. Sorted by `before_hue`, each of these seven steps is one slice.
+        """
+        _check(image, "Jitter")
+        before = self.before_hue()
+        if image.device.type == "cpu":
+            if (before.diff() > 0).any():
+                rows = before.argsort(descending=True, stable=True)
+                image[rows] = self[rows](image[rows])
+                return image
+            at_least = (before[:, None] >= torch.arange(4)).sum(dim=0).tolist()
+            spans = [slice(0, n) for n in at_least[1:]]
+            spans += [slice(n, at_least[0]) for n in reversed(at_least[1:])]
+            on = slice(0, at_least[0])
+        else:  # every step for every image, with factor 1 where it has none: nothing to wait for
+            spans, on = [slice(None)] * 6, slice(None)
+
+        operation, factor = self._steps(before)
+        for step in (0, 1, 2):
+            span = spans[step]
+            _away_from_anchor(image[span], operation[span, step], factor[span, step])
+        turn = torch.where(self.on, self.factor[:, HUE], 0.0)
+        if image.device.type != "cpu" or bool(turn.any()):
+            turn_hue(image[on], turn[on])
+        for step in (3, 4, 5):
+            span = spans[step]
+            _away_from_anchor(image[span], operation[span, step], factor[span, step])
+        return image
+
+    def _steps(self, before: Tensor) -> tuple[Int[Tensor, "B 6"], Float[Tensor, "B 6"]]:
+        """Operation and factor of the three steps before the hue and the three after it."""
+        step = torch.arange(3, device=before.device).expand(len(before), 3)
+        place = torch.cat([step, before[:, None] + 1 + step], dim=1)
+        used = torch.cat([step < before[:, None], place[:, 3:] <= 3], dim=1) & self.on[:, None]
+        operation = self.order.gather(1, place.clamp(max=3))
+        return operation, torch.where(used, self.factor.gather(1, operation), 1.0)
+
+
+def _away_from_anchor(image: Tensor, operation: Tensor, factor: Tensor) -> None:
+    """clamp(factor image + (1 - factor) anchor), in place; factor 1 changes nothing."""
+    if not len(image):
+        return
+    anchor = gray_of(image)
+    mean = torch.where(operation == CONTRAST, anchor.mean(dim=(1, 2, 3)), 0.0)
+    pixel = (operation == SATURATION).to(image.dtype)
+    anchor.mul_(pixel.view(-1, 1, 1, 1)).add_(mean.view(-1, 1, 1, 1))
+    torch.lerp(anchor, image, factor.view(-1, 1, 1, 1), out=image).clamp_(0, 1)
+
+
+def gray_of(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
+    """0.2989 R + 0.587 G + 0.114 B (ITU-R 601, torchvision's digits); a copy for one channel."""
+    if image.shape[1] == 1:
+        return image.clone()
+    red, green, blue = torch.split(image, 1, dim=1)
+    gray: Tensor = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return gray
+
+
+def turn_hue(image: Float[Tensor, "B C H W"], turn: Float[Tensor, "B"]) -> None:
+    """h <- h + turn (1 = once round) at fixed value and saturation of HSV, in place.
+
+    With V = max, m = min, hue h in turns: channel c = m + (V - m) clamp(6 |h - h_c| - 1, 0, 1),
+    where |.| is the distance on the circle and h_c the hue opposite to pure c.
+    """
+    if image.shape[1] == 1 or not len(image):
+        return
+    red, green, blue = image.unbind(dim=1)
+    high, lower = torch.maximum(green, blue), torch.minimum(green, blue)
+    blue_leads = _as_float(green, blue)
+    red_trails = _as_float(red, high)
+    middle, high = torch.minimum(red, high), torch.maximum(red, high)
+    low = torch.minimum(middle, lower)
+    chroma = high.sub_(low)
+
+    # hue = |sector + (middle - lower) / 6 chroma| with the two comparisons choosing the sector
+    sector = torch.addcmul(blue_leads.neg(), red_trails, blue_leads.mul_(2).sub_(1 / 3))
+    hue = middle.sub_(lower).div_(torch.mul(chroma, 6, out=lower).clamp_min_(1e-20))
+    hue.add_(sector).abs_().add_(turn.view(-1, 1, 1))
+
+    for channel, opposite in enumerate((1 / 2, 5 / 6, 1 / 6)):  # cyan, magenta, yellow
+        torch.sub(hue, opposite, out=image[:, channel])
+    image.sub_(image.round()).abs_().mul_(6).sub_(1).clamp_(0, 1)
+    torch.addcmul(low[:, None], chroma[:, None], image, out=image)
+
+
+def _as_float(a: Tensor, b: Tensor) -> Tensor:
+    """1 where a < b, else 0."""
+    return torch.lt(a, b, out=torch.empty_like(b, memory_format=torch.contiguous_format))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grayscale:
+    """All channels become the gray of the image where `on`."""
+
+    on: Bool[Tensor, "B"]
+
+    @staticmethod
+    def draw(count: int, generator: Generator, *, p: float) -> "Grayscale":
+        """With probability p each."""
+        return Grayscale(on=chance(count, p, generator))
+
+    def __getitem__(self, rows: Tensor) -> "Grayscale":
+        return Grayscale(on=self.on[rows])
+
+    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Applied in place. Raises ValueError unless C is 1 or 3."""
+        _check(image, "Grayscale")
+        if image.shape[1] == 1:
+            return image
+        if image.device.type != "cpu":
+            return torch.where(self.on.view(-1, 1, 1, 1), gray_of(image), image, out=image)
+        for row in torch.split(self.on.nonzero()[:, 0], 64):
+            image[row] = gray_of(image[row]).expand(-1, 3, -1, -1)
+        return image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solarise:
+    """Values from `threshold` on are inverted where `on`."""
+
+    on: Bool[Tensor, "B"]
+    threshold: float = 0.5
+
+    @staticmethod
+    def draw(count: int, generator: Generator, *, p: float, threshold: float = 0.5) -> "Solarise":
+        """With probability p each (BYOL's second view: p = 0.2, threshold 128 / 255)."""
+        return Solarise(on=chance(count, p, generator), threshold=threshold)
+
+    def __getitem__(self, rows: Tensor) -> "Solarise":
+        return Solarise(on=self.on[rows], threshold=self.threshold)
+
+    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Applied in place."""
+        inverted = self.on.view(-1, 1, 1, 1) & (image >= self.threshold)
+        return torch.where(inverted, 1 - image, image, out=image)
+
+
+def _check(image: Tensor, what: str) -> None:
+    if image.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{what}: asked to change the colour of {image.shape[1]} channels; use images with 1 "
+            "(gray) or 3 (RGB), and append other channels after the views are made"
+        )

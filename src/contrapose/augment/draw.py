@@ -1,0 +1,24 @@
+"""Random numbers that each image draws for itself: an augmentation is a draw, then an apply.
+
+A draw is a tensor with one row per image, made on the generator's device by inverting a
+distribution function, so the state of the generator alone decides a view.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
+
+
+def uniform(
+    count: int, low: float, high: float, generator: Generator, *more: int
+) -> Float[Tensor, "..."]:
+    """U(low, high), one row per image: [count, *more] in float32."""
+    drawn = torch.rand(count, *more, generator=generator, device=generator.device)
+    return low + (high - low) * drawn
+
+
+def chance(count: int, p: float, generator: Generator) -> Bool[Tensor, "B"]:
+    """True with probability p for each image. Raises ValueError unless 0 <= p <= 1."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"chance: asked for probability p={p}; use 0 <= p <= 1")
+    return torch.rand(count, generator=generator, device=generator.device) < p

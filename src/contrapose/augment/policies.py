@@ -1,0 +1,119 @@
+"""The papers' augmentations by name: each a function of a batch and a generator, one view a call.
+
+`simclr(image, generator, size=32)`; bind the other arguments with `functools.partial`. Input is
+uint8 or float in [0, 1], output float32 in [0, 1], without whitening (the encoder holds mean and
+standard deviation). The generator lives on the image's device.
+"""
+
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from contrapose.augment.blur import Blur
+from contrapose.augment.colour import Grayscale, Jitter
+from contrapose.augment.crop import draw_box
+from contrapose.augment.draw import chance
+from contrapose.augment.view import Step, render
+
+Image = Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]
+View = Float[Tensor, "B C size size"]
+
+
+def simclr(
+    image: Image, generator: Generator, *, size: int, strength: float = 1.0, blur: bool = True
+) -> View:
+    """SimCLR, appendix A: crop of area 0.08-1, flip, colour distortion of `strength` (jitter with
+    p 0.8, grayscale with p 0.2), and Gaussian blur with p 0.5.
+    """
+    n, s = len(image), 0.8 * strength
+    box, flip = _box(image, generator, area=(0.08, 1.0)), chance(n, 0.5, generator)
+    steps: list[Step] = [
+        Jitter.draw(n, generator, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8),
+        Grayscale.draw(n, generator, p=0.2),
+    ]
+    if blur:
+        steps.append(Blur.draw(n, generator, side=size, p=0.5))
+    return render(image, box, size, flip=flip, steps=steps)
+
+
+def simclr_cifar(image: Image, generator: Generator, *, size: int, strength: float = 0.5) -> View:
+    """SimCLR on CIFAR-10, B.9: half the colour strength, no blur."""
+    return simclr(image, generator, size=size, strength=strength, blur=False)
+
+
+def supcon_cifar(image: Image, generator: Generator, *, size: int) -> View:
+    """Supervised contrastive learning on CIFAR (the authors' PyTorch recipe): crop of area 0.2-1,
+    flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with p 0.2.
+    """
+    n = len(image)
+    box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
+    steps: list[Step] = [
+        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+        Grayscale.draw(n, generator, p=0.2),
+    ]
+    return render(image, box, size, flip=flip, steps=steps)
+
+
+def instance_discrimination(
+    image: Image, generator: Generator, *, size: int, flip: float = 0.5
+) -> View:
+    """Wu et al. on small images: crop of area 0.2-1, jitter (0.4, 0.4, 0.4, 0.4) always, grayscale
+    with p 0.2. `flip` is its probability: the paper lists a flip, the code leaves it out (0.0).
+    """
+    n = len(image)
+    box, mirrored = _box(image, generator, area=(0.2, 1.0)), chance(n, flip, generator)
+    steps: list[Step] = [
+        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4),
+        Grayscale.draw(n, generator, p=0.2),
+    ]
+    return render(image, box, size, flip=mirrored, steps=steps)
+
+
+def moco_v1(image: Image, generator: Generator, *, size: int) -> View:
+    """MoCo v1: crop of area 0.2-1, flip, grayscale with p 0.2 and then jitter (0.4, 0.4, 0.4, 0.4)
+    always.
+    """
+    n = len(image)
+    box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
+    steps: list[Step] = [
+        Grayscale.draw(n, generator, p=0.2),
+        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4),
+    ]
+    return render(image, box, size, flip=flip, steps=steps)
+
+
+def moco_v2(image: Image, generator: Generator, *, size: int) -> View:
+    """MoCo v2: crop of area 0.2-1, flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with
+    p 0.2, blur with p 0.5 (kernel as SimCLR's, a tenth of the side; the authors' has no limit).
+    """
+    n = len(image)
+    box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
+    steps: list[Step] = [
+        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+        Grayscale.draw(n, generator, p=0.2),
+        Blur.draw(n, generator, side=size, p=0.5),
+    ]
+    return render(image, box, size, flip=flip, steps=steps)
+
+
+def digits(
+    image: Image, generator: Generator, *, size: int, area: tuple[float, float] = (0.5, 1.0)
+) -> View:
+    """Glyphs: crop of area 0.5-1 and no more (the random-bits experiment of "Intriguing
+    Properties"); a mirrored digit is another sign, and ink has no colour.
+    """
+    return render(image, _box(image, generator, area=area), size)
+
+
+def crop_flip(
+    image: Image, generator: Generator, *, size: int, area: tuple[float, float] = (0.08, 1.0)
+) -> View:
+    """Crop and flip only: the training transform of a linear probe (SimCLR, B.6; SupCon on CIFAR
+    takes area 0.2-1).
+    """
+    flip = chance(len(image), 0.5, generator)
+    return render(image, _box(image, generator, area=area), size, flip=flip)
+
+
+def _box(image: Image, generator: Generator, *, area: tuple[float, float]) -> Int[Tensor, "B 4"]:
+    count, _, height, width = image.shape
+    return draw_box(count, height, width, generator, area=area)
