@@ -1,0 +1,11 @@
+"""Images in: named sets, folders, Parquet shards and arrays, all as one kind of `ImageSet`."""
+
+from contrapose.data.images import ImageSet as ImageSet
+from contrapose.data.images import NoSuchSplit as NoSuchSplit
+from contrapose.data.images import Skipped as Skipped
+from contrapose.data.named import NAMED as NAMED
+from contrapose.data.named import NamedSet as NamedSet
+from contrapose.data.open import open_images as open_images
+from contrapose.data.split import exact_duplicates as exact_duplicates
+from contrapose.data.split import hold_out as hold_out
+from contrapose.data.split import overlap as overlap

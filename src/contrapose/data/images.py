@@ -1,0 +1,202 @@
+"""`ImageSet`: N labelled squares, asked for by position.
+
+Small sets hold one uint8 tensor (`InMemory`); large ones decode when asked (`OnAccess`). Both obey
+one law: `batch(index)` is the images at `index`, in that order, whatever the device or the store.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from contrapose.data.decode import Fit, Header
+from contrapose.data.threads import each
+
+CPU = torch.device("cpu")
+
+
+class NoSuchSplit(ValueError):
+    """The source has no such split; hold out a part with `hold_out` instead."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file left out, and why."""
+
+    path: str
+    reason: str
+
+
+class Source(Protocol):
+    """N images before decoding: files, Parquet rows or array rows."""
+
+    def __len__(self) -> int: ...
+    def name(self, i: int) -> str: ...
+    def header(self, i: int) -> Header: ...
+    def square(self, i: int, side: int, channels: int, fit: Fit) -> UInt8[np.ndarray, "C S S"]: ...
+    def identity(self) -> bytes: ...  # digest of what the source holds, without decoding it
+
+
+class Pixels(Protocol):
+    """Where the squares of an `ImageSet` come from."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]: ...
+    def subset(self, index: Int[Tensor, " B"]) -> "Pixels": ...
+    def to(self, device: torch.device) -> "Pixels": ...
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """All squares as one tensor."""
+
+    pixels: UInt8[Tensor, "N C S S"]
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
+        return self.pixels.index_select(0, index.to(self.device))
+
+    def subset(self, index: Int[Tensor, " B"]) -> "InMemory":
+        return InMemory(self.batch(index))
+
+    def to(self, device: torch.device) -> "InMemory":
+        return InMemory(self.pixels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class OnAccess:
+    """Squares decoded when asked for, by a pool of threads."""
+
+    source: Source
+    position: Int[Tensor, " N"]  # where each image lies in the source
+    side: int
+    channels: int
+    fit: Fit
+    device: torch.device = CPU
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
+        wanted = self.position[index.cpu()].tolist()
+        out = np.empty((len(wanted), self.channels, self.side, self.side), np.uint8)
+
+        def one(place: int) -> None:
+            i = wanted[place]
+            try:
+                out[place] = self.source.square(i, self.side, self.channels, self.fit)
+            except Exception as error:
+                raise ValueError(
+                    f"{self.source.name(i)}: its header was readable but decoding failed"
+                    f" ({reason(error)}); repair or remove the file and open the set again"
+                ) from error
+
+        each(one, range(len(wanted)))
+        return torch.from_numpy(out).to(self.device)
+
+    def subset(self, index: Int[Tensor, " B"]) -> "OnAccess":
+        return replace(self, position=self.position[index.cpu()])
+
+    def to(self, device: torch.device) -> "OnAccess":
+        return replace(self, device=device)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageSet:
+    """Square images [C S S] in uint8, with labels where there are any. Made by `open_images`.
+
+    `fingerprint` is the start of a sha256 over pixels, order and labels; for a set that decodes on
+    access, over the files' names, sizes and times instead of their pixels.
+    """
+
+    name: str  # the set's name, or the path, as asked for
+    split: str  # "train", "test", "unlabeled", or "all" where the source has only one
+    pixels: Pixels
+    label: Int[Tensor, " N"] | None  # on the CPU; -1 = an image without a label
+    classes: tuple[str, ...]  # () when unlabelled
+    channels: int  # 1 or 3
+    size: int  # px, side of the stored square
+    fingerprint: str
+    skipped: tuple[Skipped, ...] = ()  # files left out
+    notes: Mapping[str, int] = field(default_factory=dict)  # what was converted -> images
+
+    def __post_init__(self) -> None:
+        assert self.label is None or len(self.label) == len(self.pixels)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        shape = f"{self.channels} x {self.size} x {self.size}"
+        labels = f"{len(self.classes)} classes" if self.classes else "no labels"
+        where = "in memory" if self.in_memory else "decoded on access"
+        parts = [f"{self.name} ({self.split})", f"{len(self):,} images {shape}", labels, where]
+        parts += [f"{count:,} {note}" for note, count in self.notes.items()]
+        parts += [f"{len(self.skipped):,} skipped"] if self.skipped else []
+        return f"ImageSet({', '.join(parts)})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where `batch` puts its images."""
+        return self.pixels.device
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.pixels, InMemory)
+
+    def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
+        """The images at `index`, in that order, on `device`. Raises ValueError for a file that
+        fails to decode, IndexError for a position outside the set."""
+        self._check(index)
+        return self.pixels.batch(index)
+
+    def subset(self, index: Int[Tensor, " B"]) -> "ImageSet":
+        """The images at `index`, in that order, as a set of their own."""
+        self._check(index)
+        place = index.cpu().long()
+        return replace(
+            self,
+            pixels=self.pixels.subset(place),
+            label=None if self.label is None else self.label[place],
+            fingerprint=digest(self.fingerprint.encode(), place.numpy().tobytes()),
+        )
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same set whose pixels (in memory) or batches (on access) are on `device`."""
+        return replace(self, pixels=self.pixels.to(torch.device(device)))
+
+    def _check(self, index: Int[Tensor, " B"]) -> None:
+        if len(index) and not (0 <= int(index.min()) and int(index.max()) < len(self)):
+            raise IndexError(
+                f"{self.name}: asked for images {int(index.min())} to {int(index.max())}"
+                f" of {len(self)}; positions go from 0 to {len(self) - 1}"
+            )
+
+
+def digest(*parts: bytes | memoryview) -> str:
+    """Start of a sha256 over the parts and their lengths."""
+    total = hashlib.sha256()
+    for part in parts:
+        size = part.nbytes if isinstance(part, memoryview) else len(part)
+        total.update(size.to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()[:16]
+
+
+def reason(error: Exception) -> str:
+    """An error as half a sentence."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,151 @@
+"""`open_images`: whatever names or holds images -> an `ImageSet`."""
+
+import difflib
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from torch import Tensor
+
+from contrapose.data.arrays import from_array, from_npy, from_npz
+from contrapose.data.cache import data_root
+from contrapose.data.decode import SUFFIXES, Fit
+from contrapose.data.folder import from_folder
+from contrapose.data.images import ImageSet, NoSuchSplit
+from contrapose.data.labels import read_labels
+from contrapose.data.load import Listing, load
+from contrapose.data.named import NAMED, from_named
+from contrapose.data.parquet import from_parquet, shards
+
+Split = Literal["train", "test", "unlabeled"]
+Images = str | PathLike[str] | np.ndarray | Tensor | tuple[object, object] | list[object]
+
+
+def open_images(
+    source: Images,
+    split: str = "train",
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
+    labels: object = None,
+    fit: Fit = "crop",
+    max_bad_share: float = 0.05,
+    memory: int = 4 * 2**30,
+) -> ImageSet:
+    """Opens images as uint8 squares [C size size].
+
+    `source`: a named set (`NAMED`; write ./name for a folder called like one), a folder of images
+    or of Parquet shards, a .parquet, .npz or .npy file, an array or tensor, or (array, labels).
+    `split`: train, test or unlabeled; a source without splits is all `train`.
+    `size` in px: None keeps the short side that all images share (up to 256), else the largest
+    short side, at most 224. `channels`: None is 1 if every image is grey, else 3. A test split is
+    best opened with the `size` and `channels` of its train split.
+    `root`: where named sets lie, else $CONTRAPOSE_DATA, else ~/.cache/contrapose.
+    `labels`: an array, a .npy, or a .csv with one label a line or `file,label`.
+    `fit`: "crop" cuts the centre square out of an image, "pad" adds black bars.
+    `max_bad_share`: share of unreadable images above which the set is refused.
+    `memory` in bytes: what needs more decodes on access instead of becoming one tensor.
+
+    Raises NoSuchSplit where the source has no such split, FileNotFoundError, PermissionError, and
+    ValueError for anything that cannot be read in one way only.
+    """
+    _check(split, size, channels, fit, max_bad_share, memory)
+    if isinstance(source, str | PathLike):
+        name, listing = _from_name(str(source), split, root, download, memory)
+    else:
+        name, listing = "array", _from_values(source, split)
+    if labels is not None:
+        listing = _relabel(listing, labels)
+    return load(
+        listing,
+        name=name,
+        size=size,
+        channels=channels,
+        fit=fit,
+        max_bad_share=max_bad_share,
+        memory=memory,
+    )
+
+
+def _from_name(
+    source: str, split: str, root: str | Path | None, download: bool, memory: int
+) -> tuple[str, Listing]:
+    where = data_root(root)
+    if source in NAMED:
+        return from_named(source, split, where, download, memory)
+    path = Path(source).expanduser()
+    if not path.exists() and (where / source).exists():
+        path = where / source
+    if not path.exists():
+        raise _unknown(source, path, where)
+    return source, _from_path(path, split, memory)
+
+
+def _from_path(path: Path, split: str, memory: int) -> Listing:
+    if path.is_dir():
+        return from_parquet(path, split, memory) if shards(path) else from_folder(path, split)
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return from_npz(path, split)
+    if suffix == ".npy":
+        return from_npy(path, split)
+    if suffix == ".parquet":
+        return from_parquet(path, split, memory)
+    if suffix in SUFFIXES:
+        raise ValueError(f"{path}: one image; name the folder that holds it")
+    raise ValueError(f"{path}: not a set of images; use a folder, or a .npz, .npy or .parquet file")
+
+
+def _from_values(source: object, split: str) -> Listing:
+    if split != "train":
+        raise NoSuchSplit(f"an array has no {split!r} split; hold out a part of it")
+    if isinstance(source, tuple):
+        if len(source) != 2:
+            raise ValueError(f"a tuple of {len(source)}; expected (images, labels)")
+        return from_array(source[0], source[1])
+    return from_array(source)
+
+
+def _relabel(listing: Listing, labels: object) -> Listing:
+    names = [listing.source.name(i) for i in range(len(listing.source))]
+    label, classes, without = read_labels(labels, names)
+    notes = dict(listing.notes) | ({"without a label": without} if without else {})
+    return replace(listing, label=label, classes=classes, notes=notes)
+
+
+def _unknown(source: str, path: Path, where: Path) -> Exception:
+    looks_like_path = len(path.parts) > 1 or path.suffix or source.startswith("~")
+    parent = path.parent
+    if looks_like_path:
+        beside = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"; did you mean {parent / near[0]}?" if near else ""
+        missing = "" if parent.is_dir() else f" (nor is there a folder {parent})"
+        return FileNotFoundError(f"{source}: no such file or folder{missing}{hint}")
+    near = difflib.get_close_matches(source, NAMED, n=1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return ValueError(
+        f"{source!r}: no set of that name, and no such file or folder here or in {where};"
+        f"{hint} Named sets: {', '.join(NAMED)}"
+    )
+
+
+def _check(
+    split: str, size: int | None, channels: int | None, fit: str, max_bad_share: float, memory: int
+) -> None:
+    if split not in get_args(Split):
+        raise ValueError(f"split={split!r}: expected one of {', '.join(get_args(Split))}")
+    if size is not None and size < 1:
+        raise ValueError(f"size={size}: the side of the stored square is at least 1 px")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels}: 1 (grey), 3 (RGB), or None to decide by the images")
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit={fit!r}: expected one of {', '.join(get_args(Fit))}")
+    if not 0 <= max_bad_share <= 1:
+        raise ValueError(f"max_bad_share={max_bad_share}: a share lies between 0 and 1")
+    if memory < 0:
+        raise ValueError(f"memory={memory}: a number of bytes, 0 to decode everything on access")

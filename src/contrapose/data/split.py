@@ -1,0 +1,70 @@
+"""Parts of a set, and images that occur twice."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from contrapose.data.images import ImageSet
+
+_CHUNK = 1024  # images decoded at a time
+
+
+def hold_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """Splits a set in two, the second part holding `share` of each class.
+
+    Both parts keep the order of the images and hold every class of two or more; classes of a single
+    image are drawn together as if they were one, and so are images without a label. The same set,
+    share and seed give the same parts. Raises ValueError for a share outside (0, 1) or one image.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"hold_out: share={share} must lie between 0 and 1")
+    if len(images) < 2:
+        raise ValueError(f"hold_out: {images.name} has {len(images)} image; two are needed")
+    kept, held = stratified(images.label, len(images), share, seed)
+    return replace(images.subset(kept), split="train"), replace(images.subset(held), split="test")
+
+
+def stratified(
+    label: Int[Tensor, " N"] | None, n: int, share: float, seed: int
+) -> tuple[Int[Tensor, " K"], Int[Tensor, " H"]]:
+    """Positions (kept, held), ascending; `round(share * n_c)` of class c are held, at least 1."""
+    y = np.zeros(n, np.int64) if label is None else label.numpy()
+    values, group = np.unique(y, return_inverse=True)
+    lonely = np.bincount(group) == 1
+    group = np.where(lonely[group], len(values), group)
+    random = np.random.default_rng(seed)
+    held = np.zeros(n, bool)
+    for g in np.unique(group):
+        members = np.flatnonzero(group == g)
+        if len(members) > 1:
+            count = min(max(round(share * len(members)), 1), len(members) - 1)
+            held[random.permutation(members)[:count]] = True
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+
+
+def exact_duplicates(images: ImageSet) -> tuple[tuple[int, ...], ...]:
+    """Groups of positions whose stored pixels are the same, byte for byte."""
+    seen: dict[bytes, list[int]] = {}
+    for i, key in enumerate(_keys(images)):
+        seen.setdefault(key, []).append(i)
+    return tuple(tuple(group) for group in seen.values() if len(group) > 1)
+
+
+def overlap(train: ImageSet, test: ImageSet) -> Int[Tensor, " K"]:
+    """Positions in `test` of the images that also occur in `train`, byte for byte."""
+    known = set(_keys(train))
+    found = [i for i, key in enumerate(_keys(test)) if key in known]
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def _keys(images: ImageSet) -> list[bytes]:
+    keys = []
+    for start in range(0, len(images), _CHUNK):
+        index = torch.arange(start, min(start + _CHUNK, len(images)))
+        for square in images.batch(index).cpu().numpy():
+            keys.append(hashlib.blake2b(square.data, digest_size=16).digest())
+    return keys

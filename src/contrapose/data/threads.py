@@ -1,0 +1,36 @@
+"""A map over threads, shared by everything that decodes."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`[function(item) for item in items]` on all cores. An error or Ctrl-C drops what waits."""
+    if len(items) < 2 or cores() < 2:
+        return [function(item) for item in items]
+    waiting = [_threads(os.getpid()).submit(function, item) for item in items]
+    try:
+        return [future.result() for future in waiting]
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def _threads(process: int) -> ThreadPoolExecutor:
+    # keyed by the process, since threads do not survive a fork
+    return ThreadPoolExecutor(cores(), thread_name_prefix="contrapose-decode")
