@@ -1,92 +1,116 @@
-"""Losses that are differences of log-sum-exps.
+"""Losses that are differences of log-sum-exps, with positives found in the batch.
 
 Every loss takes unit-length embeddings `z` and a `group`: rows of one group are positives of
 each other. The group is the image for self-supervised learning and the class for supervised.
-Every loss is a mean over the anchors that have a positive.
+Every loss is a mean over the anchors that have a positive, over all processes inside `across`.
+
+Notation: s_ij = z_i . z_j, t the temperature, P(i) the other rows of i's group, A(i) all other
+rows, N(i) the rows of other groups. All raise ValueError for groups of another length and for a
+temperature that is not finite and above 0, and warn of rows that are left out or not unit length.
 """
 
+import math
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrapose.similarity import everyone, logsumexp, negatives, others, positive_mean, positives, topk
+from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
+from contrapose.similarity import (
+    everyone,
+    logsumexp,
+    logsumexps,
+    negatives,
+    others,
+    positive_count,
+    positive_mean,
+    positives,
+)
 
 
 def nt_xent(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """NT-Xent (SimCLR, arXiv 2002.05709, eq. 1): `supcon` whose classes are images."""
-    return supcon(z, group, temperature=temperature)
+    """NT-Xent (SimCLR, arXiv 2002.05709, eq. 1): `supcon` whose classes are images.
+
+    mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  s_ip/t    with p the other view of i
+    Two views of B images whose embeddings are all equal give log(2 B - 1).
+    """
+    return _supcon("nt_xent", z, group, temperature)
 
 
 def supcon(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
     """SupCon, sum outside the log (arXiv 2004.11362, eq. 2).
 
-    mean over i of  log sum_{a != i} e^{z_i.z_a/t}  -  mean_{p in P(i)} z_i.z_p/t
+    mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  mean_{p in P(i)} s_ip/t
     """
-    mean, count = positive_mean(z, group)
-    pull = (z * mean).sum(dim=1) / temperature
-    push = logsumexp(z, everyone(z), scale=1 / temperature, pairs=others(len(z)))
-    return _mean(push - pull, where=count > 0)
+    return _supcon("supcon", z, group, temperature)
 
 
 def supcon_in(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """SupCon, sum inside the log (arXiv 2004.11362, eq. 3)."""
-    _, count = positive_mean(z, group)
-    pull = logsumexp(z, everyone(z), scale=1 / temperature, pairs=positives(group)) - count.log()
-    push = logsumexp(z, everyone(z), scale=1 / temperature, pairs=others(len(z)))
-    return _mean(push - pull, where=count > 0)
+    """SupCon, sum inside the log (arXiv 2004.11362, eq. 3); never above `supcon`.
+
+    mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  log mean_{p in P(i)} e^{s_ip/t}
+    """
+    _check("supcon_in", z, group, temperature)
+    rules = others(len(z), z.device), positives(group)
+    push, pull = logsumexps(z, everyone(z), scale=1 / temperature, rules=rules)
+    count = positive_count(group)
+    loss = push - torch.where(count > 0, pull - count.clamp(min=1).log(), 0.0)
+    return mean_over_anchors("supcon_in", loss, where=count > 0)
 
 
 def dcl(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """DCL (arXiv 2110.06848): NT-Xent without the positive in the denominator."""
-    mean, count = positive_mean(z, group)
-    pull = (z * mean).sum(dim=1) / temperature
-    push = logsumexp(z, everyone(z), scale=1 / temperature, pairs=negatives(group))
-    return _mean(push - pull, where=count > 0)
+    """DCL (arXiv 2110.06848, eq. 6): NT-Xent without the positives in the denominator.
 
-
-def hard(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float, k: int
-) -> Float[Tensor, ""]:
-    """Hard contrastive loss: only the k nearest negatives repel (Wang & Liu 2021, eq. 9)."""
-    mean, count = positive_mean(z, group)
-    pull = (z * mean).sum(dim=1) / temperature
-    nearest, _ = topk(z, everyone(z), k, pairs=negatives(group))
-    push = (nearest / temperature).logsumexp(dim=1)
-    return _mean(torch.logaddexp(pull, push) - pull, where=count > 0)
-
-
-def info_nce(
-    query: Float[Tensor, "N D"],
-    key: Float[Tensor, "M D"],
-    match: Int[Tensor, " N"],
-    *,
-    temperature: float,
-) -> Float[Tensor, ""]:
-    """InfoNCE: `key[match[i]]` is the positive of query i, every other key a negative.
-
-    Keys are a memory bank, class prototypes, or another encoder's batch.
+    mean over i of  log sum_{n in N(i)} e^{s_in/t}  -  mean_{p in P(i)} s_ip/t
     """
-    pull = (query * key[match]).sum(dim=1) / temperature
-    return (logsumexp(query, key, scale=1 / temperature) - pull).mean()
+    _check("dcl", z, group, temperature)
+    every = everyone(z)
+    mean, count = positive_mean(z, group, every)
+    pull = (z * mean).sum(dim=1) / temperature
+    push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
+    where = (count > 0) & (push > -math.inf)
+    return mean_over_anchors("dcl", push - pull, where, lacking="a positive and a negative")
 
 
-def clip(
-    image: Float[Tensor, "N D"], text: Float[Tensor, "N D"], *, scale: float | Float[Tensor, ""]
+def align_uniform(
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, t: float = 2.0, weight: float = 1.0
 ) -> Float[Tensor, ""]:
-    """CLIP: row i of one tower matches row i of the other (arXiv 2103.00020, fig. 3)."""
-    match = scale * (image * text).sum(dim=1)
-    to_text = logsumexp(image, everyone(text), scale=scale) - match
-    to_image = logsumexp(text, everyone(image), scale=scale) - match
-    return (to_text + to_image).mean() / 2
+    """Alignment and uniformity (arXiv 2005.10242, eq. 8 and 9, alpha = 2).
+
+    mean over i of mean_{p in P(i)} |z_i - z_p|^2
+      +  weight * log mean_{i != j} e^{-t |z_i - z_j|^2}
+    On the sphere |x - y|^2 = 2 - 2 x.y, for any two different rows of the batch. t = 2 and
+    weight = 1 are the paper's.
+    """
+    check_groups("align_uniform", z, group)
+    check_positive("align_uniform", t=t)
+    every = everyone(z)
+    mean, count = positive_mean(z, group, every)
+    align = mean_over_anchors("align_uniform", 2 - 2 * (z * mean).sum(dim=1), where=count > 0)
+    if len(every) < 2:
+        return align
+    rows = everyone(logsumexp(z, every, scale=2 * t, pairs=others(len(z), z.device)))
+    uniform = rows.logsumexp(dim=0) - 2 * t - math.log(len(every) * (len(every) - 1))
+    return align + weight * uniform
 
 
-def _mean(loss: Float[Tensor, " N"], where: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
-    return loss[where].mean()
+def _supcon(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> Float[Tensor, ""]:
+    _check(name, z, group, temperature)
+    every = everyone(z)
+    mean, count = positive_mean(z, group, every)
+    pull = (z * mean).sum(dim=1) / temperature
+    push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
+    return mean_over_anchors(name, push - pull, where=count > 0)
+
+
+def _check(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> None:
+    check_groups(name, z, group)
+    check_positive(name, temperature=temperature)

@@ -1,6 +1,13 @@
 """Row reductions of a similarity matrix that is never stored."""
 
+from contrapose.similarity.backend import logsumexp as logsumexp
+from contrapose.similarity.backend import logsumexps as logsumexps
+from contrapose.similarity.backend import topk as topk
+from contrapose.similarity.backend import using as using
+from contrapose.similarity.dense import paired as paired
+from contrapose.similarity.dense import safe_logsumexp as safe_logsumexp
 from contrapose.similarity.groups import group_sum as group_sum
+from contrapose.similarity.groups import positive_count as positive_count
 from contrapose.similarity.groups import positive_mean as positive_mean
 from contrapose.similarity.pairs import EVERY as EVERY
 from contrapose.similarity.pairs import Pairs as Pairs
@@ -8,6 +15,5 @@ from contrapose.similarity.pairs import negatives as negatives
 from contrapose.similarity.pairs import others as others
 from contrapose.similarity.pairs import positives as positives
 from contrapose.similarity.sharded import across as across
+from contrapose.similarity.sharded import anchor_mean as anchor_mean
 from contrapose.similarity.sharded import everyone as everyone
-from contrapose.similarity.tiled import logsumexp as logsumexp
-from contrapose.similarity.tiled import topk as topk

@@ -16,17 +16,44 @@ def logsumexp(
     scale: float | Float[Tensor, ""] = 1.0,
     pairs: Pairs = EVERY,
 ) -> Float[Tensor, " N"]:
-    return _logits(query, key, scale, pairs).logsumexp(dim=1)
+    """log sum_j exp(scale * query_i . key_j) over the pairs that count; -inf where none does."""
+    return safe_logsumexp(_logits(query, key, scale, pairs))
+
+
+def logsumexps(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""] = 1.0,
+    rules: tuple[Pairs, ...],
+) -> Float[Tensor, "R N"]:
+    """`logsumexp` for each of several rules about which pairs count."""
+    return torch.stack([logsumexp(query, key, scale=scale, pairs=pairs) for pairs in rules])
 
 
 def topk(
     query: Float[Tensor, "N D"], key: Float[Tensor, "M D"], k: int, *, pairs: Pairs = EVERY
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """The k most similar keys of every query, nearest first: (similarity, index)."""
     value, index = _logits(query, key, 1.0, pairs).topk(k, dim=1)
     return value, index
 
 
+def paired(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+    """query_i . key_i, in float32 at least."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return (query.to(wide) * key.to(wide)).sum(dim=1)
+
+
+def safe_logsumexp(logits: Float[Tensor, "N M"]) -> Float[Tensor, " N"]:
+    """log sum_j exp(logits_ij); a row of nothing but -inf gives -inf and no gradient, never NaN."""
+    empty = (logits == -math.inf).all(dim=1)
+    lse = torch.where(empty[:, None], 0.0, logits).logsumexp(dim=1)
+    return torch.where(empty, -math.inf, lse)
+
+
 def _logits(query: Tensor, key: Tensor, scale: float | Tensor, pairs: Pairs) -> Tensor:
+    pairs.check(len(query), len(key))
     logits = scale * (query @ key.T)
     mask = pairs.mask()
     return logits if mask is None else torch.where(mask, logits, -math.inf)

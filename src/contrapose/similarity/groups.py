@@ -7,26 +7,45 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrapose.similarity.sharded import current
+from contrapose.similarity.sharded import everyone, row_ids
 
 
 def group_sum(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> Float[Tensor, "G D"]:
-    if shards := current():
-        x, group = shards.gather(x), shards.gather_ids(group)
-    total = x.new_zeros(int(group.max()) + 1, x.shape[1])
-    return total.index_add(0, group, x)
-
-
-def group_count(group: Int[Tensor, " N"]) -> Int[Tensor, " G"]:
-    if shards := current():
-        group = shards.gather_ids(group)
-    return torch.bincount(group)
+    """Sum of the rows of each group present, in ascending order of the group's number."""
+    every = everyone(x)
+    names, number = everyone(group).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return every.new_zeros(len(names), every.shape[1]).index_add(0, number, every)
 
 
 def positive_mean(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"]
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    every: Float[Tensor, "M D"] | None = None,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """Mean of the *other* rows of each row's group, and how many they are."""
-    count = group_count(group)[group] - 1
-    total = group_sum(z, group)[group] - z
-    return total / count.clamp(min=1)[:, None], count
+    """Mean of the *other* rows of each row's group, and how many they are (mean 0 where none).
+
+    `every`: `everyone(z)`, where the caller has gathered it already. Sums are float32 at least.
+    """
+    wide = torch.promote_types(z.dtype, torch.float32)
+    every = (everyone(z) if every is None else every).to(wide)
+    number, mine = _numbers(group)
+    total = torch.zeros_like(every).index_add(0, number, every)[mine] - z
+    count = torch.zeros_like(number).index_add(0, number, torch.ones_like(number))[mine] - 1
+    return torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], 0.0), count
+
+
+def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """How many *other* rows each row's group has."""
+    number, mine = _numbers(group)
+    return torch.zeros_like(number).index_add(0, number, torch.ones_like(number))[mine] - 1
+
+
+def _numbers(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups of everyone's rows, and of mine, numbered 0, 1, ... without reading the device."""
+    every = everyone(group)
+    order = every.argsort()
+    ordered = every[order]
+    first = torch.zeros_like(ordered)
+    first[1:] = ordered[1:] != ordered[:-1]
+    number = torch.empty_like(first).index_copy(0, order, first.cumsum(0))
+    return number, number if every is group else number[row_ids(len(group), group.device)[0]]

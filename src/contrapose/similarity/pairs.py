@@ -12,16 +12,25 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from contrapose.similarity.sharded import current
+from contrapose.similarity.sharded import everyone, row_ids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
+    """Pairs of one group ("same"), of different groups ("different") or "all", never id with id."""
+
     relation: Literal["all", "same", "different"] = "all"
     row_group: Int[Tensor, " N"] | None = None
     col_group: Int[Tensor, " M"] | None = None
     row_id: Int[Tensor, " N"] | None = None  # where row_id equals col_id, a row meets itself:
     col_id: Int[Tensor, " M"] | None = None  # that pair never counts
+
+    def __post_init__(self) -> None:
+        if (self.relation == "all") != (self.row_group is None or self.col_group is None):
+            raise ValueError(
+                f"pairs: relation {self.relation!r} needs "
+                + ("no groups" if self.relation == "all" else "a row_group and a col_group")
+            )
 
     def check(self, rows: int, cols: int) -> None:
         """Refuse ids of other rows or columns than the ones given (a forgotten `everyone`)."""
@@ -47,32 +56,74 @@ class Pairs:
             mask = other if mask is None else mask & other
         return mask
 
+    @property
+    def symmetric(self) -> bool:
+        """Rows and columns are described by the same vectors: (i, j) counts where (j, i) does."""
+        return self.row_group is self.col_group and self.row_id is self.col_id
+
+    def reorder(self, order: Int[Tensor, " N"]) -> "Pairs":
+        """The pairs of the same rows in another order, rows and columns alike (symmetric only)."""
+        assert self.symmetric
+        group = None if self.row_group is None else self.row_group[order]
+        ids = None if self.row_id is None else self.row_id[order]
+        if ids is not None and bool((ids.sort().values.diff() > 0).all()):
+            ids = torch.arange(len(ids), device=ids.device)  # unique ids may have any names
+        return Pairs(self.relation, group, group, ids, ids)
+
 
 EVERY = Pairs()
 
 
 def others(n: int, device: torch.device | None = None) -> Pairs:
-    """Every row against every other row."""
-    mine, everyones = _ids(n, device)
+    """Each of my n rows against every other row."""
+    mine, everyones = row_ids(n, device)
     return Pairs(row_id=mine, col_id=everyones)
 
 
 def positives(group: Int[Tensor, " N"]) -> Pairs:
     """Rows of the same group, never a row with itself."""
-    mine, everyones = _ids(len(group), group.device)
-    return Pairs("same", group, _all(group), mine, everyones)
+    mine, everyones = row_ids(len(group), group.device)
+    return Pairs("same", group, everyone(group), mine, everyones)
 
 
 def negatives(group: Int[Tensor, " N"]) -> Pairs:
     """Rows of different groups."""
-    return Pairs("different", group, _all(group))
+    return Pairs("different", group, everyone(group))
 
 
-def _all(x: Tensor) -> Tensor:
-    return x if (shards := current()) is None else shards.gather_ids(x)
+class Blocks:
+    """The mask of `pairs`, block by block: a tensor, or one bool for the whole block.
+
+    Blocks whose ids (or groups) cannot meet, by their least and greatest, need no comparison.
+    """
+
+    def __init__(self, pairs: Pairs, rows: list[slice], cols: list[slice]) -> None:
+        self.pairs, self.rows, self.cols = pairs, rows, cols
+        self.groups_meet = _meet(pairs.row_group, pairs.col_group, rows, cols)
+        self.ids_meet = _meet(pairs.row_id, pairs.col_id, rows, cols)
+
+    def __call__(self, i: int, j: int) -> Bool[Tensor, "n m"] | bool:
+        grouped, identified = self.groups_meet[i][j], self.ids_meet[i][j]
+        if self.pairs.relation == "same" and not grouped:
+            return False
+        if not grouped and not identified:
+            return True
+        mask = self.pairs.mask(self.rows[i], self.cols[j])
+        assert mask is not None
+        return mask
 
 
-def _ids(n: int, device: torch.device | None) -> tuple[Tensor, Tensor]:
-    shards = current()
-    mine = torch.arange(n, device=device) + (0 if shards is None else shards.offset(n))
-    return mine, _all(mine)
+def _meet(
+    row: Tensor | None, col: Tensor | None, rows: list[slice], cols: list[slice]
+) -> list[list[bool]]:
+    """Whether the values of row block i and of column block j can have a common one."""
+    if row is None or col is None:
+        return [[False] * len(cols) for _ in rows]
+    if row.device.type != "cpu":  # reading values would stall the device
+        return [[True] * len(cols) for _ in rows]
+    down, right = _extents(row, rows), _extents(col, cols)
+    return [[a <= d and c <= b for c, d in right] for a, b in down]
+
+
+def _extents(ids: Tensor, blocks: list[slice]) -> list[tuple[int, int]]:
+    return [(int(low), int(high)) for low, high in (ids[b].aminmax() for b in blocks)]

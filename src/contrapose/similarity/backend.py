@@ -1,0 +1,63 @@
+"""Which implementation of the row reductions runs: chosen here and nowhere else."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import ModuleType
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose.similarity import tiled
+from contrapose.similarity.pairs import EVERY, Pairs
+
+
+def logsumexp(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""] = 1.0,
+    pairs: Pairs = EVERY,
+) -> Float[Tensor, " N"]:
+    """log sum_j exp(scale * query_i . key_j) over the pairs that count; -inf where none does.
+
+    Differentiable in query, key and scale. Running sums are float32 at least, whatever the
+    operands; memory grows with N + M. Where `query` is the same object as `key` (rows against
+    themselves) half the work is saved. Raises ValueError where `pairs` describe other rows.
+    """
+    return _backend.get().logsumexp(query, key, scale=scale, pairs=pairs)  # type: ignore[no-any-return]
+
+
+def logsumexps(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""] = 1.0,
+    rules: tuple[Pairs, ...],
+) -> Float[Tensor, "R N"]:
+    """`logsumexp` for each of several rules about which pairs count, in one pass."""
+    return _backend.get().logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
+
+
+def topk(
+    query: Float[Tensor, "N D"], key: Float[Tensor, "M D"], k: int, *, pairs: Pairs = EVERY
+) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """The k most similar keys of every query, nearest first: (similarity, index).
+
+    Differentiable in query and key. A query with fewer than k pairs that count has similarity -inf
+    in the places left over. Raises ValueError unless 1 <= k <= M.
+    """
+    return _backend.get().topk(query, key, k, pairs=pairs)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def using(implementation: ModuleType) -> Iterator[None]:
+    """Inside, that module's reductions run, for example `dense`: for tests and comparisons."""
+    token = _backend.set(implementation)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+_backend: ContextVar[ModuleType] = ContextVar("backend", default=tiled)

@@ -1,0 +1,194 @@
+"""What holds for every loss. A new public function in contrapose.losses is tested by existing."""
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+from oracles import ORACLE, data, keywords
+from torch.nn.functional import normalize
+
+from contrapose import losses
+from contrapose.similarity import dense, using
+
+EVERY = dict(inspect.getmembers(losses, inspect.isfunction))
+PARAMETERS = {name: inspect.signature(f).parameters for name, f in EVERY.items()}
+ON_GROUPS = [name for name in EVERY if "group" in PARAMETERS[name]]
+TEMPERED = [name for name in EVERY if {"temperature", "scale"} & set(PARAMETERS[name])]
+
+GROUPS = {
+    "images": torch.arange(6).repeat(2),
+    "classes": torch.tensor([0, 0, 1, 1, 1, 2]).repeat(2),
+}
+B = 6
+z = normalize(torch.randn(2 * B, 5, generator=torch.Generator().manual_seed(0)).double(), dim=1)
+group = GROUPS["images"]
+
+
+def call(name, z, group=group, f=None, temperature=0.2):
+    f = f or EVERY[name]
+    return f(*data(PARAMETERS[name], z, group), **keywords(PARAMETERS[name], temperature))
+
+
+def value_and_gradient(name, z, group=group, f=None, temperature=0.2):
+    z = z.detach().clone().requires_grad_()
+    loss = call(name, z, group, f, temperature)
+    loss.backward()
+    return loss.detach(), z.grad
+
+
+def test_every_loss_has_an_oracle():
+    assert set(ORACLE) == set(EVERY)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("name", EVERY)
+def test_value_and_gradient_are_the_formula(name, groups):
+    ours, ours_grad = value_and_gradient(name, z, GROUPS[groups])
+    loss, grad = value_and_gradient(name, z, GROUPS[groups], ORACLE[name])
+    torch.testing.assert_close(ours, loss)
+    torch.testing.assert_close(ours_grad, grad)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_gradient_is_the_derivative(name):
+    f = partial(call, name)
+    with torch.no_grad():
+        x = z.clone()
+    assert torch.autograd.gradcheck(lambda x: f(normalize(x, dim=1)), x.requires_grad_())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tiles_change_nothing(name):
+    with using(dense):
+        expected = value_and_gradient(name, z)
+    torch.testing.assert_close(value_and_gradient(name, z), expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_rotating_the_sphere_changes_nothing(name):
+    q, _ = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)).double())
+    torch.testing.assert_close(call(name, z @ q), call(name, z))
+
+
+@pytest.mark.parametrize("name", ON_GROUPS)
+def test_the_order_of_the_rows_changes_nothing(name):
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(call(name, z[order], group[order]), call(name, z))
+
+
+@pytest.mark.parametrize("name", ON_GROUPS)
+def test_the_names_of_the_groups_change_nothing(name):
+    torch.testing.assert_close(call(name, z, 10**12 - 7 * group), call(name, z))
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.005, 0.02, 0.5, 100.0])
+@pytest.mark.parametrize("name", TEMPERED)
+def test_any_temperature(name, temperature):
+    ours, ours_grad = value_and_gradient(name, z.float(), temperature=temperature)
+    loss, grad = value_and_gradient(name, z, f=ORACLE[name], temperature=temperature)
+    torch.testing.assert_close(ours.double(), loss, rtol=1e-5, atol=1e-6)
+    tolerance = 1e-3 if temperature < 0.01 else 1e-5  # one float32 unit of z.z / t is 1e-4 there
+    assert (ours_grad - grad).abs().max() <= tolerance * grad.abs().max().clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", EVERY)
+def test_no_less_precise_than_plain_torch(name, dtype):
+    x = normalize(torch.randn(96, 32, generator=torch.Generator().manual_seed(2)).double(), dim=1)
+    group, low = torch.arange(48).repeat(2), x.to(dtype)
+    loss, grad = value_and_gradient(name, x, group, ORACLE[name])
+    plain, plain_grad = value_and_gradient(name, low, group, ORACLE[name])
+    ours, ours_grad = value_and_gradient(name, low, group)
+    slack = 4 * torch.finfo(torch.float32).eps
+    assert (ours - loss).abs() <= (plain - loss).abs() + slack * loss.abs()
+    error, plain_error = ((g.double() - grad).norm() for g in (ours_grad, plain_grad))
+    assert error <= plain_error * 1.01 + slack * grad.norm()
+
+
+HARD_CASES = {
+    "equal": torch.ones(12, 5),
+    "opposite": torch.ones(12, 5) * torch.tensor([1.0, -1.0]).repeat(6)[:, None],
+    "opposite views": torch.ones(12, 5) * torch.tensor([1.0, -1.0]).repeat_interleave(6)[:, None],
+    "some zero": z.float() * (torch.arange(12) > 2)[:, None],
+    "all zero": torch.zeros(12, 5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*are not of unit length")
+@pytest.mark.parametrize("temperature", [0.001, 0.2, 100.0])
+@pytest.mark.parametrize("case", HARD_CASES)
+@pytest.mark.parametrize("name", EVERY)
+def test_loss_and_gradient_are_finite_on_hard_cases(name, case, temperature):
+    x = HARD_CASES[case].clone().requires_grad_()
+    rows = torch.nn.functional.normalize(x, dim=1)
+    loss = call(name, rows, temperature=temperature)
+    (grad,) = torch.autograd.grad(loss, rows)
+    assert loss.isfinite() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ON_GROUPS)
+def test_rows_without_a_positive_are_counted_and_left_out(name):
+    group = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2, 6, 7, 8])
+    with pytest.warns(UserWarning, match=f"{name}: 6 of 12 rows are without a positive"):
+        ours, ours_grad = value_and_gradient(name, z, group)
+    loss, grad = value_and_gradient(name, z, group, ORACLE[name])
+    torch.testing.assert_close(ours, loss)
+    torch.testing.assert_close(ours_grad, grad)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("name", ON_GROUPS)
+def test_no_positive_anywhere_gives_a_zero_that_has_a_graph(name, rows):
+    with pytest.warns(UserWarning, match=f"{name}: {rows} of {rows} rows are without a positive"):
+        k = {"k": 1} if "k" in PARAMETERS[name] else {}
+        x = z[:rows].clone().requires_grad_()
+        arguments = keywords(PARAMETERS[name]) | k
+        loss = EVERY[name](x, torch.arange(rows), **arguments)
+    loss.backward()
+    assert x.grad.isfinite().all()
+    if name != "align_uniform":  # its uniformity needs no positive
+        assert loss == 0 and (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", ON_GROUPS)
+def test_groups_of_another_length_are_refused(name):
+    with pytest.raises(ValueError, match=rf"{name}: 12 rows .*\(6,\); give one group per row"):
+        unchecked(EVERY[name])(z, torch.arange(6), **keywords(PARAMETERS[name]))
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", TEMPERED)
+def test_a_temperature_that_makes_no_sense_is_refused(name, bad):
+    parameters = PARAMETERS[name]
+    arguments = keywords(parameters) | {p: bad for p in ("temperature", "scale") if p in parameters}
+    with pytest.raises(ValueError, match=rf"{name}: (temperature|scale)=.*finite value above 0"):
+        EVERY[name](*data(parameters, z, group), **arguments)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_that_are_not_of_unit_length_are_counted(name):
+    with pytest.warns(UserWarning, match=rf"{name}: \d+ of \d+ rows are not of unit length"):
+        call(name, 3 * z)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_autocast_changes_nothing(name):
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = call(name, z.float())
+    torch.testing.assert_close(ours, call(name, z.float()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", EVERY)
+def test_a_gpu_agrees(name):
+    x = z.cuda().requires_grad_()
+    arguments = (a.cuda() for a in data(PARAMETERS[name], x, group.cuda()))
+    loss = EVERY[name](*arguments, **keywords(PARAMETERS[name]))
+    loss.backward()
+    torch.testing.assert_close((loss.cpu().detach(), x.grad.cpu()), value_and_gradient(name, z))
+
+
+def unchecked(f):
+    """The function without the shape checks that tests add to it."""
+    return inspect.unwrap(f)

@@ -1,0 +1,150 @@
+"""Every backend agrees with the definition, and is no less precise than plain torch."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from contrapose import similarity
+from contrapose.similarity import EVERY, Pairs, dense, negatives, others, positives, tiled
+from contrapose.similarity.pairs import Blocks
+
+GROUP = torch.tensor([2, 0, 0, 1, 3, 1, 0])
+PAIRS = {
+    "every": EVERY,
+    "others": others(7),
+    "positives": positives(GROUP),
+    "negatives": negatives(GROUP),
+    "duplicates": Pairs(row_id=GROUP, col_id=GROUP),  # an image that is in the batch twice
+    "same, duplicates": Pairs("same", GROUP // 2, GROUP // 2, GROUP, GROUP),
+}
+WARM, COLD = 5.0, 2000.0
+
+
+@pytest.fixture
+def z() -> torch.Tensor:
+    return normalize(
+        torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1
+    )
+
+
+@pytest.mark.parametrize("scale", [WARM, COLD])
+@pytest.mark.parametrize("tile", [1, 3, 64])
+@pytest.mark.parametrize("same", [True, False], ids=["rows with themselves", "with other keys"])
+@pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS.keys())
+def test_logsumexp_is_the_definition(z, pairs, same, tile, scale):
+    results = []
+    for implementation in (dense, tiled):
+        options = {"tile": tile} if implementation is tiled else {}
+        query = z.clone().requires_grad_()
+        key = query if same else z.flip(0).clone().requires_grad_()
+        factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+        lse = implementation.logsumexp(query, key, scale=factor, pairs=pairs, **options)
+        weight = torch.arange(1.0, 8.0)
+        torch.where(lse.isfinite(), lse * weight, 0.0).sum().backward()
+        results.append((lse.detach(), query.grad, key.grad, factor.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("tile", [2, 64])
+def test_two_rules_in_one_pass_are_two_passes(z, tile):
+    rules = others(7), positives(GROUP)
+    torch.testing.assert_close(
+        tiled.logsumexps(z, z, scale=5.0, rules=rules, tile=tile),
+        dense.logsumexps(z, z, scale=5.0, rules=rules),
+    )
+
+
+@pytest.mark.parametrize("keep", [0, tiled.KEEP])
+@pytest.mark.parametrize("tile", [2, 7])
+@pytest.mark.parametrize("same", [True, False])
+def test_gradient(z, tile, same, keep, monkeypatch):
+    monkeypatch.setattr(tiled, "KEEP", keep)  # exponentials made again, or kept
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    rules = others(7), negatives(GROUP)
+
+    def f(q, k, s):
+        return tiled.logsumexps(q, q if same else k, scale=s, rules=rules, tile=tile)
+
+    assert torch.autograd.gradcheck(f, (z.requires_grad_(), z.detach().flip(0), scale))
+
+
+@pytest.mark.parametrize("backend", [dense, tiled])
+def test_a_row_without_pairs_has_no_gradient(backend):
+    for scale in (WARM, COLD):
+        z = torch.randn(4, 3, requires_grad=True)
+        pairs = negatives(torch.zeros(4, dtype=torch.long))
+        lse = backend.logsumexp(z, z, scale=scale, pairs=pairs)
+        assert (lse == -math.inf).all()
+        torch.where(lse.isfinite(), lse, 0.0).sum().backward()
+        assert z.grad is not None and (z.grad == 0).all()
+
+
+@pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS.keys())
+@pytest.mark.parametrize("tile", [2, 7])
+def test_topk_is_the_definition(z, tile, pairs):
+    expected = dense.topk(z, z, 3, pairs=pairs)
+    value, index = tiled.topk(z, z, 3, pairs=pairs, tile=tile)
+    torch.testing.assert_close(value, expected[0])
+    found = value > -math.inf
+    assert (index[found] == expected[1][found]).all()
+
+
+def test_gradient_of_topk(z):
+    def f(q, k):
+        return tiled.topk(q, k, 3, pairs=negatives(GROUP), tile=2)[0].clamp(min=-1)
+
+    assert torch.autograd.gradcheck(f, (z.requires_grad_(), z.detach().flip(0).requires_grad_()))
+
+
+@pytest.mark.parametrize("k", [0, 8])
+def test_topk_refuses_more_neighbours_than_keys(z, k):
+    with pytest.raises(ValueError, match=f"asked for k={k} neighbours among 7 keys"):
+        similarity.topk(z, z, k)
+
+
+@pytest.mark.parametrize("scale", [10.0, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_less_precise_than_plain_torch(dtype, scale):
+    generator = torch.Generator().manual_seed(0)
+    z = normalize(torch.randn(512, 64, dtype=torch.float64, generator=generator), dim=1)
+    low, pairs = z.to(dtype), others(512)
+    truth = dense.logsumexp(z, z, scale=scale, pairs=pairs)
+    plain = (dense.logsumexp(low, low, scale=scale, pairs=pairs) - truth).abs()
+    for tile in (64, 2048):
+        ours = (tiled.logsumexp(low, low, scale=scale, pairs=pairs, tile=tile) - truth).abs()
+        assert ours.max() <= plain.max() + 4 * torch.finfo(torch.float32).eps * truth.abs().max()
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_few_rows(n):
+    z, key = torch.ones(n, 3, requires_grad=True), torch.ones(2, 3)
+    assert similarity.logsumexp(z, z, pairs=others(n)).shape == (n,)
+    lse = similarity.logsumexp(z, key, scale=0.1)
+    assert lse.shape == (n,)
+    lse.sum().backward()
+    assert z.grad.shape == (n, 3)
+
+
+def test_blocks_need_no_comparison_where_ids_cannot_meet():
+    rows = [slice(0, 4), slice(4, 8)]
+    block = Blocks(others(8), rows, rows)
+    assert block(0, 1) is True and isinstance(block(0, 0), torch.Tensor)
+    block = Blocks(positives(torch.arange(4).repeat_interleave(2)), rows, rows)
+    assert block(0, 1) is False
+
+
+def test_pairs_of_other_rows_are_refused(z):
+    with pytest.raises(ValueError, match="pairs describe 9 rows, the similarity has 7"):
+        similarity.logsumexp(z, z, pairs=others(9))
+    with pytest.raises(ValueError, match="relation 'same' needs a row_group"):
+        Pairs("same")
+
+
+def test_group_sums_and_means_are_over_the_other_rows(z):
+    mean, count = similarity.positive_mean(z, GROUP)
+    assert count.tolist() == [0, 2, 2, 1, 0, 1, 2]
+    torch.testing.assert_close(mean[1], (z[2] + z[6]) / 2)
+    assert (mean[0] == 0).all()
+    torch.testing.assert_close(similarity.group_sum(z, GROUP)[0], z[1] + z[2] + z[6])
