@@ -29,15 +29,20 @@ def positive_mean(
     wide = torch.promote_types(z.dtype, torch.float32)
     every = (everyone(z) if every is None else every).to(wide)
     number, mine = _numbers(group)
-    total = torch.zeros_like(every).index_add(0, number, every)[mine] - z
-    count = torch.zeros_like(number).index_add(0, number, torch.ones_like(number))[mine] - 1
-    return torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], 0.0), count
+    total = torch.zeros_like(every).index_add(0, number, every).index_select(0, mine)
+    count = _sizes(number, mine) - 1
+    return (total - z) / count.clamp(min=1)[:, None], count
 
 
 def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """How many *other* rows each row's group has."""
     number, mine = _numbers(group)
-    return torch.zeros_like(number).index_add(0, number, torch.ones_like(number))[mine] - 1
+    return _sizes(number, mine) - 1
+
+
+def _sizes(number: Tensor, mine: Tensor) -> Tensor:
+    size = torch.zeros_like(number).index_add_(0, number, torch.ones_like(number))
+    return size.index_select(0, mine)
 
 
 def _numbers(group: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,14 +61,20 @@ class Pairs:
         """Rows and columns are described by the same vectors: (i, j) counts where (j, i) does."""
         return self.row_group is self.col_group and self.row_id is self.col_id
 
-    def reorder(self, order: Int[Tensor, " N"]) -> "Pairs":
-        """The pairs of the same rows in another order, rows and columns alike (symmetric only)."""
-        assert self.symmetric
-        group = None if self.row_group is None else self.row_group[order]
-        ids = None if self.row_id is None else self.row_id[order]
-        if ids is not None and bool((ids.sort().values.diff() > 0).all()):
-            ids = torch.arange(len(ids), device=ids.device)  # unique ids may have any names
-        return Pairs(self.relation, group, group, ids, ids)
+    @property
+    def diagonal_is_self(self) -> bool:
+        """Exactly the pairs (i, i) are excluded by identity (symmetric pairs only)."""
+        if self.row_id is None:
+            return self.relation == "different"  # a row is never of another group than itself
+        increasing = self.row_id.diff() > 0
+        return bool(increasing.all()) or bool((self.row_id.sort().values.diff() > 0).all())
+
+    def by_group(self, order: Int[Tensor, " N"] | None) -> "Pairs":
+        """Without ids, and with rows and columns in another order (symmetric pairs only)."""
+        if self.row_group is None:
+            return EVERY
+        group = self.row_group if order is None else self.row_group[order]
+        return Pairs(self.relation, group, group)
 
 
 EVERY = Pairs()

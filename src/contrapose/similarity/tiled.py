@@ -48,20 +48,21 @@ def logsumexps(
         pairs.check(len(query), len(key))
     wide = torch.promote_types(query.dtype, torch.float32)
     scale = torch.as_tensor(scale, dtype=wide, device=query.device)
-    same = query is key and all(pairs.symmetric for pairs in rules)
-    query, key = query.to(wide), key.to(wide)
+    same = query is key and all(pairs.symmetric and pairs.diagonal_is_self for pairs in rules)
+    query, key = (query.to(wide),) * 2 if query is key else (query.to(wide), key.to(wide))
     with torch.autocast(query.device.type, enabled=False):
         if not _warm(query, key, scale):
             return torch.stack([_Cold.apply(query, key, scale, r, tile) for r in rules])
         if not same:
             return cast(Tensor, _Warm.apply(query, key, scale, rules, tile))
         group = next((r.row_group for r in rules if r.row_group is not None), None)
-        if group is None:
-            return cast(Tensor, _WarmSame.apply(query, scale, rules, tile))
+        if group is None or len(query) <= tile:
+            rules = tuple(r.by_group(None) for r in rules)
+            return cast(Tensor, _WarmSelf.apply(query, scale, rules, tile))
         # Rows of a group next to each other: most tiles are then all of one group or none of it.
         order = group.argsort(stable=True)
-        rules = tuple(r.reorder(order) for r in rules)
-        lse = _WarmSame.apply(query[order], scale, rules, tile)
+        rules = tuple(r.by_group(order) for r in rules)
+        lse = _WarmSelf.apply(query.index_select(0, order), scale, rules, tile)
         return torch.zeros_like(lse).index_copy(1, order, lse)
 
 
@@ -94,8 +95,9 @@ def _warm(query: Tensor, key: Tensor, scale: Tensor) -> bool:
         return False
     if not len(query) or not len(key):
         return True
-    longest = (torch.linalg.vector_norm(x.detach(), dim=1).amax() for x in (query, key))
-    bound = float(abs(scale.detach()) * math.prod(longest)) + math.log(len(key))
+    a = _longest(query.detach())
+    b = a if query is key else _longest(key.detach())
+    bound = abs(float(scale.detach())) * a * b + math.log(len(key))
     return bound < (60 if query.dtype == torch.float32 else 500)
 
 
@@ -137,13 +139,13 @@ class _Warm(torch.autograd.Function):
                         continue
                     e = ctx.kept.get((i, j))
                     g = (scaled[I] @ key[J].T).exp_() * w if e is None else e * w
-                    dquery[I] += g @ key[J]
-                    dkey[J] += g.T @ query[I]
+                    dquery[I].addmm_(g, key[J])
+                    dkey[J].addmm_(g.T, query[I])
         return dquery * scale, dkey * scale, (dquery * query).sum(), None, None
 
 
-class _WarmSame(torch.autograd.Function):
-    """Rows against themselves: tiles of the upper triangle, used for their rows and columns."""
+class _WarmSelf(torch.autograd.Function):
+    """Rows against the other rows: tiles of the upper triangle serve their rows and columns."""
 
     @staticmethod
     def forward(ctx, z, scale, rules, tile):  # type: ignore[no-untyped-def]
@@ -155,7 +157,7 @@ class _WarmSame(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and z.element_size() * len(z) ** 2 <= 2 * KEEP
         for i, j in _triangle(rows):
             I, J = rows[i], rows[j]
-            e = (scaled[I] @ z[J].T).exp_()
+            e = _exponentials(scaled, z, I, J)
             for r, block in enumerate(blocks):
                 if (mask := block(i, j)) is not False:
                     counted = e if mask is True else e * mask
@@ -183,10 +185,10 @@ class _WarmSame(torch.autograd.Function):
                 if w is None:
                     continue
                 e = ctx.kept.get((i, j))
-                g = w.mul_((scaled[I] @ z[J].T).exp_() if e is None else e)
-                dz[I] += g @ z[J]
+                g = w.mul_(_exponentials(scaled, z, I, J) if e is None else e)
+                dz[I].addmm_(g, z[J])
                 if i != j:
-                    dz[J] += g.T @ z[I]
+                    dz[J].addmm_(g.T, z[I])
         return dz * scale, (dz * z).sum() / 2, None, None
 
 
@@ -260,6 +262,12 @@ def _logits(query: Tensor, key: Tensor, block: Blocks) -> Iterator[tuple[slice, 
                 yield I, J, logits if mask is True else torch.where(mask, logits, -math.inf)
 
 
+def _exponentials(scaled: Tensor, z: Tensor, rows: slice, cols: slice) -> Tensor:
+    """e^(scale z_i . z_j), 0 where a row meets itself."""
+    e = (scaled[rows] @ z[cols].T).exp_()
+    return e.fill_diagonal_(0.0) if rows == cols else e
+
+
 def _weights(blocks: list[Blocks], i: int, j: int, weight: list[Tensor]) -> Tensor | None:
     """Sum over the rules that count at block (i, j) of their weights; None where none does."""
     total = None
@@ -268,6 +276,10 @@ def _weights(blocks: list[Blocks], i: int, j: int, weight: list[Tensor]) -> Tens
             w = w if mask is True else w * mask
             total = w if total is None else total + w
     return total
+
+
+def _longest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dim=1).amax())
 
 
 def _triangle(rows: list[slice]) -> list[tuple[int, int]]:
