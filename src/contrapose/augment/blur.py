@@ -1,4 +1,4 @@
-"""Gaussian blur, a width of its own for each image."""
+"""Gaussian blur, a width of its own for each image, as one weight matrix for rows and columns."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,16 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from contrapose.augment.draw import chance, uniform
-from contrapose.augment.resample import banded, block_of, dense
+from contrapose.augment.resample import multiply
+
+SMALL = 64  # px; up to this side a CPU multiplies by whole matrices
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
     """Gaussian blur of `sigma[b]` px within a kernel of 2 radius + 1 px; 0 leaves an image alone.
 
-    Borders reflect, so the radius is held to side - 1 px: a kernel never needs a pixel twice.
+    Borders reflect, so the radius is held to side - 1 px: further out there is nothing to reflect.
     """
 
     sigma: Float[Tensor, "B"]
@@ -31,70 +33,78 @@ class Blur:
         p: float = 0.5,
     ) -> "Blur":
         """sigma ~ U(sigma) px with probability p; kernel = a tenth of `side` px made odd (SimCLR,
-        appendix A). Raises ValueError unless 0 < sigma[0] <= sigma[1].
+        appendix A). Raises ValueError unless 0 < sigma[0] <= sigma[1] and 0 <= p <= 1.
         """
         if not 0 < sigma[0] <= sigma[1]:
             raise ValueError(f"Blur.draw: asked for sigma={sigma} px; use 0 < low <= high")
         width = uniform(count, *sigma, generator)
-        on = chance(count, p, generator)
-        return Blur(sigma=torch.where(on, width, 0.0), radius=side // 10 // 2)
+        return Blur(
+            sigma=torch.where(chance(count, p, generator), width, 0.0), radius=side // 10 // 2
+        )
 
     def __getitem__(self, rows: Tensor) -> "Blur":
         return Blur(sigma=self.sigma[rows], radius=self.radius)
 
-    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Applied in place on square images."""
+    def __call__(self, image: Float[Tensor, "B C side side"]) -> None:
+        """Applied in place."""
         side = image.shape[-1]
         radius = min(self.radius, side - 1)
         if radius < 1 or not len(image):
-            return image
+            return
         if image.device.type != "cpu":
-            weight = reflected_weights(self.sigma, radius, side)
-            dense(image.clone(), weight, weight, image)
-            return image
+            weight = reflected(self.sigma, radius, side)
+            image.copy_(multiply(image, weight, weight))
+            return
         rows = self.sigma.nonzero()[:, 0]
-        block = block_of(side, image.device)
-        if block == side:
-            weight = reflected_weights(self.sigma[rows], radius, side)
-            blurred = torch.empty_like(image[rows])
-            dense(image[rows], weight, weight, blurred)
-            image[rows] = blurred
+        block = max(d for d in range(1, 25) if side % d == 0)
+        if side <= SMALL or block < 8:
+            weight = reflected(self.sigma[rows], radius, side)
+            image[rows] = multiply(image.index_select(0, rows), weight, weight)
         else:
-            self._banded(image, rows, radius, block)
-        return image
-
-    def _banded(self, image: Tensor, rows: Tensor, radius: int, block: int) -> None:
-        side = image.shape[-1]
-        offset = torch.arange(block + 2 * radius) - torch.arange(block)[:, None] - radius
-        weight = gaussian(offset, self.sigma[rows], radius)
-        for i, row in enumerate(rows.tolist()):
-            frame = F.pad(image[row], (radius,) * 4, mode="reflect")
-            window = weight[i].expand(side // block, -1, -1)
-            banded(frame, window, block, window, block, image[row])
+            offset = torch.arange(block + 2 * radius) - torch.arange(block)[:, None] - radius
+            weight = gaussian(offset, self.sigma[rows], radius)
+            for i, row in enumerate(rows.tolist()):
+                _blur_by_band(image[row], weight[i], radius)
 
 
-def gaussian(
-    offset: Float[Tensor, "..."], sigma: Float[Tensor, "B"], radius: int
-) -> Float[Tensor, "B ..."]:
+def gaussian(offset: Tensor, sigma: Float[Tensor, "B"], radius: int) -> Float[Tensor, "B ..."]:
     """exp(-offset^2 / 2 sigma^2) within the radius, over its sum on -radius..radius; sigma = 0 is
     the identity.
     """
-    tap = torch.arange(-radius, radius + 1, device=sigma.device)
     precision = 0.5 / sigma.clamp_min(1e-3).square()
+    tap = torch.arange(-radius, radius + 1, device=sigma.device)
     total = torch.exp(-precision[:, None] * tap.square()).sum(dim=1)
     shape = (-1, *[1] * offset.dim())
     bell = torch.exp(-precision.view(shape) * offset.square()) / total.view(shape)
     return bell.masked_fill_(offset.abs() > radius, 0.0)
 
 
-def reflected_weights(
-    sigma: Float[Tensor, "B"], radius: int, side: int
-) -> Float[Tensor, "B side side"]:
-    """Row i weighs the pixels of a line for its blurred pixel i: at j, at its mirror images -j and
-    2 (side - 1) - j (the border itself is not repeated).
+def reflected(sigma: Float[Tensor, "B"], radius: int, side: int) -> Float[Tensor, "B side side"]:
+    """w_ij of pixel j in blurred pixel i: of j itself and of its mirror images -j and
+    2 (side - 1) - j (the border is not repeated).
     """
     j = torch.arange(side, device=sigma.device)
     i = j[:, None]
     near = gaussian(i + j, sigma, radius) * (j > 0)
     far = gaussian(2 * (side - 1) - i - j, sigma, radius) * (j < side - 1)
     return gaussian(i - j, sigma, radius) + near + far
+
+
+def _blur_by_band(
+    image: Float[Tensor, "C side side"], weight: Float[Tensor, "block K"], radius: int
+) -> None:
+    """The same product in place, without the zeros: `weight` gives `block` outputs from K = block
+    + 2 radius inputs, and the windows of all blocks are one strided view of the padded image.
+    """
+    channels, side, _ = image.shape
+    block, window = weight.shape
+    blocks, wide = side // block, side + 2 * radius
+    weights = weight.expand(blocks, block, window)
+    padded = F.pad(image, (radius,) * 4, mode="reflect")
+    short = torch.empty(channels, side, wide)
+    for c in range(channels):
+        windows = padded[c].as_strided((blocks, window, wide), (block * wide, wide, 1))
+        torch.bmm(weights, windows, out=short[c].view(blocks, block, wide))
+    windows = short.as_strided((blocks, channels * side, window), (block, wide, 1))
+    target = image.view(channels * side, blocks, block).transpose(0, 1)
+    torch.bmm(windows, weights.mT, out=target)

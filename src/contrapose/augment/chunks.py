@@ -11,23 +11,22 @@ from functools import lru_cache
 from threading import Barrier
 
 import torch
-from torch import Tensor
 
-CHUNK = 8 * 224 * 224  # px in a piece
+PIECE = 8 * 224 * 224  # px
 
 
-def in_chunks(work: Callable[[Tensor], None], rows: Tensor, pixels: int) -> None:
-    """Calls `work` on all `rows` in pieces of some 8 x 224 x 224 / pixels images; on
+def in_pieces(work: Callable[[slice], None], count: int, pixels: int) -> None:
+    """Calls `work` on slices of range(count), of some 8 images of 224 x 224 `pixels` each, on
     torch.get_num_threads() threads where that is more than 1. An error in one is raised here.
     """
     threads = torch.get_num_threads()
-    length = max(1, min(CHUNK // pixels, -(-len(rows) // threads)))
-    pieces = torch.split(rows, length)
+    length = max(1, min(PIECE // pixels, -(-count // threads)))
+    pieces = [slice(start, min(start + length, count)) for start in range(0, count, length)]
     if threads == 1 or len(pieces) == 1:
         for piece in pieces:
             work(piece)
     else:
-        list(_pool(threads, os.getpid()).map(torch.no_grad()(work), pieces))
+        list(_pool(threads, os.getpid()).map(work, pieces))
 
 
 @lru_cache(maxsize=1)

@@ -66,7 +66,7 @@ class Jitter:
         """How many operations come before the hue; -1 for an image that is left alone."""
         return torch.where(self.on, (self.order == HUE).int().argmax(dim=1), -1)
 
-    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
         """Applied in place. Raises ValueError unless C is 1 or 3.
 
         Images are lined up at their hue: up to three operations before it, the hue of all at once,
@@ -76,9 +76,11 @@ class Jitter:
         before = self.before_hue()
         if image.device.type == "cpu":
             if (before.diff() > 0).any():
-                rows = before.argsort(descending=True, stable=True)
-                image[rows] = self[rows](image[rows])
-                return image
+                rows = before.argsort(descending=True)
+                chosen = image.index_select(0, rows)
+                self[rows](chosen)
+                torch.index_select(chosen, 0, rows.argsort(), out=image)
+                return
             at_least = (before[:, None] >= torch.arange(4)).sum(dim=0).tolist()
             spans = [slice(0, n) for n in at_least[1:]]
             spans += [slice(n, at_least[0]) for n in reversed(at_least[1:])]
@@ -96,7 +98,6 @@ class Jitter:
         for step in (3, 4, 5):
             span = spans[step]
             _away_from_anchor(image[span], operation[span, step], factor[span, step])
-        return image
 
     def _steps(self, before: Tensor) -> tuple[Int[Tensor, "B 6"], Float[Tensor, "B 6"]]:
         """Operation and factor of the three steps before the hue and the three after it."""
@@ -173,16 +174,11 @@ class Grayscale:
     def __getitem__(self, rows: Tensor) -> "Grayscale":
         return Grayscale(on=self.on[rows])
 
-    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
         """Applied in place. Raises ValueError unless C is 1 or 3."""
         _check(image, "Grayscale")
-        if image.shape[1] == 1:
-            return image
-        if image.device.type != "cpu":
-            return torch.where(self.on.view(-1, 1, 1, 1), gray_of(image), image, out=image)
-        for row in torch.split(self.on.nonzero()[:, 0], 64):
-            image[row] = gray_of(image[row]).expand(-1, 3, -1, -1)
-        return image
+        colour = torch.where(self.on, 0.0, 1.0).view(-1, 1, 1, 1)
+        torch.lerp(gray_of(image), image, colour, out=image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +196,10 @@ class Solarise:
     def __getitem__(self, rows: Tensor) -> "Solarise":
         return Solarise(on=self.on[rows], threshold=self.threshold)
 
-    def __call__(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
         """Applied in place."""
         inverted = self.on.view(-1, 1, 1, 1) & (image >= self.threshold)
-        return torch.where(inverted, 1 - image, image, out=image)
+        image.copy_(torch.where(inverted, 1 - image, image))
 
 
 def _check(image: Tensor, what: str) -> None:

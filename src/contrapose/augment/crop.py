@@ -7,16 +7,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Generator, Tensor
 
 from contrapose.augment.draw import uniform
-from contrapose.augment.resample import (
-    Filter,
-    banded,
-    block_of,
-    dense,
-    dense_weights,
-    window_weights,
-)
+from contrapose.augment.resample import Filter, gather_rows, matrix, multiply, taps
 
 ATTEMPTS = 10  # boxes tried before the centre is taken, as in torchvision
+SMALL = 64  # px; up to this side a CPU is faster with whole matrices than with taps
 
 
 def draw_box(
@@ -46,8 +40,8 @@ def draw_box(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-    top = (place[:, 0] * (height - h + 1)).floor().clamp(max=height - h)
-    left = (place[:, 1] * (width - w + 1)).floor().clamp(max=width - w)
+    top = (place[:, 0] * (height - h + 1)).floor().minimum(height - h)
+    left = (place[:, 1] * (width - w + 1)).floor().minimum(width - w)
     found, centre = fits.any(dim=1), _centre_box(height, width, ratio)
     drawn = [torch.where(found, x, c) for x, c in zip((top, left, h, w), centre, strict=True)]
     return torch.stack(drawn, dim=1).long()
@@ -75,42 +69,38 @@ def resized_crop(
     """
     if size < 1:
         raise ValueError(f"resized_crop: asked for size={size} px; use at least 1")
-    count, channels = image.shape[:2]
-    out = torch.empty(count, channels, size, size, device=image.device)
-    block = block_of(size, image.device)
-    if block == size:
-        _dense_crop(image, box, flip, filter, out)
-    elif count:
-        _banded_crop(image, box, flip, filter, block, out)
+    if image.device.type != "cpu" or max(size, *image.shape[2:]) <= SMALL:
+        out = _crop_by_matrix(image, box, size, flip, filter)
+    else:
+        out = _crop_by_taps(image, box, size, flip, filter)
     return out.clamp_(0, 1)
 
 
-def _dense_crop(
-    image: Tensor, box: Tensor, flip: Tensor | None, filter: Filter, out: Tensor
-) -> None:
-    height, width, size = image.shape[2], image.shape[3], out.shape[-1]
+def _crop_by_matrix(
+    image: Tensor, box: Tensor, size: int, flip: Tensor | None, filter: Filter
+) -> Tensor:
     top, left, h, w = box.unbind(dim=1)
-    rows = dense_weights(top, h, height, size, filter=filter)
-    columns = dense_weights(left, w, width, size, filter=filter, reverse=flip)
+    rows = matrix(top, h, image.shape[2], size, filter=filter)
+    columns = matrix(left, w, image.shape[3], size, filter=filter, reverse=flip)
     if image.dtype == torch.uint8:
         rows.div_(255)
-    dense(image.float(), rows, columns, out)
+    return multiply(image.float(), rows, columns)
 
 
-def _banded_crop(
-    image: Tensor, box: Tensor, flip: Tensor | None, filter: Filter, block: int, out: Tensor
-) -> None:
-    size = out.shape[-1]
-    rows, row_step, above = window_weights(box[:, 2], size, block, filter=filter)
-    columns, column_step, before = window_weights(box[:, 3], size, block, filter=filter)
+def _crop_by_taps(
+    image: Tensor, box: Tensor, size: int, flip: Tensor | None, filter: Filter
+) -> Tensor:
+    out = torch.empty(len(image), image.shape[1], size, size)
+    if not len(image):
+        return out
+    row, row_weight, tall = taps(box[:, 2], size, filter=filter)
+    column, column_weight, wide = taps(box[:, 3], size, filter=filter, reverse=flip)
     if image.dtype == torch.uint8:
-        rows.div_(255)
-    blocks = size // block
-    tall = max(row_step) * (blocks - 1) + rows.shape[-1]
-    wide = max(column_step) * (blocks - 1) + columns.shape[-1]
-    frame = torch.zeros(image.shape[1], tall, wide)  # what lies outside a box has no weight
-    mirrored = flip.tolist() if flip is not None else [False] * len(image)
+        row_weight.div_(255)
     for i, (top, left, h, w) in enumerate(box.tolist()):
-        piece = image[i, :, top : top + h, left : left + w]
-        frame[:, above : above + h, before : before + w] = piece.flip(-1) if mirrored[i] else piece
-        banded(frame, rows[i], row_step[i], columns[i], column_step[i], out[i])
+        piece = image[i, :, top : top + h, left : left + w].float().contiguous()
+        piece = gather_rows(piece, row[i, : tall[i]], row_weight[i, : tall[i]])
+        piece = piece.mT.contiguous()  # rows are gathered far faster than columns
+        piece = gather_rows(piece, column[i, : wide[i]], column_weight[i, : wide[i]])
+        out[i].copy_(piece.mT)
+    return out

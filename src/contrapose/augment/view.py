@@ -7,18 +7,20 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Generator, Tensor
 
-from contrapose.augment.chunks import in_chunks
+from contrapose.augment.chunks import in_pieces
 from contrapose.augment.colour import Jitter
 from contrapose.augment.crop import resized_crop
 from contrapose.augment.resample import Filter
 
 
 class Step(Protocol):
-    """One augmentation as drawn for a batch: choose rows of the draw; apply to a float batch."""
+    """One augmentation as drawn for a batch: `step[rows]` is the draw of these rows, `step(image)`
+    applies it in place to a float batch in [0, 1].
+    """
 
     def __getitem__(self, rows: Tensor) -> "Step": ...
 
-    def __call__(self, image: Tensor) -> Tensor: ...
+    def __call__(self, image: Tensor) -> None: ...
 
 
 def render(
@@ -32,19 +34,25 @@ def render(
 ) -> Float[Tensor, "B C size size"]:
     """Crop, resize, flip, then every step in turn, clamped to [0, 1].
 
-    On a CPU in pieces that fit the cache, spread over torch's threads, images with the same place
-    of the hue together; the result does not depend on the pieces.
+    On a CPU in pieces that fit its cache, spread over torch's threads; the result does not depend
+    on the pieces.
     """
     if image.device.type != "cpu":
         return _render(image, box, size, flip, steps, filter)
     out = torch.empty(len(image), image.shape[1], size, size)
+    jitters = [step for step in steps if isinstance(step, Jitter)]
 
-    def work(rows: Tensor) -> None:
+    @torch.no_grad()
+    def work(piece: slice) -> None:
+        rows = torch.arange(len(image))[piece]
+        if jitters:  # likes the images with as much to do before the hue side by side
+            rows = rows[jitters[0].before_hue()[piece].argsort(descending=True)]
         mirrored = flip[rows] if flip is not None else None
         chosen = [step[rows] for step in steps]
-        out[rows] = _render(image[rows], box[rows], size, mirrored, chosen, filter)
+        view = _render(image.index_select(0, rows), box[rows], size, mirrored, chosen, filter)
+        torch.index_select(view, 0, rows.argsort(), out=out[piece])
 
-    in_chunks(work, _alike_together(len(image), steps), max(size * size, 1))
+    in_pieces(work, len(image), size * size)
     return out
 
 
@@ -58,16 +66,8 @@ def _render(
 ) -> Tensor:
     view = resized_crop(image, box, size, flip=flip, filter=filter)
     for step in steps:
-        view = step(view)
+        step(view)
     return view.clamp_(0, 1)
-
-
-def _alike_together(count: int, steps: Sequence[Step]) -> Tensor:
-    """Rows sorted so that the jitter finds its operations side by side."""
-    for step in steps:
-        if isinstance(step, Jitter):
-            return step.before_hue().argsort(descending=True, stable=True)
-    return torch.arange(count)
 
 
 Policy = Callable[[Tensor, Generator], Tensor]
