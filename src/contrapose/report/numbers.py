@@ -1,0 +1,198 @@
+"""Numbers as a reader wants them: with their interval; and the fields in which recipes differ."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contrapose.report.run_folder import Json, Run
+
+MISSING = "\N{EN DASH}"
+FACTS = ("protocol", "split", "seed", "n", "features")
+SHARES = ("accuracy", "recall", "precision", "share", "error rate", "top-1", "top-5", "purity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One score, ready to print: value, uncertainty, and where it comes from."""
+
+    metric: str
+    value: str
+    unit: str
+    plus_minus: str  # "± 1.7", "+1.2 −2.0", or "" without an interval
+    interval: str  # "95 % interval 94.1 to 97.5"
+    track: tuple[float, float, float] | None  # low, value, high in percent of a 0..1 axis
+    facts: Mapping[str, str]  # protocol, split, seed, n, features
+
+
+def number(score: Json) -> Number:
+    """A Score record of evaluation.json as text; absent fields show as a dash."""
+    metric = str(score.get("metric", "unnamed metric"))
+    value, low, high = (_real(score.get(name)) for name in ("value", "low", "high"))
+    share = _is_share(metric, value, low, high)
+    facts = {name: _fact(score.get(name)) for name in FACTS}
+    if value is None:
+        return Number(
+            metric=metric,
+            value="not finite",
+            unit="",
+            plus_minus="",
+            interval="",
+            track=None,
+            facts=facts,
+        )
+    scale = 100 if share else 1
+    plus_minus = interval = ""
+    track = None
+    if low is not None and high is not None:
+        digits = 1 if share else _digits(value, high - low)
+        up, down = scale * (high - value), scale * (value - low)
+        a, b = f"{up:.{digits}f}", f"{down:.{digits}f}"
+        even = abs(up - down) <= 0.1 * max(up, down) or a == b
+        plus_minus = f"± {scale * (high - low) / 2:.{digits}f}" if even else f"+{a} −{b}"
+        confidence = _real(score.get("confidence"))
+        which = f"{100 * confidence:g} % interval " if confidence is not None else "interval "
+        interval = f"{which}{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+        track = (100 * low, 100 * value, 100 * high) if share else None
+        text = f"{scale * value:.{digits}f}"
+    else:
+        text = f"{100 * value:.1f}" if share else short(value)
+    return Number(
+        metric=metric,
+        value=text.replace("-", "−"),
+        unit="%" if share else "",
+        plus_minus=plus_minus,
+        interval=interval.replace("-", "−"),
+        track=track,
+        facts=facts,
+    )
+
+
+def short(value: float | None) -> str:
+    """Three significant digits, with a real minus sign; a dash for None."""
+    if value is None:
+        return MISSING
+    size = abs(value)
+    if size >= 1000:
+        text = f"{value:,.0f}"
+    elif size == 0 or size >= 0.0001:
+        text = f"{value:.3g}"
+    else:
+        text = f"{value:.1e}"
+    return text.replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return MISSING
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the comparison: a field or metric over all runs."""
+
+    name: str
+    cells: tuple[Any, ...]
+    differs: bool
+
+
+def compare_scores(runs: Sequence[Run]) -> list[Row]:
+    """Each metric over the runs; another protocol, split or kind of feature is another line."""
+    keys: dict[tuple[str, str, str, str], None] = {}
+    found: list[dict[tuple[str, str, str, str], Number]] = []
+    for run in runs:
+        mine = {}
+        for score in run.scores:
+            key = (
+                str(score.get("metric")),
+                _fact(score.get("protocol")),
+                _fact(score.get("split")),
+                _fact(score.get("features")),
+            )
+            keys[key] = None
+            mine[key] = number(score)
+        found.append(mine)
+    return [
+        Row(
+            name=f"{metric}\n{protocol}, {split}, {features}",
+            cells=tuple(mine.get((metric, protocol, split, features)) for mine in found),
+            differs=False,
+        )
+        for metric, protocol, split, features in keys
+    ]
+
+
+def compare_recipes(runs: Sequence[Run]) -> list[Row]:
+    """Every recipe, data and environment field over the runs, by dotted path."""
+    columns = [
+        flatten(
+            {"data": _without_lists(run.data), "recipe": run.recipe, "environment": run.environment}
+        )
+        for run in runs
+    ]
+    rows = []
+    for path in dict.fromkeys(path for column in columns for path in column):
+        cells = tuple(column.get(path, MISSING) for column in columns)
+        differs = len(set(cells)) > 1 and path != "environment.started"
+        rows.append(Row(name=path, cells=cells, differs=differs))
+    return rows
+
+
+def flatten(value: Any, path: str = "") -> dict[str, str]:
+    """Leaves of nested JSON by dotted path, as text."""
+    if isinstance(value, dict) and value:
+        leaves: dict[str, str] = {}
+        for name, item in value.items():
+            leaves |= flatten(item, f"{path}.{name}" if path else str(name))
+        return leaves
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return flatten({str(i): item for i, item in enumerate(value)}, path)
+    return {path: leaf(value)}
+
+
+def leaf(value: Any) -> str:
+    """A JSON value without nesting as text."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "(" + ", ".join(leaf(item) for item in value) + ")"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value) if value != {} else "(nothing)"
+
+
+def _without_lists(data: Json) -> Json:
+    """The data record with its long lists (classes, skipped files) as counts."""
+    return {name: len(item) if isinstance(item, list) else item for name, item in data.items()}
+
+
+def _is_share(metric: str, *values: float | None) -> bool:
+    named = any(word in metric.lower() for word in SHARES)
+    return named and all(0 <= value <= 1 for value in values if value is not None)
+
+
+def _digits(value: float, width: float) -> int:
+    """Decimals at which the interval still shows two digits."""
+    digits = 2
+    while digits < 6 and 0 < width < 10.0 ** (1 - digits):
+        digits += 1
+    return digits
+
+
+def _fact(value: Any) -> str:
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return str(value)
+
+
+def _real(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

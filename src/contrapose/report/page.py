@@ -1,0 +1,136 @@
+"""Build the page: run folders -> what the template shows -> one HTML file, beside and renamed.
+
+Nothing of a run can become code: the template escapes all text, the data block escapes `<`, and
+the page's own content-security policy runs only the two scripts whose hashes it names and opens no
+connection.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from contrapose.report.charts import Figure
+from contrapose.report.classes import Classes
+from contrapose.report.numbers import compare_recipes, compare_scores, duration, leaf, number, short
+from contrapose.report.panels import geometry_panels, training_panels
+from contrapose.report.run_folder import Run, read_run
+from contrapose.report.sections import run_pictures
+
+SCRIPTS = ("page.js", "map.js")
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one HTML page about one run, or about several side by side; returns where it lies.
+
+    `out` is by default report.html in the run folder, for several runs ./report.html. Raises
+    FileNotFoundError for a folder that is not a run, ValueError for no run at all or for a run
+    folder of another format version.
+    """
+    if not runs:
+        raise ValueError("report: no run folder given; pass at least one")
+    read = [read_run(Path(run)) for run in runs]
+    if out is None:
+        out = read[0].path / "report.html" if len(read) == 1 else Path("report.html")
+    _write(out, render(read))
+    return out
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    classes = Classes(runs)
+    figures: dict[str, Figure] = {}
+    pictures = [run_pictures(runs, k, classes, figures) for k in range(len(runs))]
+    training, geometry = training_panels(runs), geometry_panels(runs)
+    figures |= {panel.id: panel.figure for panel in (*training, *geometry) if panel.figure}
+    plotly = get_plotlyjs()
+    script = "\n".join(_own(name) for name in SCRIPTS)
+    data = {
+        "figures": figures,
+        "classes": [{"name": c.name, "colour": c.colour, "symbol": c.symbol} for c in classes.all],
+    }
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            runs=runs,
+            several=len(runs) > 1,
+            classes=classes,
+            pictures=pictures,
+            training=training,
+            geometry=geometry,
+            numbers=[[number(score) for score in run.scores] for run in runs],
+            score_rows=compare_scores(runs) if len(runs) > 1 else [],
+            recipe_rows=compare_recipes(runs) if len(runs) > 1 else [],
+            css=Markup(_own("page.css")),
+            script=Markup(script),
+            data=json_block(data),
+            plotly=Markup(_packed(plotly)),
+            hashes=[_hash(script), _hash(plotly)],
+        )
+    )
+
+
+def json_block(value: Any) -> Markup:
+    """JSON that is safe inside a <script> element: no `<`, `>`, `&` or U+2028."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII: U+2028 is escaped
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("contrapose.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": short, "duration": duration, "leaf": leaf, "words": _words}
+    return environment
+
+
+def _words(name: object) -> str:
+    """effective_rank_h -> effective rank h"""
+    return str(name).replace("_", " ")
+
+
+def _own(name: str) -> str:
+    return (files("contrapose.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _packed(text: str) -> str:
+    """Deflated, base64: 2.0 MB instead of 4.8; page.js inflates it by DecompressionStream."""
+    return base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _write(out: Path, text: str) -> None:
+    """Beside, then renamed: a reader sees the old page or the new one, never a part."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(beside, 0o644)
+        os.replace(beside, out)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

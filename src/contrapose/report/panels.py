@@ -1,0 +1,187 @@
+"""The training curves: which quantity, how to read it, what to say where it was not recorded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contrapose.report.charts import Figure, curve_chart, path_chart
+from contrapose.report.numbers import short
+from contrapose.report.run_folder import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One small plot: title, last value of each run, a sentence, a figure or why there is none."""
+
+    id: str
+    title: str
+    equation: str
+    reading: str
+    last: tuple[str, ...]
+    figure: Figure | None
+    missing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Quantity:
+    id: str
+    title: str
+    reading: str
+    lines: tuple[tuple[str, str, str], ...]  # metric, words, dash
+    equation: str = ""
+    missing: str = "not recorded"
+    log: bool = False
+    share: bool = False
+
+
+QUANTITIES = (
+    _Quantity(
+        id="loss",
+        title="Loss",
+        reading="Should fall clearly below the dotted line, the loss of an encoder that "
+        "cannot tell images apart.",
+        equation="chance for NT-Xent: ln(2B − 1)",
+        lines=(("loss", "loss", "solid"), ("chance", "chance", "dot")),
+    ),
+    _Quantity(
+        id="contrastive_accuracy",
+        title="Contrastive accuracy",
+        reading="How often the other view of the same image is the most similar row of the batch. "
+        "At 100 % the task has become too easy to teach more.",
+        lines=(("contrastive_accuracy", "accuracy", "solid"),),
+        share=True,
+    ),
+    _Quantity(
+        id="alignment",
+        title="Alignment",
+        reading="Mean squared distance of two views of one image: 0 when they meet, 2 when "
+        "they are unrelated.",
+        equation="E |x − y|²",
+        lines=(("alignment", "alignment", "solid"),),
+    ),
+    _Quantity(
+        id="uniformity",
+        title="Uniformity",
+        reading="How evenly embeddings cover the sphere: 0 is one single point (collapse), "
+        "lower is more even.",
+        equation="log E exp(−2 |x − y|²)",
+        lines=(("uniformity", "uniformity", "solid"),),
+    ),
+    _Quantity(
+        id="tolerance",
+        title="Tolerance",
+        reading="Mean similarity of two images of one class: high means that the class was "
+        "kept together.",
+        equation="E[x·y | same class]",
+        lines=(("tolerance", "tolerance", "solid"),),
+        missing="no labels, so no tolerance",
+    ),
+    _Quantity(
+        id="effective_rank",
+        title="Effective ranks",
+        reading="How many directions carry variance: solid line the representation h, "
+        "dashed the embedding z. "
+        "A fall towards 1 is collapse.",
+        lines=(("effective_rank_h", "h", "solid"), ("effective_rank_z", "z", "dash")),
+    ),
+    _Quantity(
+        id="effective_negatives",
+        title="Effective negatives",
+        reading="Among how many negatives the loss really shares its push: few means that "
+        "it sees only the hardest.",
+        equation="perplexity of the softmax over negatives",
+        lines=(("effective_negatives", "negatives", "solid"),),
+    ),
+    _Quantity(
+        id="gradient_norm",
+        title="Gradient norm",
+        reading="Length of the gradient (logarithmic). Spikes mean unstable steps; zero "
+        "means that nothing is learned.",
+        lines=(("gradient_norm", "norm", "solid"),),
+        log=True,
+    ),
+    _Quantity(
+        id="lr",
+        title="Learning rate",
+        reading="What the schedule applied: warm-up, then decay.",
+        lines=(("lr", "rate", "solid"),),
+    ),
+    _Quantity(
+        id="knn",
+        title="kNN accuracy, online",
+        reading="Accuracy of a nearest-neighbour vote during training. Rough: for a number "
+        "to cite, see the key numbers.",
+        lines=(("knn", "accuracy", "solid"),),
+        missing="no labels, so no kNN accuracy",
+        share=True,
+    ),
+)
+
+
+def training_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Every quantity as a panel; those without a record stay in the list and say why."""
+    panels = []
+    for q in QUANTITIES:
+        recorded = any(
+            name in run.curves for run in runs for name, _, _ in q.lines if name != "chance"
+        )
+        panels.append(
+            Panel(
+                id=q.id,
+                title=q.title,
+                equation=q.equation,
+                reading=q.reading,
+                last=tuple(_last(run, q) for run in runs) if recorded else (),
+                figure=curve_chart(runs, q.lines, log=q.log, share=q.share) if recorded else None,
+                missing=q.missing,
+            )
+        )
+    return panels
+
+
+def geometry_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Uniformity against tolerance, and against alignment: the way of the run through both."""
+    negative = "−uniformity"
+    dilemma = path_chart(
+        runs, x="uniformity", y="tolerance", x_title=negative, y_title="tolerance", x_sign=-1
+    )
+    pair = path_chart(
+        runs, x="uniformity", y="alignment", x_title=negative, y_title="alignment", x_sign=-1
+    )
+    labelled = any("tolerance" in run.curves for run in runs)
+    return [
+        Panel(
+            id="uniformity_tolerance",
+            title="Uniformity and tolerance",
+            equation="Wang & Liu 2021: the uniformity-tolerance dilemma",
+            reading="Right: spread evenly over the sphere. Up: images of one class stay close. "
+            "A low temperature moves the end point right and down, a high one left and up.",
+            last=(),
+            figure=dilemma,
+            missing="uniformity was not recorded" if labelled else "no labels, so no tolerance",
+        ),
+        Panel(
+            id="uniformity_alignment",
+            title="Uniformity and alignment",
+            equation="Wang & Isola 2020",
+            reading="Right: spread evenly. Down: two views of one image meet. The lower "
+            "right corner is the aim of "
+            "contrastive learning; it needs no labels.",
+            last=(),
+            figure=pair,
+            missing="alignment and uniformity were not recorded",
+        ),
+    ]
+
+
+def _last(run: Run, quantity: _Quantity) -> str:
+    """The last values in words, such as "2.13, chance 5.54" or "h 41.2, z 18"."""
+    known = [
+        (words, run.curves[name].last) for name, words, _ in quantity.lines if name in run.curves
+    ]
+    if not known:
+        return short(None)
+    texts = [f"{100 * v:.1f} %" if quantity.share and v is not None else short(v) for _, v in known]
+    if quantity.id == "effective_rank":
+        return ", ".join(f"{words} {text}" for (words, _), text in zip(known, texts, strict=True))
+    first, *others = zip(known, texts, strict=True)
+    return ", ".join([first[1], *(f"{words} {text}" for (words, _), text in others)])

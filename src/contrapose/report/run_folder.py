@@ -1,0 +1,270 @@
+"""Read a run folder as far as it was written: what is missing or damaged becomes a notice.
+
+Only `recipe.json` is required: it says that the folder is a run, and of which format version.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from contrapose.report.pictures import Pictures, read_pictures
+
+FORMAT = 1  # the run-folder version that this package reads
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something about a run that a reader must know before trusting the page."""
+
+    level: Literal["info", "warn", "bad"]
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One quantity over training; None where the recorded value was not finite (drawn as a gap)."""
+
+    step: tuple[float, ...]
+    epoch: tuple[float | None, ...]
+    value: tuple[float | None, ...]
+
+    @property
+    def last(self) -> float | None:
+        """The last finite value."""
+        return next((v for v in reversed(self.value) if v is not None), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that one run folder says, cleaned for display."""
+
+    path: Path
+    recipe: Json
+    data: Json
+    command: str
+    version: str
+    environment: Json
+    status: Json
+    curves: Mapping[str, Curve]
+    scores: tuple[Json, ...]
+    verdict: tuple[Json, ...]
+    signals: Json
+    pictures: Pictures
+    notices: tuple[Notice, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name or str(self.path)
+
+    @property
+    def raw_recipe(self) -> str:
+        return json.dumps(self.recipe, indent=2, ensure_ascii=False)
+
+
+def read_run(path: Path) -> Run:
+    """Read the run folder at `path`.
+
+    Raises FileNotFoundError when there is no folder or no recipe.json in it, and ValueError when
+    recipe.json is damaged or of another format version. Any other file may be missing or cut off:
+    `Run.notices` says so.
+    """
+    path = Path(path)
+    top = _recipe(path)
+    notices: list[Notice] = []
+    status = _object(path / "status.json", notices)
+    environment = _object(path / "environment.json", notices)
+    diagnosis = _object(path / "diagnosis.json", notices)
+    return Run(
+        path=path,
+        recipe=_as_object(top.get("recipe")),
+        data=_as_object(top.get("data")),
+        command=str(top.get("command") or ""),
+        version=str(top.get("contrapose") or "unknown"),
+        environment=environment,
+        status=status,
+        curves=_curves(path / "metrics.jsonl", notices),
+        scores=_records(_read(path / "evaluation.json", notices), "evaluation.json", notices),
+        verdict=_records(diagnosis.get("verdict"), "diagnosis.json: verdict", notices),
+        signals=_as_object(diagnosis.get("signals")),
+        pictures=_pictures(path / "pictures.npz", notices),
+        notices=(*_state(status), *notices),
+    )
+
+
+def _recipe(path: Path) -> Json:
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is not a folder; a run folder is made by `contrapose train`"
+        )
+    file = path / "recipe.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} is not a run folder: it has no recipe.json; "
+            "pass a folder made by `contrapose train`"
+        )
+    try:
+        top = json.loads(file.read_text(encoding="utf-8"), parse_constant=str)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); restore the file or train again"
+        ) from error
+    if not isinstance(top, dict) or "format" not in top:
+        raise ValueError(
+            f"{file} names no run-folder format; it was not written by `contrapose train`"
+        )
+    if top["format"] != FORMAT:
+        raise ValueError(
+            f"{path} is a run folder of format {top['format']!r}, written by contrapose "
+            f"{top.get('contrapose', 'of unknown version')}; this one reads format {FORMAT}: "
+            f"install that version to read it, or train again with this one"
+        )
+    return top
+
+
+def _state(status: Json) -> list[Notice]:
+    """What the reader must know about how the run ended; nothing when it finished."""
+    state, reason = status.get("state"), status.get("reason")
+    so_far = ""
+    if status.get("epoch") is not None and status.get("epochs") is not None:
+        so_far = f" at epoch {status['epoch']:g} of {status['epochs']:g}"
+    because = f": {reason}" if reason else ""
+    if state == "failed":
+        return [Notice(level="bad", sentence=f"This run failed{so_far}{because}")]
+    if state == "interrupted":
+        return [Notice(level="warn", sentence=f"This run was interrupted{so_far}{because}")]
+    if state == "running":
+        sentence = (
+            f"This run had not ended{so_far} when the page was written; it may still be going"
+        )
+        return [Notice(level="info", sentence=sentence)]
+    return []
+
+
+def _read(file: Path, notices: list[Notice]) -> Any:
+    """The JSON value in `file`, or None (with a notice) when it is missing or damaged."""
+    try:
+        return _finite(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        notices.append(Notice(level="info", sentence=f"{file.name} is missing"))
+    except (ValueError, OSError) as error:
+        notices.append(
+            Notice(level="warn", sentence=f"{file.name} is damaged and left out ({error})")
+        )
+    return None
+
+
+def _object(file: Path, notices: list[Notice]) -> Json:
+    value = _read(file, notices)
+    if value is not None and not isinstance(value, dict):
+        notices.append(
+            Notice(level="warn", sentence=f"{file.name} holds no object and is left out")
+        )
+    return _as_object(value)
+
+
+def _as_object(value: object) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _records(value: Any, source: str, notices: list[Notice]) -> tuple[Json, ...]:
+    rows = value if isinstance(value, list) else []
+    good = tuple(row for row in rows if isinstance(row, dict))
+    if value is not None and (not isinstance(value, list) or len(good) < len(rows)):
+        notices.append(
+            Notice(level="warn", sentence=f"{source}: entries that are no objects are left out")
+        )
+    return good
+
+
+def _finite(value: Any) -> Any:
+    """JSON's NaN and infinities become None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
+
+
+def _curves(file: Path, notices: list[Notice]) -> dict[str, Curve]:
+    """metrics.jsonl by quantity. A step recorded twice (a resumed run) counts as recorded last."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        notices.append(
+            Notice(level="info", sentence="metrics.jsonl is missing, so there are no curves")
+        )
+        return {}
+    rows: dict[float, Json] = {}
+    dropped: list[int] = []
+    for number, line in enumerate(lines):
+        row = _metrics_row(line)
+        if row is not None:
+            rows[row["step"]] = row
+        elif line.strip():
+            dropped.append(number)
+    if dropped == [len(lines) - 1]:
+        sentence = "The last line of metrics.jsonl is cut off and left out"
+        notices.append(Notice(level="info", sentence=sentence))
+    elif dropped:
+        sentence = (
+            f"{len(dropped)} of {len(lines)} lines of metrics.jsonl cannot be read and are left out"
+        )
+        notices.append(Notice(level="warn", sentence=sentence))
+    notices.extend(_not_finite(rows))
+    ordered = [rows[step] for step in sorted(rows)]
+    names = dict.fromkeys(name for row in ordered for name in row if name not in ("step", "epoch"))
+    return {
+        name: _curve([row for row in ordered if _number(row.get(name))], name) for name in names
+    }
+
+
+def _metrics_row(line: str) -> Json | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not _number(row.get("step")) or not math.isfinite(row["step"]):
+        return None
+    return row
+
+
+def _curve(rows: list[Json], name: str) -> Curve:
+    epoch: list[Any] = [row.get("epoch") for row in rows]
+    return Curve(
+        step=tuple(float(row["step"]) for row in rows),
+        epoch=tuple(float(e) if _number(e) and math.isfinite(e) else None for e in epoch),
+        value=tuple(_finite(float(row[name])) for row in rows),
+    )
+
+
+def _not_finite(rows: Mapping[float, Json]) -> list[Notice]:
+    steps: dict[str, list[float]] = {}
+    for step, row in rows.items():
+        for name, value in row.items():
+            if _number(value) and not math.isfinite(value):
+                steps.setdefault(name, []).append(step)
+    return [
+        Notice(
+            level="warn",
+            sentence=f"{name} was not finite in {len(at)} of {len(rows)} records, "
+            f"first at step {min(at):g}",
+        )
+        for name, at in steps.items()
+    ]
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _pictures(file: Path, notices: list[Notice]) -> Pictures:
+    pictures, left_out = read_pictures(file)
+    notices.extend(Notice(level="info", sentence=sentence) for sentence in left_out)
+    return pictures
