@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrapose.augment import center
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 
@@ -37,8 +38,6 @@ def embed(
     precision="bf16" runs the network under autocast. Raises ValueError for an empty set and where
     an output is not finite.
     """
-    from contrapose.augment import center  # where the views are made, and their evaluation twin
-
     if len(images) == 0:
         raise ValueError(f"embed: {images.name} ({images.split}) has no images")
     if precision not in ("fp32", "bf16"):
