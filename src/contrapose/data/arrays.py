@@ -5,7 +5,7 @@ ways is an error. Values: uint8 as it is, bool as black and white, uint16 divide
 integers in 0..255, floats in [0, 1] or in [0, 255]; anything else is an error. Never pickles.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from contrapose.data.decode import Fit, Header, to_square
+from contrapose.data.decode import BinaryFile, Fit, Header, to_square
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import encode
 from contrapose.data.load import Listing
@@ -42,6 +42,7 @@ class Rows:
     rows: np.ndarray
     scale: float | None = 1.0  # to 0..255; None = uint8 already
     stamp: tuple[object, ...] = ()  # name, size and time of the file behind the rows
+    place: str = ""  # nothing worth keeping: an array is its own decoded copy
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,20 +50,25 @@ class Rows:
     def name(self, i: int) -> str:
         return f"{self.what}[{i}]"
 
-    def header(self, i: int) -> Header:
+    def headers(self, index: Sequence[int]) -> list[Header | Exception]:
         _, height, width, channels = self.rows.shape
         notes = ("with transparency, laid on white",) if channels == 4 else ()
-        return Header(width, height, _MODE[channels], notes)
+        return [Header(width, height, _MODE[channels], notes)] * len(index)
 
-    def square(self, i: int, side: int, channels: int, fit: Fit) -> UInt8[np.ndarray, "C S S"]:
-        row = self.rows[i]
+    def squares(
+        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], fit: Fit
+    ) -> dict[int, Exception]:
+        rows = self.rows[index]
         if self.scale is not None:
-            row = np.rint(row * self.scale).astype(np.uint8)
-        if row.shape == (side, side, channels):
-            plain: UInt8[np.ndarray, "C S S"] = row.transpose(2, 0, 1)
-            return plain
-        image = Image.fromarray(np.ascontiguousarray(row[..., 0] if row.shape[2] == 1 else row))
-        return to_square(image, side, channels, fit)
+            rows = np.rint(rows * self.scale).astype(np.uint8)
+        channels, side = out.shape[1:3]
+        if rows.shape[1:] == (side, side, channels):
+            out[:] = rows.transpose(0, 3, 1, 2)
+            return {}
+        for place, row in enumerate(rows):
+            image = Image.fromarray(np.ascontiguousarray(row[..., 0] if row.shape[2] == 1 else row))
+            out[place] = to_square(image, side, channels, fit)
+        return {}
 
     def identity(self) -> bytes:
         parts = [np.ascontiguousarray(row).data for row in self.rows] if not self.stamp else []
@@ -74,8 +80,9 @@ def from_array(
 ) -> Listing:
     """Images and labels from arrays, tensors or lists. Raises ValueError for a layout, type or
     range of values that could mean two things."""
-    rows = _rows(_numpy(x, what), what)
-    label, classes = (None, ()) if y is None else encode(_numpy(y, "labels"), len(rows))
+    y = None if y is None else _numpy(y, "labels")
+    rows = _rows(_numpy(x, what), what, n=None if y is None else len(y))
+    label, classes = (None, ()) if y is None else encode(y, len(rows))
     return Listing(rows, split, label, classes)
 
 
@@ -83,7 +90,7 @@ def from_npy(path: Path, split: str) -> Listing:
     """Images of a `.npy` file, mapped into memory rather than read."""
     if split != "train":
         raise NoSuchSplit(f"{path}: a .npy file has no {split!r} split; hold out a part of it")
-    x = _load(path, mmap=True)
+    x = _load(path)
     assert isinstance(x, np.ndarray)
     stat = path.stat()
     rows = _rows(x, str(path), stamp=(path.name, stat.st_size, stat.st_mtime_ns))
@@ -94,7 +101,7 @@ def from_npz(path: Path, split: str) -> Listing:
     """Images and labels of a `.npz` file, by the names of `IMAGE_KEYS` and `LABEL_KEYS`."""
     if split not in ("train", "test"):
         raise NoSuchSplit(f"{path}: a .npz file has no {split!r} split")
-    with _load(path) as file:
+    with path.open("rb") as raw, _load(path, raw) as file:
         found = set(file.files)
         keys = {kind: _first(found, names) for kind, names in IMAGE_KEYS.items()}
         part = "all" if split == "train" and keys["train"] is None else split
@@ -134,19 +141,21 @@ def _numpy(x: object, what: str) -> np.ndarray:
     return array
 
 
-def _rows(x: np.ndarray, what: str, stamp: tuple[object, ...] = ()) -> Rows:
+def _rows(x: np.ndarray, what: str, stamp: tuple[object, ...] = (), n: int | None = None) -> Rows:
     if x.dtype.hasobject or x.dtype.kind not in "buif":
         raise ValueError(f"{what}: values of type {x.dtype} are not pixels; use uint8 or float32")
     if x.size == 0:
         raise ValueError(f"{what}: shape {list(x.shape)} holds no image")
-    rows = _last(x, what)
+    rows = _last(x, what, n)
     scale = _scale(x, what)
     return Rows(what, rows, scale, stamp)
 
 
-def _last(x: np.ndarray, what: str) -> np.ndarray:
-    """The array as [N H W C]."""
+def _last(x: np.ndarray, what: str, n: int | None) -> np.ndarray:
+    """The array as [N H W C]. `n`, the number of labels, tells n grey images from one image."""
     shape = list(x.shape)
+    if x.ndim == 3 and shape[0] == n:
+        return x[..., None]
     if x.ndim == 3:
         if shape[2] in (3, 4) and shape[1] > 4 and shape[0] > 4:
             raise ValueError(
@@ -209,9 +218,11 @@ def _scale(x: np.ndarray, what: str) -> float | None:
     return 255.0 if high <= 1 else 1.0
 
 
-def _load(path: Path, mmap: bool = False) -> Any:
+def _load(path: Path, file: BinaryFile | None = None) -> Any:
     try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        if file is None:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         if isinstance(error, PermissionError):
             raise
@@ -224,9 +235,9 @@ def _load(path: Path, mmap: bool = False) -> Any:
         raise ValueError(f"{path}: not a whole NumPy file ({error})") from None
 
 
-def _member(file: Mapping[str, np.ndarray], path: Path, key: str) -> np.ndarray:
+def _member(file: Any, path: Path, key: str) -> np.ndarray:
     try:
-        return file[key]
+        return np.asarray(file[key])
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise ValueError(

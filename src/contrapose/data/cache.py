@@ -1,7 +1,34 @@
-"""Where downloads and converted copies lie."""
+"""Where sets lie, and decoded squares kept from one run to the next.
 
+Decoding CIFAR-10 takes seconds, reading its squares back a fraction of one. The key of a copy is
+the files' place, names, sizes and times: a changed file makes another copy. CONTRAPOSE_CACHE=off
+keeps nothing.
+"""
+
+import json
 import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from contrapose.data.images import Skipped
+
+_KEPT = 8 * 2**30  # bytes of squares in the cache folder; the oldest copies go first
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The outcome of decoding a source."""
+
+    squares: UInt8[np.ndarray, "N C S S"]
+    good: list[int]  # the position in the source of each square
+    bad: Mapping[int, Skipped]  # position in the source -> why it has none
+    notes: Mapping[str, int]
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -9,6 +36,65 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("CONTRAPOSE_DATA") or "~/.cache/contrapose").expanduser()
 
 
-def cache_root() -> Path:
-    """$CONTRAPOSE_CACHE, else ~/.cache/contrapose."""
-    return Path(os.environ.get("CONTRAPOSE_CACHE") or "~/.cache/contrapose").expanduser()
+def cache_root() -> Path | None:
+    """$CONTRAPOSE_CACHE, else ~/.cache/contrapose; None when it is `off`."""
+    said = os.environ.get("CONTRAPOSE_CACHE") or "~/.cache/contrapose"
+    return None if said == "off" else Path(said).expanduser()
+
+
+def recall(key: str) -> Decoded | None:
+    """What `keep` stored under the key, if it is there and whole."""
+    path = _path(key)
+    if path is None or not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            said = json.loads(str(file["said"]))
+            squares = file["squares"]
+        os.utime(path)  # used last
+        bad = {int(i): Skipped(*both) for i, both in said["bad"].items()}
+        return Decoded(squares, said["good"], bad, said["notes"])
+    except Exception:  # whatever a damaged copy raises: decode again, and overwrite it
+        return None
+
+
+def keep(key: str, decoded: Decoded) -> None:
+    """Stores a copy beside and renames it. Warns, and goes on, where that is not possible."""
+    path = _path(key)
+    if path is None or decoded.squares.nbytes > _KEPT:
+        return
+    said = {
+        "good": decoded.good,
+        "bad": {i: (skipped.path, skipped.reason) for i, skipped in decoded.bad.items()},
+        "notes": dict(decoded.notes),
+    }
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(path.parent, _KEPT - decoded.squares.nbytes)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            part = file.name
+            np.savez(file, squares=decoded.squares, said=np.array(json.dumps(said)))
+        os.replace(part, path)
+    except OSError as error:
+        if part is not None and os.path.exists(part):
+            os.unlink(part)
+        warnings.warn(
+            f"decoded images could not be kept in {path.parent} ({error}); they will be decoded"
+            " again next time (CONTRAPOSE_CACHE names another folder, or `off`)",
+            stacklevel=2,
+        )
+
+
+def _path(key: str) -> Path | None:
+    root = cache_root()
+    return None if root is None else root / "squares" / f"{key}.npz"
+
+
+def _make_room(folder: Path, room: int) -> None:
+    copies = sorted(folder.glob("*.npz"), key=lambda p: p.stat().st_mtime, reverse=True)
+    total = 0
+    for copy in copies:
+        total += copy.stat().st_size
+        if total > room:
+            copy.unlink(missing_ok=True)

@@ -45,17 +45,18 @@ def from_folder(root: Path, split: str) -> Listing:
                 f"{root}: no {split!r} split; name a subfolder {split}/ beside train/, or hold out"
                 " a part of the images"
             )
-        return _listing(root, "all", [root])
+        return _listing(root, "all", _classes([root]))
+    classes = _classes(list(parts.values()))
     wanted = [parts[name] for name in SPLITS[split] if name in parts]
     if not wanted:
         raise NoSuchSplit(f"{root}: no {split!r} split; its subfolders are {', '.join(parts)}")
     # the first that has classes: a test/ without labels serves less than a val/ with them
-    part = next((p for p in wanted if _subfolders(p)), wanted[0])
-    return _listing(part, split, list(parts.values()))
+    part = next((p for p in wanted if classes & {f.name for f in _subfolders(p)}), wanted[0])
+    return _listing(part, split, classes)
 
 
-def _listing(part: Path, split: str, all_parts: list[Path]) -> Listing:
-    names = sorted({folder.name for p in all_parts for folder in _subfolders(p)})
+def _listing(part: Path, split: str, classes: set[str]) -> Listing:
+    names = sorted(classes)
     tree = _Tree()
     _walk(part, tree, ())
     _report_nothing(part, tree)
@@ -67,8 +68,13 @@ def _listing(part: Path, split: str, all_parts: list[Path]) -> Listing:
     notes = {f"{suffix} files ignored": n for suffix, n in sorted(tree.ignored.items())}
     if part.name.lower() not in (split, "train") and split != "all":
         notes[f"read from {part.name}/"] = len(tree.files)
-    source = Encoded(tree.files, lambda i: open(tree.files[i], "rb"), lambda: _stamp(tree, part))
-    if len(names) < 2:
+    source = Encoded(
+        tree.files,
+        open=lambda i: open(tree.files[i], "rb"),
+        stamp=lambda: _stamp(tree, part),
+        place=str(part.resolve()),
+    )
+    if not names:
         return Listing(source, split, skipped=tuple(tree.skipped), notes=notes)
     label = torch.tensor([place.get(name, UNLABELLED) for name in first], dtype=torch.int64)
     if outside := int((label < 0).sum()):
@@ -83,6 +89,12 @@ def _splits(root: Path) -> dict[str, Path]:
     found = {folder.name.lower(): folder for folder in folders if folder.name.lower() in known}
     training = any(name in found for name in SPLITS["train"])
     return found if training or len(found) == len(folders) else {}
+
+
+def _classes(parts: list[Path]) -> set[str]:
+    """The subfolder names of the splits that have two or more: one folder is no distinction."""
+    names = [[folder.name for folder in _subfolders(part)] for part in parts]
+    return {name for found in names if len(found) > 1 for name in found}
 
 
 def _subfolders(root: Path) -> list[Path]:

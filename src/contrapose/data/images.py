@@ -5,9 +5,9 @@ one law: `batch(index)` is the images at `index`, in that order, whatever the de
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from contrapose.data.decode import Fit, Header
-from contrapose.data.threads import each
+from contrapose.data.threads import chunks, each
 
 CPU = torch.device("cpu")
+TINY = 96  # px; smaller images spend their time in Python, where threads do not help
 
 
 class NoSuchSplit(ValueError):
@@ -32,16 +33,23 @@ class Skipped:
     reason: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """N images before decoding: files, Parquet rows or array rows."""
 
+    @property
+    def place(self) -> str: ...  # the folder of its files; "" = not from files
+
     def __len__(self) -> int: ...
     def name(self, i: int) -> str: ...
-    def header(self, i: int) -> Header: ...
-    def square(self, i: int, side: int, channels: int, fit: Fit) -> UInt8[np.ndarray, "C S S"]: ...
+    def headers(self, index: Sequence[int]) -> list[Header | Exception]: ...
+    def squares(
+        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], fit: Fit
+    ) -> dict[int, Exception]: ...  # fills `out`; what failed, by its place in `index`
     def identity(self) -> bytes: ...  # digest of what the source holds, without decoding it
 
 
+@runtime_checkable
 class Pixels(Protocol):
     """Where the squares of an `ImageSet` come from."""
 
@@ -94,17 +102,18 @@ class OnAccess:
         wanted = self.position[index.cpu()].tolist()
         out = np.empty((len(wanted), self.channels, self.side, self.side), np.uint8)
 
-        def one(place: int) -> None:
-            i = wanted[place]
-            try:
-                out[place] = self.source.square(i, self.side, self.channels, self.fit)
-            except Exception as error:
+        def some(chunk: range) -> None:
+            part = out[chunk.start : chunk.stop]
+            for place, error in self.source.squares(
+                wanted[chunk.start : chunk.stop], part, self.fit
+            ).items():
+                name = self.source.name(wanted[chunk.start + place])
                 raise ValueError(
-                    f"{self.source.name(i)}: its header was readable but decoding failed"
-                    f" ({reason(error)}); repair or remove the file and open the set again"
+                    f"{name}: its header was readable but decoding failed ({reason(error)});"
+                    " repair or remove the file and open the set again"
                 ) from error
 
-        each(one, range(len(wanted)))
+        each(some, chunks(len(wanted), at_most=1 if self.side > TINY else 32))
         return torch.from_numpy(out).to(self.device)
 
     def subset(self, index: Int[Tensor, " B"]) -> "OnAccess":

@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from contrapose.data.decode import Fit, Header, read_header, read_square
+from contrapose.data.cache import Decoded, keep, recall
+from contrapose.data.decode import BinaryFile, Fit, Header, open_image, read_header, to_square
 from contrapose.data.images import (
+    TINY,
     ImageSet,
     InMemory,
     OnAccess,
@@ -27,11 +28,12 @@ from contrapose.data.images import (
     digest,
     reason,
 )
-from contrapose.data.threads import each
+from contrapose.data.threads import chunks, each
 
 _USUAL_SIDE = 224  # px, for photographs of different sizes
 _LARGEST_OWN_SIDE = 256  # px; a side that all images share is kept up to here
 _CHUNK = 64  # images per task
+_FORMAT = 1  # of the kept squares; another way of decoding is another number
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +53,9 @@ class Encoded:
     """Encoded images, in files or in memory: `open(i)` gives the bytes of image i."""
 
     names: Sequence[str]
-    open: Callable[[int], BinaryIO]
+    open: Callable[[int], BinaryFile]
     stamp: Callable[[], bytes]  # digest of names, sizes and times
+    place: str  # the folder that holds the files
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,13 +63,28 @@ class Encoded:
     def name(self, i: int) -> str:
         return self.names[i]
 
-    def header(self, i: int) -> Header:
-        with self.open(i) as file:
-            return read_header(file)
+    def headers(self, index: Sequence[int]) -> list[Header | Exception]:
+        found: list[Header | Exception] = []
+        for i in index:
+            try:
+                with self.open(i) as file:
+                    found.append(read_header(file))
+            except Exception as error:
+                found.append(error)
+        return found
 
-    def square(self, i: int, side: int, channels: int, fit: Fit) -> UInt8[np.ndarray, "C S S"]:
-        with self.open(i) as file:
-            return read_square(file, side, channels, fit)
+    def squares(
+        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], fit: Fit
+    ) -> dict[int, Exception]:
+        failed = {}
+        channels, side = out.shape[1:3]
+        for place, i in enumerate(index):
+            try:
+                with self.open(i) as file, open_image(file) as image:
+                    out[place] = to_square(image, side, channels, fit)
+            except Exception as error:
+                failed[place] = error
+        return failed
 
     def identity(self) -> bytes:
         return self.stamp()
@@ -84,79 +102,124 @@ def load(
 ) -> ImageSet:
     """Reads a listing. Raises ValueError when nothing, or too little, of it can be read."""
     source = listing.source
-    total = len(source) + len(listing.skipped)
-    with _quiet():
-        headers, bad = _scan(source)
-        _refuse(name, total, [*listing.skipped, *bad.values()], max_bad_share)
-        good = [i for i in range(len(source)) if i not in bad]
-        side = size or _side([headers[i].short for i in good])
-        C = channels or (1 if all(headers[i].grey for i in good) else 3)
 
-        pixels: Pixels
-        if len(good) * C * side * side > memory:
-            pixels = OnAccess(source, torch.tensor(good), side, C, fit)
-        else:
-            squares, failed = _decode(source, good, side, C, fit)
-            if failed:
-                bad |= failed
-                _refuse(name, total, [*listing.skipped, *bad.values()], max_bad_share)
-                squares = squares[[k for k, i in enumerate(good) if i not in failed]]
-                good = [i for i in good if i not in failed]
-            pixels = InMemory(torch.from_numpy(squares))
+    def check(bad: Mapping[int, Skipped]) -> None:
+        every = [*listing.skipped, *(bad[i] for i in sorted(bad))]
+        _refuse(name, len(source) + len(listing.skipped), every, max_bad_share)
+
+    pixels: Pixels
+    key = ""
+    if source.place:
+        how = repr((_FORMAT, source.place, size, channels, fit))
+        key = digest(source.identity(), how.encode())
+    kept = recall(key) if key else None
+    if kept is not None and kept.squares.nbytes <= memory:
+        check(kept.bad)
+        pixels, good, bad, notes = (
+            InMemory(torch.from_numpy(kept.squares)),
+            kept.good,
+            kept.bad,
+            kept.notes,
+        )
+    else:
+        with _quiet():
+            pixels, good, bad, notes, slow = _read(source, check, size, channels, fit, memory)
+        if slow and key and isinstance(pixels, InMemory):
+            keep(key, Decoded(pixels.pixels.numpy(), good, bad, notes))
 
     label = None if listing.label is None else listing.label[good]
     if label is not None and not (label >= 0).any():
         label = None
+    classes = () if label is None else listing.classes
+    C, side = _shape(pixels)
     if isinstance(pixels, InMemory):
         content: bytes | memoryview = pixels.pixels.numpy().data
     else:
         content = source.identity() + repr((side, C, fit, sorted(bad))).encode()
+    labels = b"" if label is None else label.numpy().tobytes()
     return ImageSet(
         name=name,
         split=listing.split,
         pixels=pixels,
         label=label,
-        classes=() if label is None else listing.classes,
+        classes=classes,
         channels=C,
         size=side,
-        fingerprint=digest(
-            content,
-            b"" if label is None else label.numpy().tobytes(),
-            "\n".join(listing.classes).encode(),
-        ),
+        fingerprint=digest(content, labels, "\n".join(classes).encode()),
         skipped=(*listing.skipped, *(bad[i] for i in sorted(bad))),
-        notes=dict(listing.notes) | _conversions([headers[i] for i in good], side, C, fit),
+        notes={**listing.notes, **notes},
     )
 
 
+def _read(
+    source: Source,
+    check: Callable[[Mapping[int, Skipped]], None],
+    size: int | None,
+    channels: int | None,
+    fit: Fit,
+    memory: int,
+) -> tuple[Pixels, list[int], dict[int, Skipped], dict[str, int], bool]:
+    """(pixels, positions read, positions skipped, conversions, whether it took long)"""
+    headers, bad = _scan(source)
+    check(bad)
+    good = [i for i in range(len(source)) if i not in bad]
+    side = size or _side([headers[i].short for i in good])
+    C = channels or (1 if all(headers[i].grey for i in good) else 3)
+    pixels: Pixels
+    if len(good) * C * side * side > memory:
+        pixels = OnAccess(source, torch.tensor(good), side, C, fit)
+    else:
+        squares, failed = _decode(source, good, headers, side, C, fit)
+        if failed:
+            bad |= failed
+            check(bad)
+            squares = squares[[k for k, i in enumerate(good) if i not in failed]]
+            good = [i for i in good if i not in failed]
+        pixels = InMemory(torch.from_numpy(squares))
+    notes = _conversions([headers[i] for i in good], side, C, fit)
+    return pixels, good, bad, notes, _slow(headers)
+
+
+def _shape(pixels: Pixels) -> tuple[int, int]:
+    if isinstance(pixels, InMemory):
+        return pixels.pixels.shape[1], pixels.pixels.shape[2]
+    assert isinstance(pixels, OnAccess)
+    return pixels.channels, pixels.side
+
+
 def _scan(source: Source) -> tuple[list[Header], dict[int, Skipped]]:
-    headers, bad = [Header(0, 0, "")] * len(source), dict[int, Skipped]()
-
-    def some(chunk: range) -> None:
-        for i in chunk:
-            try:
-                headers[i] = source.header(i)
-            except Exception as error:
-                bad[i] = Skipped(source.name(i), _said(error))
-
-    each(some, _chunks(len(source)))
-    return headers, bad
+    found = [h for part in each(source.headers, chunks(len(source), _CHUNK)) for h in part]
+    bad = {
+        i: Skipped(source.name(i), _said(h))
+        for i, h in enumerate(found)
+        if isinstance(h, Exception)
+    }
+    return [Header(0, 0, "") if isinstance(h, Exception) else h for h in found], bad
 
 
 def _decode(
-    source: Source, good: list[int], side: int, channels: int, fit: Fit
+    source: Source, good: list[int], headers: list[Header], side: int, channels: int, fit: Fit
 ) -> tuple[UInt8[np.ndarray, "N C S S"], dict[int, Skipped]]:
     squares, bad = np.zeros((len(good), channels, side, side), np.uint8), dict[int, Skipped]()
 
     def some(chunk: range) -> None:
-        for k in chunk:
-            try:
-                squares[k] = source.square(good[k], side, channels, fit)
-            except Exception as error:
-                bad[good[k]] = Skipped(source.name(good[k]), _said(error))
+        index = good[chunk.start : chunk.stop]
+        failed = source.squares(index, squares[chunk.start : chunk.stop], fit)
+        for place, error in failed.items():
+            bad[index[place]] = Skipped(source.name(index[place]), _said(error))
 
-    each(some, _chunks(len(good)))
+    area = sum(headers[i].width * headers[i].height for i in good) / len(good)
+    if area > TINY**2:
+        each(some, chunks(len(good), _CHUNK))
+    else:
+        for chunk in chunks(len(good), _CHUNK):
+            some(chunk)
     return squares, bad
+
+
+def _slow(headers: list[Header]) -> bool:
+    # about a second: 150 us an image and 10 ns a pixel
+    return 150e-6 * len(headers) + 10e-9 * sum(h.width * h.height for h in headers) > 1
 
 
 def _side(shorts: list[int]) -> int:
@@ -202,10 +265,6 @@ def _said(error: Exception) -> str:
     if "decompression bomb" in text:
         return f"{text}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
     return text
-
-
-def _chunks(n: int) -> list[range]:
-    return [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
 
 
 @contextmanager

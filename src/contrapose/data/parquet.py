@@ -11,7 +11,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contrapose.data.cache import cache_root
+from contrapose.data.decode import BinaryFile
 from contrapose.data.folder import SPLITS
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import UNLABELLED, encode
@@ -39,8 +40,8 @@ class _Columns:
 class _Column:
     """The encoded images: row i of a column that lies in chunks, in memory or in a mapped file."""
 
-    bytes: list[pa.BinaryArray]
-    path: list[pa.StringArray | None]
+    bytes: list[Any]  # Arrow arrays
+    path: list[Any]  # likewise, or None
     folder: Path
     start: np.ndarray = field(init=False)  # the first row of each chunk
 
@@ -48,7 +49,7 @@ class _Column:
         start = np.cumsum([0, *(len(chunk) for chunk in self.bytes)])
         object.__setattr__(self, "start", start)
 
-    def open(self, i: int) -> BinaryIO:
+    def open(self, i: int) -> BinaryFile:
         chunk = int(np.searchsorted(self.start, i, side="right")) - 1
         row = i - int(self.start[chunk])
         data = self.bytes[chunk][row].as_py()
@@ -83,7 +84,7 @@ def from_parquet(root: Path, split: str, memory: int) -> Listing:
     columns = _columns(chosen[0])
     column = _read(chosen, columns.image, memory)
     names = [f"{file}[{row}]" for file in chosen for row in range(_open(file).metadata.num_rows)]
-    source = Encoded(names, column.open, lambda: _stamp(chosen))
+    source = Encoded(names, column.open, lambda: _stamp(chosen), place=str(root.resolve()))
     found = split if chosen is by_split.get(split) and len(by_split) > 1 else "all"
     if columns.label is None:
         return Listing(source, found)
@@ -112,8 +113,9 @@ def _open(file: Path) -> Any:
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, PermissionError | FileNotFoundError):
             raise
-        start = file.open("rb").read(40)
-        why = "a Git LFS pointer; fetch the file itself" if start[:7] == b"version" else str(error)
+        with file.open("rb") as start:
+            pointer = start.read(7) == b"version"
+        why = "a Git LFS pointer; fetch the file itself" if pointer else str(error)
         raise ValueError(f"{file}: not a whole Parquet file ({why})") from None
 
 
@@ -199,7 +201,13 @@ def _bytes(file: Path, column: str) -> int:
 
 def _mapped(files: list[Path], column: str, size: int) -> list[Any]:
     """The column as an Arrow file in the cache folder, mapped into memory."""
-    copy = cache_root() / "arrow" / f"{_stamp(files).decode()}.arrow"
+    root = cache_root()
+    if root is None:
+        raise ValueError(
+            f"{files[0].parent}: its images take {size / 2**30:.1f} GiB, more than `memory`, and"
+            " CONTRAPOSE_CACHE=off leaves no place to map them from; raise one or the other"
+        )
+    copy = root / "arrow" / f"{digest(_stamp(files), str(files[0].resolve()).encode())}.arrow"
     if not copy.exists():
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,11 @@ def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         raise
 
 
+def chunks(n: int, at_most: int) -> list[range]:
+    """0..n-1 in runs of `at_most`."""
+    return [range(start, min(start + at_most, n)) for start in range(0, n, at_most)]
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
