@@ -1,7 +1,7 @@
 """From what was drawn to pixels: crop and flip, then the steps of a policy in their order."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -13,6 +13,7 @@ from contrapose.augment.crop import resized_crop
 from contrapose.augment.resample import Filter
 
 
+@runtime_checkable
 class Step(Protocol):
     """One augmentation as drawn for a batch: `step[rows]` is the draw of these rows, `step(image)`
     applies it in place to a float batch in [0, 1].
