@@ -142,9 +142,17 @@ def test_pairs_of_other_rows_are_refused(z):
         Pairs("same")
 
 
-def test_group_sums_and_means_are_over_the_other_rows(z):
-    mean, count = similarity.positive_mean(z, GROUP)
-    assert count.tolist() == [0, 2, 2, 1, 0, 1, 2]
-    torch.testing.assert_close(mean[1], (z[2] + z[6]) / 2)
-    assert (mean[0] == 0).all()
+def test_similarity_to_positives_is_over_the_other_rows(z):
+    similarity_, count = similarity.positive_similarity(z, GROUP)
+    assert count.tolist() == [0, 2, 2, 1, 0, 1, 2] == similarity.positive_count(GROUP).tolist()
+    torch.testing.assert_close(similarity_[1], (z[1] @ z[2] + z[1] @ z[6]) / 2)
+    assert similarity_[0].abs() < 1e-12
     torch.testing.assert_close(similarity.group_sum(z, GROUP)[0], z[1] + z[2] + z[6])
+
+
+@pytest.mark.parametrize("group", [GROUP, 5 - 10**10 * GROUP], ids=["small", "any"])
+def test_gradient_of_the_similarity_to_positives(z, group):
+    def f(z):
+        return similarity.positive_similarity(z, group)[0]
+
+    assert torch.autograd.gradcheck(f, z.requires_grad_())

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
-from contrapose.similarity import everyone, negatives, positive_mean, safe_logsumexp, topk
+from contrapose.similarity import everyone, negatives, positive_similarity, safe_logsumexp, topk
 
 
 def hard(
@@ -26,8 +26,8 @@ def hard(
     check_groups("hard", z, group)
     check_positive("hard", temperature=temperature)
     every = everyone(z)
-    mean, count = positive_mean(z, group, every)
-    pull = (z * mean).sum(dim=1) / temperature
+    similarity, count = positive_similarity(z, group, every)
+    pull = similarity / temperature
     nearest, _ = topk(z, every, k, pairs=negatives(group))
     push = safe_logsumexp(nearest / temperature)
     return mean_over_anchors("hard", torch.logaddexp(pull, push) - pull, where=count > 0)

@@ -23,7 +23,7 @@ from contrapose.similarity import (
     negatives,
     others,
     positive_count,
-    positive_mean,
+    positive_similarity,
     positives,
 )
 
@@ -73,8 +73,8 @@ def dcl(
     """
     _check("dcl", z, group, temperature)
     every = everyone(z)
-    mean, count = positive_mean(z, group, every)
-    pull = (z * mean).sum(dim=1) / temperature
+    similarity, count = positive_similarity(z, group, every)
+    pull = similarity / temperature
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
     where = (count > 0) & (push > -math.inf)
     return mean_over_anchors("dcl", push - pull, where, lacking="a positive and a negative")
@@ -93,8 +93,8 @@ def align_uniform(
     check_groups("align_uniform", z, group)
     check_positive("align_uniform", t=t)
     every = everyone(z)
-    mean, count = positive_mean(z, group, every)
-    align = mean_over_anchors("align_uniform", 2 - 2 * (z * mean).sum(dim=1), where=count > 0)
+    similarity, count = positive_similarity(z, group, every)
+    align = mean_over_anchors("align_uniform", 2 - 2 * similarity, where=count > 0)
     if len(every) < 2:
         return align
     rows = everyone(logsumexp(z, every, scale=2 * t, pairs=others(len(z), z.device)))
@@ -105,8 +105,8 @@ def align_uniform(
 def _supcon(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> Float[Tensor, ""]:
     _check(name, z, group, temperature)
     every = everyone(z)
-    mean, count = positive_mean(z, group, every)
-    pull = (z * mean).sum(dim=1) / temperature
+    similarity, count = positive_similarity(z, group, every)
+    pull = similarity / temperature
     push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
     return mean_over_anchors(name, push - pull, where=count > 0)
 

@@ -8,7 +8,7 @@ from contrapose.similarity.dense import paired as paired
 from contrapose.similarity.dense import safe_logsumexp as safe_logsumexp
 from contrapose.similarity.groups import group_sum as group_sum
 from contrapose.similarity.groups import positive_count as positive_count
-from contrapose.similarity.groups import positive_mean as positive_mean
+from contrapose.similarity.groups import positive_similarity as positive_similarity
 from contrapose.similarity.pairs import EVERY as EVERY
 from contrapose.similarity.pairs import Pairs as Pairs
 from contrapose.similarity.pairs import negatives as negatives

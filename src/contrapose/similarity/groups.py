@@ -17,21 +17,21 @@ def group_sum(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> Float[Tensor
     return every.new_zeros(len(names), every.shape[1]).index_add(0, number, every)
 
 
-def positive_mean(
+def positive_similarity(
     z: Float[Tensor, "N D"],
     group: Int[Tensor, " N"],
     every: Float[Tensor, "M D"] | None = None,
-) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """Mean of the *other* rows of each row's group, and how many they are (mean 0 where none).
+) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+    """Mean similarity of each row to the *other* rows of its group, and how many they are.
 
-    `every`: `everyone(z)`, where the caller has gathered it already. Sums are float32 at least.
+    z_i . (sum over the group - z_i) / count; 0 where there is none. Sums are float32 at least.
+    `every`: `everyone(z)`, where the caller has gathered it already.
     """
     wide = torch.promote_types(z.dtype, torch.float32)
-    every = (everyone(z) if every is None else every).to(wide)
+    z, every = z.to(wide), (everyone(z) if every is None else every).to(wide)
     number, mine = _numbers(group)
-    total = torch.zeros_like(every).index_add(0, number, every).index_select(0, mine)
     count = _sizes(number, mine) - 1
-    return (total - z) / count.clamp(min=1)[:, None], count
+    return _PositiveSimilarity.apply(z, every, number, mine, count.clamp(min=1)), count
 
 
 def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -48,9 +48,30 @@ def _sizes(number: Tensor, mine: Tensor) -> Tensor:
 def _numbers(group: Tensor) -> tuple[Tensor, Tensor]:
     """Groups of everyone's rows, and of mine, numbered 0, 1, ... without reading the device."""
     every = everyone(group)
+    if every.device.type == "cpu" and len(every):
+        low, high = (int(x) for x in every.aminmax())
+        if low >= 0 and high < len(every):  # small numbers serve as they are
+            return every, group
     order = every.argsort()
     ordered = every[order]
     first = torch.zeros_like(ordered)
     first[1:] = ordered[1:] != ordered[:-1]
     number = torch.empty_like(first).index_copy(0, order, first.cumsum(0))
     return number, number if every is group else number[row_ids(len(group), group.device)[0]]
+
+
+class _PositiveSimilarity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, every, number, mine, count):  # type: ignore[no-untyped-def]
+        total = torch.zeros_like(every).index_add_(0, number, every)
+        ctx.save_for_backward(z, every, total, number, mine, count)
+        return total.index_select(0, mine).sub_(z).mul_(z).sum(dim=1).div_(count)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        z, every, total, number, mine, count = ctx.saved_tensors
+        weight = (grad / count)[:, None]
+        dz = total.index_select(0, mine).sub_(z, alpha=2).mul_(weight)
+        back = torch.zeros_like(every).index_add_(0, mine, weight * z)  # to the rows of the group
+        return dz, back.index_select(0, number), None, None, None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from contrapose.similarity.pairs import EVERY, Blocks, Pairs
 
-TILE = 1024  # rows and columns of a tile: 4 MB in float32
+TILE = 512  # rows and columns of a tile: 1 MB in float32, which a core keeps at hand
 KEEP = 24 * 2**20  # bytes of exponentials kept for the backward pass; beyond, they are made again
 
 
