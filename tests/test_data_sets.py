@@ -211,7 +211,7 @@ def test_digits_need_no_network_and_split_by_class() -> None:
     assert train.classes == tuple("0123456789") and (train.channels, train.size) == (1, 8)
     assert torch.bincount(test.label).min() >= 34
     assert train.batch(torch.arange(99)).max() == 255
-    # scikit-learn's digits hold no two equal images
+    # no image is in both parts
     assert len(overlap(train, test)) == 0
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +26,8 @@ class Decoded:
 
     squares: UInt8[np.ndarray, "N C S S"]
     good: list[int]  # the position in the source of each square
-    bad: Mapping[int, Skipped]  # position in the source -> why it has none
-    notes: Mapping[str, int]
+    bad: dict[int, Skipped]  # position in the source -> why it has none
+    notes: dict[str, int]
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -66,7 +65,7 @@ def keep(key: str, decoded: Decoded) -> None:
     said = {
         "good": decoded.good,
         "bad": {i: (skipped.path, skipped.reason) for i, skipped in decoded.bad.items()},
-        "notes": dict(decoded.notes),
+        "notes": decoded.notes,
     }
     part = None
     try:

@@ -55,6 +55,10 @@ class Pixels(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def side(self) -> int: ...
     def __len__(self) -> int: ...
     def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]: ...
     def subset(self, index: Int[Tensor, " B"]) -> "Pixels": ...
@@ -70,6 +74,14 @@ class InMemory:
     @property
     def device(self) -> torch.device:
         return self.pixels.device
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def side(self) -> int:
+        return self.pixels.shape[2]
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -115,12 +115,8 @@ def load(
     kept = recall(key) if key else None
     if kept is not None and kept.squares.nbytes <= memory:
         check(kept.bad)
-        pixels, good, bad, notes = (
-            InMemory(torch.from_numpy(kept.squares)),
-            kept.good,
-            kept.bad,
-            kept.notes,
-        )
+        pixels = InMemory(torch.from_numpy(kept.squares))
+        good, bad, notes = kept.good, kept.bad, kept.notes
     else:
         with _quiet():
             pixels, good, bad, notes, slow = _read(source, check, size, channels, fit, memory)
@@ -131,11 +127,11 @@ def load(
     if label is not None and not (label >= 0).any():
         label = None
     classes = () if label is None else listing.classes
-    C, side = _shape(pixels)
     if isinstance(pixels, InMemory):
         content: bytes | memoryview = pixels.pixels.numpy().data
     else:
-        content = source.identity() + repr((side, C, fit, sorted(bad))).encode()
+        content = source.identity() + repr((fit, sorted(bad))).encode()
+    shape = repr((len(pixels), pixels.channels, pixels.side)).encode()
     labels = b"" if label is None else label.numpy().tobytes()
     return ImageSet(
         name=name,
@@ -143,9 +139,9 @@ def load(
         pixels=pixels,
         label=label,
         classes=classes,
-        channels=C,
-        size=side,
-        fingerprint=digest(content, labels, "\n".join(classes).encode()),
+        channels=pixels.channels,
+        size=pixels.side,
+        fingerprint=digest(shape, content, labels, "\n".join(classes).encode()),
         skipped=(*listing.skipped, *(bad[i] for i in sorted(bad))),
         notes={**listing.notes, **notes},
     )
@@ -178,13 +174,6 @@ def _read(
         pixels = InMemory(torch.from_numpy(squares))
     notes = _conversions([headers[i] for i in good], side, C, fit)
     return pixels, good, bad, notes, _slow(headers)
-
-
-def _shape(pixels: Pixels) -> tuple[int, int]:
-    if isinstance(pixels, InMemory):
-        return pixels.pixels.shape[1], pixels.pixels.shape[2]
-    assert isinstance(pixels, OnAccess)
-    return pixels.channels, pixels.side
 
 
 def _scan(source: Source) -> tuple[list[Header], dict[int, Skipped]]:

@@ -157,8 +157,8 @@ def from_named(
             raise _not_downloaded(name, root, error) from error
         get = "download it with download=True (--download)" if entry.download else "get it"
         raise FileNotFoundError(
-            f"{name}: not found, or damaged, in {root}, neither as torchvision lays it out nor as Parquet in"
-            f" {root / name}; {get}, or name the folder that holds it with root=... or"
+            f"{name}: not found, or damaged, in {root}, neither as torchvision lays it out nor as"
+            f" Parquet in {root / name}; {get}, or name the folder that holds it with root=... or"
             f" CONTRAPOSE_DATA{_by_hand(name, root) if not entry.download else ''}"
         ) from error
     except OSError as error:
