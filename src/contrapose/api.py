@@ -18,11 +18,10 @@ from contrapose.data import ImageSet, NoSuchSplit, hold_out, open_images
 from contrapose.encoders import Encoder
 from contrapose.evaluate.embed import Embedded
 from contrapose.evaluate.embed import embed as embed_images
-from contrapose.evaluate.scores import Score
-from contrapose.partials import assign, describe, public_functions, unknown
-from contrapose.train import loop
-from contrapose.train.recipe import Recipe, recipe_from
-from contrapose.train.run import FORMAT, Run
+from contrapose.partials import assign, describe, unknown
+from contrapose.training import loop
+from contrapose.training.recipe import Recipe, recipe_from
+from contrapose.training.run import FORMAT, Run
 
 MEASURED = 4096  # images whose mean and standard deviation whiten the input
 
@@ -106,17 +105,18 @@ def resume(
 
 
 def embed(
-    run: Run | Path | str, images: Any, *, split: str = "train", device: str = "auto"
+    run: Run | Path | str,
+    images: Any,
+    *,
+    split: str = "train",
+    device: str = "auto",
+    recipe: str | Path | None = None,
 ) -> tuple[Embedded, ImageSet]:
     """h and z of every image under the run's encoder, and the images in that order."""
     run = run if isinstance(run, Run) else Run.open(run)
+    encoder = Encoder.load(run.path, None if recipe is None else recipes.module(recipe))
+    source = images if isinstance(images, ImageSet) else run_images(run, split, images)
     size = run.read("recipe.json")["recipe"]["size"]
-    encoder = Encoder.load(run.path)
-    source = (
-        images
-        if isinstance(images, ImageSet)
-        else open_images(images, split=split, size=stored_size(run, images))
-    )
     return embed_images(encoder, source, size=size, device=choose_device(device)), source
 
 
@@ -188,22 +188,27 @@ def run_images(run: Run, split: str, images: Any = None) -> ImageSet:
                 "give the images again"
             )
         images = data["source"]
-    return open_images(images, split=split, size=data["size"])
-
-
-def stored_size(run: Run, images: Any) -> int:
-    return int(run.read("recipe.json")["data"]["size"])
+    return open_images(images, split=split, size=data["size"], channels=data["channels"])
 
 
 def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, str]:
     """(train, test, the name of the split), a fifth held out where there is no test split."""
     train_images = run_images(run, "train", images)
     try:
-        return train_images, run_images(run, "test", images), "test"
+        return train_images, _same_classes(run_images(run, "test", images), train_images), "test"
     except NoSuchSplit:
         seed = int(run.read("recipe.json")["recipe"]["seed"])
         kept, held = hold_out(train_images, seed=seed)
         return kept, held, "held-out fifth of the training images (the encoder saw them unlabelled)"
+
+
+def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
+    """`test` with the class numbers of `train`; a class that `train` lacks loses its label."""
+    if test.label is None or test.classes == train.classes:
+        return test
+    number = {name: i for i, name in enumerate(train.classes)}
+    known = torch.tensor([*(number.get(name, -1) for name in test.classes), -1])
+    return dataclasses.replace(test, label=known[test.label], classes=train.classes)
 
 
 def recipe_json(
@@ -237,7 +242,7 @@ def environment(device: str, bf16: bool) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": _cpuinfo("model name") or platform.processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "precision": "bf16" if bf16 else "fp32",
@@ -265,7 +270,7 @@ def choose_bf16(precision: str, device: str) -> bool:
         return precision == "bf16"
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return _flag("avx512_bf16") or _flag("amx_bf16")
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def new_folder(data: str, recipe: str) -> Path:
@@ -286,19 +291,17 @@ def _compile(network: Encoder, compiled: bool) -> None:
         network.backbone.compile()
 
 
-def _flag(name: str) -> bool:
-    try:
-        return name in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+def _cpu_flags() -> set[str]:
+    return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
 
 
-def _cpu() -> str:
+def _cpuinfo(field: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((l.partition(":")[2].strip() for l in lines if l.startswith("model name")), "")
+        return ""
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in found if name.strip() == field), "")
 
 
 def _commit() -> str | None:
@@ -310,6 +313,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None
-
-
-__all__ = ["Score", "embed", "public_functions", "resume", "train"]

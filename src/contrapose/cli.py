@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from contrapose.train.run import Run
+    from contrapose.training.run import Run
 
 app = typer.Typer(
     name="contrapose",
@@ -105,7 +105,7 @@ def evaluate(
     """Measure RUN with labels: nearest neighbours and linear probes, with intervals."""
     from contrapose import explain
     from contrapose.console import print_scores
-    from contrapose.train.run import Run
+    from contrapose.training.run import Run
 
     opened = Run.open(run)
     print_scores(explain.evaluate(opened, data, device=device, recipe=recipe))
@@ -123,7 +123,7 @@ def diagnose(
     """Say in words what RUN, or any matrix of embeddings, has learned and has not."""
     from contrapose import explain
     from contrapose.console import print_findings, print_signals
-    from contrapose.train.run import Run
+    from contrapose.training.run import Run
 
     if target.suffix in (".npy", ".npz"):
         found = explain.diagnose_embeddings(target, labels, out)
@@ -146,7 +146,7 @@ def embed(
 ) -> None:
     """Write h and z of every image of DATA, with labels where there are any."""
     from contrapose import explain
-    from contrapose.train.run import Run
+    from contrapose.training.run import Run
 
     rows = explain.write_embeddings(
         Run.open(run), data, out, split=split, device=device, recipe=recipe

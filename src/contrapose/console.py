@@ -12,9 +12,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from contrapose.data import ImageSet
     from contrapose.evaluate.scores import Score
-    from contrapose.train.loop import Progress as Step
-    from contrapose.train.recipe import Recipe
-    from contrapose.train.run import Run
+    from contrapose.training.loop import Progress as Step
+    from contrapose.training.recipe import Recipe
+    from contrapose.training.run import Run
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
 console = Console(highlight=False)
@@ -106,14 +106,17 @@ def print_inventory() -> None:
     """Everything that a name on the command line can mean."""
     from contrapose import augment, encoders, losses, recipes
     from contrapose.data import NAMED
-    from contrapose.partials import public_functions
-    from contrapose.train import optim
+    from contrapose.partials import alike, public_functions
+    from contrapose.training import optim
 
     def section(title: str, rows: dict[str, str]) -> None:
         console.print(Text(title, style="bold"))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(min_width=23, no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis")
         for name, says in rows.items():
-            line = Text(f"  {name:<22} {says}", overflow="ellipsis", no_wrap=True)
-            console.print(line)
+            table.add_row(Text(f"  {name}"), Text(says))
+        console.print(table)
 
     def first_lines(functions: Sequence[Any]) -> dict[str, str]:
         return {f.__name__: (f.__doc__ or "").strip().partition("\n")[0] for f in functions}
@@ -123,7 +126,7 @@ def print_inventory() -> None:
     section("encoders (--encoder)", first_lines(encoders.BACKBONES))
     section("heads (--set head=...)", first_lines(encoders.HEADS))
     section("losses (--set loss=...)", first_lines(list(public_functions(losses).values())))
-    section("views (--set views=...)", first_lines(augment.POLICIES))
+    section("views (--set views=...)", first_lines(list(alike(augment.simclr).values())))
     section("optimisers (--set optimizer=...)", first_lines(optim.OPTIMISERS))
     section("schedules (--set schedule=...)", first_lines(optim.SCHEDULES))
-    section("experiments", {"(none yet)": "they come with the labs"})
+    section("experiments", {"none": "this version has none"})

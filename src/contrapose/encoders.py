@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import safetensors
 import torch
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         head: Callable[..., nn.Module],
         mean: Sequence[float],
         std: Sequence[float],
-    ) -> Self:
+    ) -> "Encoder":
         """backbone() and head(width) put together, and remembered so that a file can name them."""
         body = backbone()
         encoder = cls(body, head(body.width), mean, std)
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         return encoder
 
     @classmethod
-    def load(cls, path: Path | str, own: ModuleType | None = None) -> Self:
+    def load(cls, path: Path | str, own: ModuleType | None = None) -> "Encoder":
         """The encoder of a run folder or of a .safetensors file, in evaluation mode.
 
         No code of the file is executed: it names functions of this library, or of `own`, the module
@@ -86,8 +86,8 @@ class Encoder(nn.Module):
             raise ValueError(f"{file} names no architecture; was it written by contrapose?")
         architecture = json.loads(written)
         mean, std = (weights[name].tolist() for name in ("mean", "std"))
-        functions = (revive(architecture[part], own) for part in ("backbone", "head"))
-        encoder = cls.build(*functions, mean, std)
+        backbone, head = (revive(architecture[part], own) for part in ("backbone", "head"))
+        encoder = cls.build(backbone, head, mean, std)
         encoder.load_state_dict(weights)
         return encoder.eval()
 

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-HOMES = ("contrapose.losses", "contrapose.augment", "contrapose.encoders", "contrapose.train.optim")
+HOMES = ("contrapose.losses", "contrapose.augment", "contrapose.encoders", "contrapose.training.optim")
 
 
 def describe(value: Any) -> Any:
@@ -104,6 +104,14 @@ def unknown(name: str, known: Iterable[str]) -> str:
     return f"{name!r}{hint} Available: {', '.join(known) or '(none)'}"
 
 
+def alike(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The public functions that could stand in its place: of its home, called with the same values."""
+    home = _home(function)
+    assert home is not None
+    found = public_functions(importlib.import_module(home))
+    return {name: f for name, f in found.items() if _given(f) == _given(function)}
+
+
 def public_functions(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
     """The functions a module exports, in the order in which it names them."""
     return {
@@ -154,11 +162,20 @@ def _other_function(value: Any, path: str, text: str) -> Any:
     home = _home(current)
     if home is None:
         raise ValueError(f"--set {path}={text}: {path} is your own function; change it in your file")
-    choices = public_functions(importlib.import_module(home))
+    choices = alike(current)
     if text not in choices:
         raise ValueError(f"--set {path}={text}: {home} has no {unknown(text, choices)}")
     names = arguments(choices[text])
     return functools.partial(choices[text], **{k: v for k, v in kept.items() if k in names})
+
+
+def _given(function: Callable[..., Any]) -> list[str]:
+    """Names of what the caller passes: positional parameters without a default."""
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+    ]
 
 
 def _home(function: Callable[..., Any]) -> str | None:

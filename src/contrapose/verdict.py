@@ -17,6 +17,7 @@ SATURATED = 0.99  # contrastive accuracy: the task is solved, its gradient nearl
 EARLY = 0.1  # of the run: a task solved this early is suspiciously easy
 IMPROVING = 0.01  # relative fall of the loss over the last fifth that counts as one
 CERTAIN = 3.0  # standard errors a trend must exceed: wrong in 1 of 20 flat runs at most
+ONE_SIDED = 0.5  # mean similarity of two rows above which all share a direction
 ENOUGH_ROWS = 5  # below this a trend is not spoken of
 
 
@@ -49,8 +50,45 @@ def verdict(
     shortcut = _shortcut(rows, last, scores)
     findings += [shortcut] if shortcut else []
     findings.append(_readable(last, scores))
+    gain = _gain(scores)
+    findings += [gain] if gain else []
     findings.append(_trend(rows, last))
     return findings
+
+
+def verdict_of_embeddings(signals: dict[str, Any]) -> list[Finding]:
+    """Findings about a matrix of embeddings, from `diagnose_embeddings`' signals."""
+    rank, width, rows = signals["effective_rank"], signals["width"], signals["rows"]
+    most = min(width, rows)
+    evidence = f"effective rank {rank:.1f} of at most {most}; uniformity {signals['uniformity']:.2f}"
+    if rank < COLLAPSED_RANK:
+        sentence = "The embeddings are collapsed: nearly all rows point the same way."
+        findings = [Finding("collapsed", "bad", sentence, evidence)]
+    elif rank < THIN_RANK * most:
+        sentence = f"The embeddings use few of their {width} dimensions."
+        findings = [Finding("few dimensions", "warn", sentence, evidence)]
+    else:
+        findings = [Finding("spread", "good", "The embeddings use many dimensions.", evidence)]
+    mean = signals["mean_similarity"]
+    if mean > ONE_SIDED:
+        sentence = "All rows share one direction; subtracting the mean would spread them."
+        found = Finding("one-sided", "warn", sentence, f"mean similarity of two rows {mean:.2f}")
+        findings.append(found)
+    lost = {n: signals[n] for n in ("duplicate_rows", "zero_rows") if signals[n]}
+    if lost:
+        sentence = "Some rows repeat others or are zero; neighbours among them mean nothing."
+        said = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in lost.items())
+        findings.append(Finding("duplicates", "warn", sentence, f"{said} of {rows:,}"))
+    if "knn_leave_one_out" not in signals:
+        sentence = "Without labels it cannot be said whether these features fit your task."
+        return [*findings, Finding("no labels", "info", sentence, "give --labels to know more")]
+    right, base = signals["knn_leave_one_out"], signals["most_common_class"]
+    evidence = f"kNN, leave one out, {right:.1%}; always the most common class {base:.1%}"
+    if right > base + 2 * math.sqrt(base * (1 - base) / rows):
+        sentence = f"Neighbours share a class in {right:.1%} of cases, more than guessing would."
+        return [*findings, Finding("readable", "good", sentence, evidence)]
+    sentence = "Neighbours say no more about the classes than guessing would."
+    return [*findings, Finding("not readable", "bad", sentence, evidence)]
 
 
 def as_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
@@ -166,6 +204,27 @@ def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Findi
         return Finding("readable", "info", sentence, "online kNN, k = 20, training images")
     sentence = "Without labels it cannot be said whether these features fit your task."
     return Finding("no labels", "info", sentence, "no evaluation with labels")
+
+
+def _gain(scores: Sequence[dict[str, Any]]) -> Finding | None:
+    """What the encoder adds to the pixels it was given, for a linear classifier."""
+    learned, pixels = _score(scores, "linear probe", "h"), _score(scores, "linear probe", "pixels")
+    if learned is None or pixels is None:
+        return None
+    evidence = (
+        f"h {learned['low']:.1%} to {learned['high']:.1%}, "
+        f"pixels {pixels['low']:.1%} to {pixels['high']:.1%}"
+    )
+    if learned["low"] > pixels["high"]:
+        sentence = f"That is clearly more than the {pixels['value']:.1%} read from raw pixels."
+        return Finding("beats pixels", "good", sentence, evidence)
+    if learned["high"] < pixels["low"]:
+        sentence = f"That is less than the {pixels['value']:.1%} read from raw pixels."
+        return Finding("behind pixels", "bad", sentence, evidence)
+    sentence = (
+        f"Raw pixels give {pixels['value']:.1%}; with so few test images the intervals overlap."
+    )
+    return Finding("near pixels", "info", sentence, evidence)
 
 
 def _trend(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:

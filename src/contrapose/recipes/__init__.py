@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import cast
 
 from contrapose.partials import unknown
-from contrapose.train.recipe import Recipe
+from contrapose.training.recipe import Recipe
 
 
 def names() -> list[str]:
@@ -58,4 +58,4 @@ def module(which: str | Path) -> ModuleType:
             f"--recipe {which}: there is no recipe {unknown(which, names())}; "
             "or give a Python file of your own"
         )
-    return importlib.importmodule(f"{__name__}.{which}")
+    return importlib.import_module(f"{__name__}.{which}")

@@ -11,8 +11,8 @@ from functools import partial
 from contrapose import augment
 from contrapose.encoders import mlp, resnet18, resnet50, small_conv
 from contrapose.losses import nt_xent
-from contrapose.train import optim
-from contrapose.train.recipe import Recipe
+from contrapose.training import optim
+from contrapose.training.recipe import Recipe
 
 
 def recipe(size: int, channels: int) -> Recipe:

@@ -8,7 +8,7 @@ from functools import partial
 
 from contrapose.losses import supcon
 from contrapose.recipes import simclr
-from contrapose.train.recipe import Recipe
+from contrapose.training.recipe import Recipe
 
 
 def recipe(size: int, channels: int) -> Recipe:

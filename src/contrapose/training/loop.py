@@ -19,10 +19,10 @@ from torch import Tensor
 
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
-from contrapose.train.recipe import Recipe
-from contrapose.train.run import Run
-from contrapose.train.signals import measure, online_knn
-from contrapose.train.step import NonFiniteError, Step, positive_groups, step
+from contrapose.training.recipe import Recipe
+from contrapose.training.run import Run
+from contrapose.training.signals import measure, online_knn
+from contrapose.training.step import NonFiniteError, Step, positive_groups, step
 
 ROWS = 200  # of metrics.jsonl in a whole run
 KNN_TIMES = 10  # in a whole run

@@ -8,8 +8,8 @@ from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 from contrapose.evaluate import geometry, probes
 from contrapose.evaluate.embed import embed
-from contrapose.train.recipe import Recipe
-from contrapose.train.step import Step
+from contrapose.training.recipe import Recipe
+from contrapose.training.step import Step
 
 WATCHED = 1000  # images that the online kNN classifies, each by the others
 

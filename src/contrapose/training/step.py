@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrapose.augment import views as make_views
 from contrapose.encoders import Encoder
-from contrapose.train.recipe import Recipe
+from contrapose.training.recipe import Recipe
 
 
 class NonFiniteError(ArithmeticError):

@@ -73,8 +73,7 @@ class Run:
 
     def write(self, name: str, value: Any) -> None:
         """One JSON file, replaced whole."""
-        text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-        replace_file(self.path / name, text.encode())
+        replace_file(self.path / name, as_json_bytes(value))
 
     def read(self, name: str) -> Any:
         try:
@@ -166,6 +165,11 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def as_json_bytes(value: Any) -> bytes:
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "surrogateescape")  # a path may hold bytes that are no text
 
 
 def finite(value: Any) -> Any:

@@ -1,0 +1,334 @@
+"""What a run, or a matrix of embeddings, has learned: scores, signals, the verdict, pictures.
+
+Everything lands in the run folder as evaluation.json, diagnosis.json and pictures.npz, from which
+the report is made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose import api, pictures
+from contrapose.augment import center, views
+from contrapose.data import ImageSet, exact_duplicates
+from contrapose.encoders import Encoder
+from contrapose.evaluate import geometry, probes, scores
+from contrapose.evaluate.embed import Embedded
+from contrapose.evaluate.embed import embed as embed_images
+from contrapose.evaluate.scores import Score
+from contrapose.training.recipe import Recipe, recipe_from
+from contrapose.training.run import Run, as_json_bytes, replace_file
+from contrapose.verdict import as_json, verdict, verdict_of_embeddings
+
+LOOKED_AT = 2000  # images whose geometry, neighbours and map are shown
+PIXELS_FROM = 10_000  # training images of the control that reads raw pixels
+PIXEL_SIDE = 16  # px, side to which that control shrinks colour images (grey ones: 28)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with its encoder and images, opened once for whatever is asked of it."""
+
+    run: Run
+    recipe: Recipe
+    encoder: Encoder
+    train: ImageSet
+    test: ImageSet
+    split: str
+    device: str
+
+    @classmethod
+    def open(
+        cls, run: Run | Path | str, images: Any = None, device: str = "auto", recipe: Any = None
+    ) -> "Subject":
+        run = run if isinstance(run, Run) else Run.open(run)
+        own = None if recipe is None else api.recipes.module(recipe)
+        encoder = Encoder.load(run.path, own)
+        train, test, split = api.train_and_test(run, images)
+        chosen = recipe_from(run.read("recipe.json")["recipe"], own)
+        return cls(run, chosen, encoder, train, test, split, api.choose_device(device))
+
+    def embed(self, images: ImageSet) -> Embedded:
+        return embed_images(self.encoder, images, size=self.recipe.size, device=self.device)
+
+
+def evaluate(
+    run: Run | Path | str, images: Any = None, *, device: str = "auto", recipe: Any = None
+) -> list[Score]:
+    """Scores of the run's encoder with labels: kNN and linear probes, a pixel control beside them.
+
+    images: another set to evaluate on than the run's own. Writes evaluation.json and the confusion
+    matrix; without labels the list is empty.
+    """
+    subject = Subject.open(run, images, device, recipe)
+    train, test = labelled(subject.train), labelled(subject.test)
+    found: list[Score] = []
+    if train is not None and test is not None:
+        of_train, of_test = subject.embed(train), subject.embed(test)
+        seed = subject.recipe.seed
+        found, named = _score(of_train, of_test, train, test, subject.split, seed)
+        classes = len(train.classes)
+        assert test.label is not None
+        pictures.add(
+            subject.run,
+            classes=np.array(train.classes, dtype=np.str_),
+            confusion=scores.confusion(named, test.label, classes).numpy(),
+            confusion_of=np.array(f"linear probe on h, {subject.split}, {len(test):,} images"),
+        )
+    subject.run.write("evaluation.json", [asdict(score) for score in found])
+    return found
+
+
+def diagnose(
+    run: Run | Path | str, images: Any = None, *, device: str = "auto", recipe: Any = None
+) -> dict[str, Any]:
+    """{"verdict": findings, "signals": numbers} of the run, most of it without labels.
+
+    Looks at up to LOOKED_AT test (or held-out) images and two views of each. Writes diagnosis.json
+    and pictures.npz.
+    """
+    subject = Subject.open(run, images, device, recipe)
+    shown = spread(subject.test, LOOKED_AT)
+    embedded = subject.embed(shown)
+    z, group = embed_views(subject, shown)
+    label = None if shown.label is None else shown.label
+    signals = signals_of_run(subject, embedded, z, group, label)
+    path = subject.run.path
+    read = subject.run.read
+    scored = read("evaluation.json") if (path / "evaluation.json").exists() else []
+    status = read("status.json") if (path / "status.json").exists() else None
+    width = embedded.h.shape[1]
+    findings = verdict(subject.run.metrics(), scored, status=status, width=width)
+    found = {"verdict": as_json(findings), "signals": signals}
+    subject.run.write("diagnosis.json", found)
+    pictures.add(subject.run, **pictures.of_run(subject.recipe, shown, embedded, z, group))
+    return found
+
+
+def signals_of_run(
+    subject: Subject,
+    embedded: Embedded,
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    label: Int[Tensor, " B"] | None,
+) -> dict[str, Any]:
+    """The numbers of a diagnosis, each of held-out images."""
+    temperature = getattr(subject.recipe.loss, "keywords", {}).get("temperature", 0.1)
+    signals: dict[str, Any] = {
+        "images": len(embedded.h),
+        "split": subject.split,
+        "alignment": geometry.alignment(z, group),
+        "uniformity": geometry.uniformity(embedded.z),
+        "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
+        "effective_rank_h": geometry.effective_rank(embedded.h),
+        "effective_rank_z": geometry.effective_rank(embedded.z),
+        "effective_negatives": geometry.effective_negatives(z, group, temperature=temperature),
+        "width_h": embedded.h.shape[1],
+        "width_z": embedded.z.shape[1],
+        "duplicate_images": duplicates(subject.train),
+    }
+    if label is not None and most_common(label) > 1:
+        signals["tolerance"] = geometry.tolerance(embedded.z, label)
+    return signals
+
+
+def diagnose_embeddings(
+    path: Path | str, labels: Path | str | None = None, out: Path | str | None = None
+) -> dict[str, Any]:
+    """The same for a matrix of embeddings [N D] that came from anywhere (.npy, or .npz from embed).
+
+    Raises ValueError for another shape, numbers that are not finite, or labels of another length.
+    """
+    x, label = read_embeddings(Path(path), labels)
+    length = torch.linalg.vector_norm(x, dim=1)
+    unit = torch.nn.functional.normalize(x, dim=1)
+    signals: dict[str, Any] = {
+        "rows": len(x),
+        "width": x.shape[1],
+        "length_mean": float(length.mean()),
+        "length_spread": float(length.std(correction=0)),
+        "zero_rows": int((length < 1e-6).sum()),
+        "mean_similarity": float(unit.mean(dim=0).square().sum()),
+        "uniformity": geometry.uniformity(x),
+        "effective_rank": geometry.effective_rank(x),
+        "duplicate_rows": len(x) - len(torch.unique(x, dim=0)),
+    }
+    if label is not None:
+        signals["classes"] = int(torch.unique(label[label >= 0]).numel())
+        signals["most_common_class"] = most_common(label) / max(1, int((label >= 0).sum()))
+        if most_common(label) > 1:
+            signals["tolerance"] = geometry.tolerance(x, label)
+        votes = probes.knn(x, x, label, k=min(20, len(x) - 1), leave_one_out=True)
+        known = label >= 0
+        right = int((votes.argmax(dim=1)[known] == label[known]).sum())
+        signals["knn_leave_one_out"] = right / int(known.sum())
+    found = {"verdict": as_json(verdict_of_embeddings(signals)), "signals": signals}
+    if out is not None:
+        replace_file(Path(out), as_json_bytes(found))
+    return found
+
+
+def write_embeddings(
+    run: Run, images: Any, out: Path, *, split: str = "train", device: str = "auto",
+    recipe: Any = None,
+) -> int:  # fmt: skip
+    """h, z, label and index of every image to .npz or .parquet; how many there were."""
+    if out.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"--out {out}: name a file that ends in .npz or .parquet")
+    if out.exists():
+        raise FileExistsError(f"--out {out} exists and is left as it is; name another file")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
+    embedded, source = api.embed(run, images, split=split, device=device, recipe=recipe)
+    label = torch.full((len(source),), -1) if source.label is None else source.label
+    columns = {
+        "index": np.arange(len(source)), "label": label.numpy(),
+        "h": embedded.h.numpy(), "z": embedded.z.numpy(),
+    }  # fmt: skip
+    beside = out.with_name(f".{out.name}.new{out.suffix}")
+    try:
+        if out.suffix == ".npz":
+            np.savez(beside, classes=np.array(source.classes, dtype=np.str_), **columns)
+        else:
+            pictures.write_parquet(beside, columns, source.classes)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return len(source)
+
+
+def read_embeddings(path: Path, labels: Path | str | None) -> tuple[Tensor, Tensor | None]:
+    """(rows [N D] in float32, labels or None)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a NumPy file of numbers ({error})") from None
+    label = None
+    if not isinstance(loaded, np.ndarray):
+        if "h" not in loaded and "z" not in loaded:
+            keys = ", ".join(loaded.files)
+            raise ValueError(f"{path} holds {keys}; expected h or z, as `contrapose embed` writes")
+        label = loaded["label"] if "label" in loaded else None
+        loaded = loaded["h"] if "h" in loaded else loaded["z"]
+    if loaded.ndim != 2 or loaded.dtype.kind not in "fiu" or min(loaded.shape) < 1 or len(loaded) < 2:
+        raise ValueError(
+            f"{path} holds {loaded.dtype} of shape {loaded.shape}; embeddings are numbers [N D], N > 1"
+        )
+    bad = int((~np.isfinite(loaded).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"{path}: {bad} of {len(loaded)} rows hold NaN or infinity; remove them")
+    if labels is not None:
+        label = np.load(labels, allow_pickle=False) if str(labels).endswith(".npy") else np.loadtxt(
+            labels, delimiter=",", dtype=np.str_
+        )
+        if label.shape != (len(loaded),):
+            raise ValueError(
+                f"--labels {labels} has shape {label.shape}, {path} has {len(loaded)} rows; "
+                "give one label a row"
+            )
+    if label is None:
+        return torch.from_numpy(loaded.astype(np.float32)), None
+    if label.dtype.kind not in "iu":
+        label = np.unique(label, return_inverse=True)[1]
+    number = torch.from_numpy(label.astype(np.int64))
+    return torch.from_numpy(loaded.astype(np.float32)), None if (number < 0).all() else number
+
+
+@torch.no_grad()
+def embed_views(
+    subject: Subject, images: ImageSet
+) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
+    """z of the recipe's views of each image, and which image each row shows."""
+    encoder = subject.encoder.to(subject.device).eval()
+    generator = torch.Generator(subject.device).manual_seed(subject.recipe.seed)
+    rows = []
+    for index in torch.arange(len(images)).split(256):
+        batch = images.batch(index).to(subject.device)
+        seen = views(subject.recipe.views, batch, generator, n=2)
+        rows.append(torch.stack([encoder(view)[1].float().cpu() for view in seen]))
+    z = torch.cat(rows, dim=1)
+    return z.flatten(0, 1), torch.arange(len(images)).repeat(2)
+
+
+def labelled(images: ImageSet) -> ImageSet | None:
+    """The images that have a label; None where fewer than two classes are left."""
+    if images.label is None:
+        return None
+    known = torch.nonzero(images.label >= 0).flatten()
+    if len(torch.unique(images.label[known])) < 2:
+        return None
+    return images if len(known) == len(images) else images.subset(known)
+
+
+def spread(images: ImageSet, n: int) -> ImageSet:
+    """At most n of the images, evenly from the first to the last."""
+    if len(images) <= n:
+        return images
+    return images.subset(torch.linspace(0, len(images) - 1, n).long())
+
+
+def duplicates(images: ImageSet) -> int:
+    """How many images repeat an earlier one exactly; they would be each other's negatives."""
+    return sum(len(group) - 1 for group in exact_duplicates(images))
+
+
+def most_common(label: Int[Tensor, " N"]) -> int:
+    known = label[label >= 0]
+    return int(torch.bincount(known).max()) if len(known) else 0
+
+
+def _score(
+    of_train: Embedded, of_test: Embedded, train: ImageSet, test: ImageSet, split: str, seed: int
+) -> tuple[list[Score], Int[Tensor, " N"]]:
+    """The scores, and the classes that the linear probe on h names."""
+    label, test_label = train.label, test.label
+    assert label is not None and test_label is not None
+    few = spread(train, PIXELS_FROM)
+    assert few.label is not None
+    k = min(200, max(5, len(train) // 50), len(train) - 1)  # 200 from 10,000 images on
+    vote = f"{k} nearest of {len(train):,} training images vote exp(similarity / 0.1)"
+    plain, learned = _probe(pixels(few), few.label, seed), _probe(of_train.h, label, seed)
+    shrunk = f"; control on raw pixels, {few.channels} x {_side(few)} x {_side(few)}"
+    votes = learned.scores(of_test.h)
+    rows: list[tuple[Tensor, str, str, scores.Features]] = [
+        (votes, "linear probe accuracy", learned.protocol, "h"),
+        (probes.knn(of_test.h, of_train.h, label, k=k), "kNN accuracy", vote, "h"),
+        (probes.knn(of_test.z, of_train.z, label, k=k), "kNN accuracy", vote, "z"),
+        (plain.scores(pixels(test)), "linear probe accuracy", plain.protocol + shrunk, "pixels"),
+    ]
+    found = [
+        scores.accuracy(
+            value, test_label, metric=metric, protocol=protocol, split=split, seed=seed,
+            features=features,
+        )
+        for value, metric, protocol, features in rows
+    ]  # fmt: skip
+    return found, votes.argmax(dim=1)
+
+
+def _probe(x: Tensor, label: Tensor, seed: int) -> probes.LinearProbe:
+    """A linear probe; with a class of a single image nothing can be held out to choose l2."""
+    single = int(torch.unique(label, return_counts=True)[1].min()) < 2
+    return probes.linear_probe(x, label, seed=seed, l2=1.0 if single else probes.DECADES)
+
+
+def pixels(images: ImageSet) -> Float[Tensor, "N P"]:
+    """Raw pixels as features: what a classifier reads without any encoder."""
+    side = _side(images)
+    parts: Sequence[Tensor] = [
+        center(images.batch(index), side).flatten(1).cpu()
+        for index in torch.arange(len(images)).split(1024)
+    ]
+    return torch.cat(list(parts))
+
+
+def _side(images: ImageSet) -> int:
+    return min(images.size, 28 if images.channels == 1 else PIXEL_SIDE)

@@ -1,0 +1,144 @@
+"""The command line as a person meets it: real processes, 80 columns, messages that help."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def contrapose(*arguments: object, cwd=None, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", **environment}
+    command = [sys.executable, "-m", "contrapose", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_help_is_quick_and_imports_no_torch():
+    start = time.perf_counter()
+    done = contrapose("--help")
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0 and "train" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    code = "import sys, contrapose, contrapose.cli; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert seconds < 2.0, seconds  # 0.5 s on a quiet machine; this bound only catches torch
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on a folder of class subfolders with a file that is no image in it."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for c, name in enumerate(["<script>alert(1)</script>".replace("/", "∕"), "b & c"]):
+        (root / "photos" / name).mkdir(parents=True)
+        for i in range(40):
+            pixel = random.integers(0, 60, (12, 12, 3)) + 90 * c
+            Image.fromarray(pixel.astype(np.uint8)).save(root / "photos" / name / f"{i}.png")
+    (root / "photos" / "b & c" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n half")
+    done = contrapose(
+        "train", "photos", "--encoder", "small_conv", "--epochs", 2, "--batch-size", 16,
+        "--out", "run", "--device", "cpu", cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return root, done
+
+
+def test_train_ends_with_a_verdict_and_a_report(run):
+    root, done = run
+    assert "left out" in done.stdout and "broken.png" in done.stdout
+    assert "Verdict" in done.stdout and "report.html" in done.stdout
+    assert "linear probe accuracy on h" in done.stdout
+    page = (root / "run" / "report.html").read_text()
+    assert "<script>alert(1)" not in page
+    for name in ("recipe", "environment", "status", "evaluation", "diagnosis"):
+        json.loads((root / "run" / f"{name}.json").read_text())
+
+
+def test_evaluate_diagnose_embed_and_report_take_the_run(run):
+    root, _ = run
+    assert "kNN accuracy on h" in contrapose("evaluate", "run", cwd=root).stdout
+    assert "uniformity" in contrapose("diagnose", "run", cwd=root).stdout
+    done = contrapose("embed", "run", "photos", "--out", "e.npz", cwd=root)
+    assert "80 images" in done.stdout, done.stderr
+    with np.load(root / "e.npz") as saved:
+        assert saved["h"].shape[0] == saved["z"].shape[0] == len(saved["label"]) == 80
+    again = contrapose("embed", "run", "photos", "--out", "e.npz", cwd=root)
+    assert again.returncode == 2 and "exists" in again.stderr
+    assert contrapose("embed", "run", "photos", "--out", "e.parquet", cwd=root).returncode == 0
+    np.save(root / "labels.npy", np.arange(80) % 2)
+    done = contrapose("diagnose", "e.npz", "--labels", "labels.npy", cwd=root)
+    assert "effective rank" in done.stdout and "Verdict" in done.stdout, done.stderr
+    assert contrapose("report", "run", "run", "--out", "both.html", cwd=root).returncode == 0
+
+
+ERRORS = {
+    ("train",): "name the images",
+    ("train", "digitz"): "digits",
+    ("train", "digits", "--recipe", "simcrl"): "did you mean 'simclr'",
+    ("train", "digits", "--encoder", "resnet19"): "did you mean 'resnet18'",
+    ("train", "digits", "--set", "loss.temprature=1"): "did you mean 'temperature'",
+    ("train", "digits", "--set", "loss.temperature"): "path=value",
+    ("train", "digits", "--temperature", "0"): "use a positive number",
+    ("train", "digits", "--epochs", "-1"): "use a positive number",
+    ("train", "digits", "--batch-size", "5000"): "fewer than a batch",
+    ("train", "digits", "--device", "cuda:7"): "--device c",
+    ("train", "digits", "--device", "tpu"): "auto, cpu, cuda",
+    ("train", "digits", "--precision", "fp8"): "auto, fp32 or bf16",
+    ("train", "digits", "--out", "."): "exists",
+    ("train", "digits", "--resume", "nowhere", "--epochs", "3"): "leave out --epochs",
+    ("train", "--resume", "nowhere"): "nowhere does not exist",
+    ("train", "empty"): "empty",
+    ("evaluate", "empty"): "recipe.json",
+    ("diagnose", "nan.npy"): "NaN",
+    ("diagnose", "good.npy", "--labels", "short.npy"): "one label a row",
+    ("embed", "nowhere", "digits", "--out", "x.txt"): "nowhere",
+    ("report", "nowhere"): "nowhere",
+}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    desk = tmp_path_factory.mktemp("desk")
+    (desk / "empty").mkdir()
+    rows = np.random.default_rng(0).normal(size=(20, 4))
+    np.save(desk / "good.npy", rows)
+    np.save(desk / "short.npy", np.arange(7))
+    rows[3, 2] = np.nan
+    np.save(desk / "nan.npy", rows)
+    return desk
+
+
+def test_every_error_repeats_the_request_and_says_what_to_do(desk):
+    """In one process, since each start of torch costs seconds; the messages are the same."""
+    code = (
+        "import contextlib, io, json, sys\nfrom contrapose.cli import main\nfound = []\n"
+        "for arguments in json.load(sys.stdin):\n"
+        "    sys.argv = ['contrapose', *arguments]; said = io.StringIO()\n"
+        "    with contextlib.redirect_stderr(said):\n"
+        "        try: main(); status = 0\n"
+        "        except SystemExit as stop: status = stop.code\n"
+        "    found.append([status, said.getvalue()])\n"
+        "print('\\n' + json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(list(ERRORS)), capture_output=True,
+        text=True, cwd=desk, env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for (arguments, says), (status, message) in zip(ERRORS.items(), found, strict=True):
+        assert status == 2, (arguments, status, message)
+        assert message.startswith("error: ") and says in message, (arguments, message)
+        assert "Traceback" not in message
+    assert not (desk / "runs").exists()
+
+
+def test_list_names_everything():
+    done = contrapose("list")
+    for name in ("simclr", "supcon", "cifar10", "digits", "resnet18", "small_conv", "nt_xent"):
+        assert name in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -1,0 +1,234 @@
+"""Training: exact resumption, refusals before anything starts, and what survives a bad end."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import contrapose
+from contrapose import augment, encoders, losses
+from contrapose.data import open_images
+from contrapose.encoders import Encoder
+from contrapose.training import optim
+from contrapose.training.loop import InterruptedTraining
+from contrapose.training.recipe import Recipe
+from contrapose.training.run import Run
+from contrapose.training.step import NonFiniteError
+
+QUICK = ["--encoder", "small_conv", "--batch-size", "128", "--no-explain", "--device", "cpu"]
+
+
+def quick(**changes) -> Recipe:
+    values = dict(
+        name="quick",
+        views=partial(augment.digits, size=8),
+        backbone=partial(encoders.small_conv, width=32),
+        head=partial(encoders.mlp, dim=16),
+        loss=partial(losses.nt_xent, temperature=0.2),
+        optimizer=partial(optim.lars, weight_decay=1e-6),
+        schedule=partial(optim.warmup_cosine),
+        scaling=optim.linear_scaling,
+        size=8,
+        batch_size=128,
+        epochs=4,
+        warmup=1,
+        lr=0.5,
+    )
+    return Recipe(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_images("digits")
+
+
+def final(run: Run) -> tuple[dict, dict, list]:
+    """Weights, training state and metrics without their clock."""
+    weights, state = run.load_checkpoint()
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
+    return weights, {k: v for k, v in state.items() if k != "seconds"}, rows
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize("stop_at", [22, 16], ids=["between epochs", "within an epoch"])
+def test_a_run_stopped_and_resumed_ends_bit_for_bit_where_an_unbroken_one_does(
+    tmp_path, digits, stop_at
+):
+    whole = contrapose.train(quick(), digits, out=tmp_path / "whole")
+
+    def stop(progress):
+        if progress.step == stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedTraining, match="--resume"):
+        contrapose.train(quick(), digits, out=tmp_path / "broken", watch=stop)
+    broken = Run.open(tmp_path / "broken")
+    assert broken.read("status.json")["state"] == "interrupted"
+    assert broken.load_checkpoint()[1]["step"] == stop_at
+    torch.manual_seed(12345)  # a new process would have another state
+    contrapose.resume(broken, images=digits)
+    assert same(final(broken), final(whole))
+    assert broken.read("status.json")["state"] == "finished"
+
+
+def test_a_killed_process_is_resumed_from_its_last_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "contrapose", "train", "digits", "--epochs", "6", *QUICK]
+    out = tmp_path / "killed"
+    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "lo')  # a line cut short
+    contrapose.resume(out)
+    whole = contrapose.train(
+        "simclr", "digits", epochs=6, encoder="small_conv", batch_size=128, device="cpu",
+        out=tmp_path / "whole",
+    )  # fmt: skip
+    assert same(final(Run.open(out)), final(whole))
+
+
+def test_an_encoder_is_loaded_from_its_run_without_executing_code(tmp_path, digits):
+    run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run")
+    encoder = Encoder.load(run.path)
+    assert not encoder.training and encoder.width == 32
+    assert same(dict(encoder.state_dict()), run.load_checkpoint()[0])
+
+
+def test_a_loss_that_turns_non_finite_stops_and_keeps_the_last_good_weights(tmp_path, digits):
+    def blow_up(z, group, *, at=torch.zeros(1)):
+        at += z.requires_grad  # the chance level is asked of the loss too
+        return losses.nt_xent(z, group, temperature=0.2) * (torch.nan if at > 15 else 1.0)
+
+    with pytest.raises(NonFiniteError, match=r"step 16 .*last good checkpoint"):
+        contrapose.train(quick(loss=blow_up), digits, out=tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    weights, state = run.load_checkpoint()
+    assert state["step"] == 12 and all(w.isfinite().all() for w in weights.values())
+    assert run.read("status.json")["state"] == "failed"
+    assert "step 16" in run.read("status.json")["reason"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_last_good_checkpoint(tmp_path, digits):
+    run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run")
+    before = final(run)
+    weights = Encoder.load(run.path).to_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(weights) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"step 12 could not be written.*last good one is step-"):
+            run.save_checkpoint(12, weights, {"step": 12})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert same(final(run), before)
+    assert not list(run.path.glob("**/*.new"))
+
+
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(tmp_path, digits):
+    out = tmp_path / "run"
+    unlabelled = open_images(torch.randint(0, 255, (200, 1, 8, 8), dtype=torch.uint8))
+    cases = [
+        (quick(batch_size=4096), digits, "1437 images, fewer than a batch of 4096"),
+        (quick(positives="class"), unlabelled, "no labels"),
+        (quick(positives="class"), digits.subset(digits.label.eq(3).nonzero().flatten()), "two"),
+    ]
+    for recipe, images, says in cases:
+        with pytest.raises(ValueError, match=says):
+            contrapose.train(recipe, images, out=out)
+        assert not out.exists()
+
+
+def test_an_existing_folder_is_never_written_over(tmp_path, digits):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="--resume"):
+        contrapose.train(quick(), digits, out=tmp_path)
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_folders_that_are_no_run_of_this_version_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no recipe\.json"):
+        Run.open(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"format": 7}')
+    with pytest.raises(ValueError, match="run format 7, this version reads 1"):
+        Run.open(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"form')
+    with pytest.raises(ValueError, match="damaged"):
+        Run.open(tmp_path)
+
+
+def test_one_run_is_written_by_one_process_at_a_time(tmp_path, digits):
+    run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run")
+    with run.locked(), pytest.raises(ValueError, match="another process"):
+        contrapose.resume(run, images=digits)
+
+
+def test_resuming_on_other_images_is_refused(tmp_path, digits):
+    run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="fingerprint"):
+        contrapose.resume(run, images=digits.subset(torch.arange(1000)))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, digits, capsys):
+    run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run")
+    old, new = sorted((run.path / "checkpoints").iterdir())
+    (new / "training.pt").write_bytes(b"half")
+    assert run.load_checkpoint()[1]["step"] == int(old.name[-8:])
+    assert new.name in capsys.readouterr().err
+
+
+def test_metrics_hold_every_signal_and_are_json(tmp_path, digits):
+    run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run")
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["chance"] == pytest.approx(torch.tensor(2 * 128 - 1.0).log().item(), abs=1e-5)
+    signals = {"loss", "lr", "gradient_norm", "contrastive_accuracy", "alignment", "uniformity"}
+    signals |= {"effective_rank_h", "effective_rank_z", "effective_negatives", "tolerance", "knn"}
+    assert signals <= last.keys()
+
+
+def test_supervised_positives_and_every_recipe_train(tmp_path, digits):
+    for name in contrapose.recipes.names():
+        run = contrapose.train(
+            name, digits, out=tmp_path / name, epochs=1, encoder="small_conv", device="cpu"
+        )
+        rows = run.metrics()
+        assert rows[-1]["loss"] < rows[0]["loss"], name
+
+
+def test_own_recipe_file(tmp_path, digits):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\nfrom contrapose import losses\n"
+        "from contrapose.recipes import simclr\n"
+        "def my_loss(z, group, *, strength: float = 1.0):\n"
+        "    return strength * losses.nt_xent(z, group, temperature=0.3)\n"
+        "def recipe(size, channels):\n"
+        "    return replace(simclr.recipe(size, channels), name='mine', loss=my_loss, epochs=1, warmup=0)\n"
+    )
+    run = contrapose.train(file, digits, out=tmp_path / "run", changes=["loss.strength=2"])
+    assert run.read("recipe.json")["recipe"]["loss"]["strength"] == 2.0
+    with pytest.raises(ValueError, match="--recipe FILE"):
+        contrapose.resume(run)
+    contrapose.resume(run, recipe=file, images="digits")
+    assert Path(run.path / "encoder.safetensors").is_file()
