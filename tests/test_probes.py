@@ -78,6 +78,15 @@ def test_knn_says_so_where_fewer_can_vote():
         knn(x, x, label, leave_one_out=True)
 
 
+def test_knn_refuses_what_cannot_vote():
+    x, label = blobs(n=20)
+    alone = torch.where(torch.arange(20) == 4, 1, -1)
+    with pytest.raises(ValueError, match="bank of 20 rows, 1 with a label"):
+        knn(x, x, alone, k=1, leave_one_out=True)
+    with pytest.raises(ValueError, match="queries hold a number that is not finite"):
+        knn(x * math.nan, x, label, k=1)
+
+
 # ---- logistic regression -------------------------------------------------------------------------
 
 

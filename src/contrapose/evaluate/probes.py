@@ -18,7 +18,7 @@ from contrapose.encoders import unit
 from contrapose.similarity import Pairs, topk
 
 DECADES = tuple(10.0**k for k in range(5, -4, -1))
-SIMCLR_PATH = tuple(10 ** (5 - 11 * k / 44) for k in range(45))  # A transfer protocol's 45 values
+SIMCLR_PATH = tuple(10 ** (5 - 11 * k / 44) for k in range(45))  # SimCLR's transfer protocol
 
 
 def knn(
@@ -39,14 +39,16 @@ def knn(
     with a label all of them vote, with a warning. Raises ValueError for a bank without labels.
     """
     _check("knn", bank, bank_label)
+    if not query.isfinite().all():
+        raise ValueError(f"knn: some of the {len(query)} queries hold a number that is not finite")
     if not (k >= 1 and 0 < temperature < math.inf):
         raise ValueError(f"knn: k={k}, temperature={temperature}; both must be positive")
-    if leave_one_out and len(query) != len(bank):
-        raise ValueError(
-            f"knn: leave_one_out needs the same rows on both sides, got {len(query)} queries and "
-            f"a bank of {len(bank)}"
-        )
     known = torch.nonzero(bank_label >= 0).flatten()
+    if leave_one_out and (len(query) != len(bank) or len(known) < 2):
+        raise ValueError(
+            f"knn: leave_one_out needs the same rows on both sides and two with a label, got "
+            f"{len(query)} queries and a bank of {len(bank)} rows, {len(known)} with a label"
+        )
     label = bank_label[known]
     if (voters := most_neighbours(bank_label, leave_one_out)) < k:
         warnings.warn(f"knn: k={k}, but only {voters} rows can vote: all do", stacklevel=2)

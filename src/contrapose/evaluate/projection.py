@@ -24,7 +24,7 @@ def project(
     """t-SNE (scikit-learn) of at most 50 principal components of the rows at unit length.
 
     Of more than `max_points` rows a random part is drawn with `seed`. Distances between far
-    clusters mean little in such a map. On one thread, so that it is deterministic: about 3 s for
+    clusters mean little in such a map. On one thread, so that it is deterministic: some 5 s for
     1,500 points. Raises ValueError for rows that are not finite.
     """
     from sklearn.decomposition import PCA
@@ -47,6 +47,6 @@ def project(
         components = PCA(kept, svd_solver="full").fit_transform(chosen.numpy())
         if components.shape[1] < 2:
             components = torch.nn.functional.pad(torch.from_numpy(components), (0, 1)).numpy()
-        tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+        tsne = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=seed)
         xy = torch.from_numpy(tsne.fit_transform(components)).float()
     return Map(xy, index, f"t-SNE, {rows}, perplexity {perplexity:g}, seed {seed}")
