@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from contrapose.encoders import Encoder, mlp, resnet18
-from contrapose.train.optim import (
+from contrapose.training.optim import (
     adamw,
     constant,
     lars,

@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         try:
             with safetensors.safe_open(file, framework="pt") as opened:
                 written = (opened.metadata() or {}).get("encoder")
-                weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                weights = {name: opened.get_tensor(name) for name in opened.keys()}
         except safetensors.SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error})") from None
         if written is None:
