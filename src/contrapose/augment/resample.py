@@ -50,7 +50,7 @@ def taps(
     *,
     filter: Filter,
     reverse: Bool[Tensor, "B"] | None = None,
-) -> tuple[Int[Tensor, "B T size"], Float[Tensor, "B T size"], list[int]]:
+) -> tuple[Int[Tensor, "B T size"], Float[Tensor, "B T size 1"], list[int]]:
     """The weights of `matrix` that can differ from zero: (source px from the box's edge, weight,
     how many taps each image needs); T is the most that any image needs.
     """
@@ -69,7 +69,7 @@ def taps(
     weight = _kernel(offset, filter)
     weight.div_(weight.sum(dim=1, keepdim=True))
     index = torch.minimum(index.long().clamp_min_(0), length[:, None, None] - 1)
-    return index, weight, needed.flatten().tolist()
+    return index, weight[..., None], needed.flatten().tolist()
 
 
 def _kernel(offset: Tensor, filter: Filter) -> Tensor:
@@ -95,10 +95,10 @@ def multiply(
 
 
 def gather_rows(
-    image: Float[Tensor, "C H W"], index: Int[Tensor, "T S"], weight: Float[Tensor, "T S"]
+    image: Float[Tensor, "C H W"], index: Int[Tensor, "T S"], weight: Float[Tensor, "T S 1"]
 ) -> Float[Tensor, "C S W"]:
     """out_i = sum_t weight_ti image[index_ti]: the product with a matrix of T weights a row."""
-    out = image.index_select(1, index[0]).mul_(weight[0, :, None])
+    out = image.index_select(1, index[0]).mul_(weight[0])
     for row, share in zip(index[1:], weight[1:], strict=True):
-        out.addcmul_(image.index_select(1, row), share[:, None])
+        out.addcmul_(image.index_select(1, row), share)
     return out
