@@ -217,3 +217,26 @@ def test_a_sprite_keeps_its_pixels_or_its_budget() -> None:
     assert exact.position(0) == "0% 0%"
     photos = random.integers(0, 256, (400, 32, 32, 3)).astype(np.uint8)
     assert len(sprite(photos, budget=150_000).uri) < 150_000 * 4 / 3 + 100
+
+
+def test_runs_of_one_folder_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / parent / "run", points=40) for parent in ("a", "b")]
+    page = write_report(runs, tmp_path / "page.html").read_text()
+    assert str(runs[0]) in page and f"</span>{runs[1]}</h3>" in page
+
+
+@pytest.mark.parametrize("odd", [5, "x", [], [{"a": [1]}], {"a": [1]}, None])
+def test_values_of_an_unexpected_kind_still_render(tmp_path: Path, odd: object) -> None:
+    run = write_run(tmp_path / "run", points=40)
+    top = json.loads((run / "recipe.json").read_text())
+    data = dict.fromkeys(top["data"], odd)
+    (run / "recipe.json").write_text(json.dumps(top | {"data": data, "command": odd}))
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(dict.fromkeys(status, odd)))
+    (run / "environment.json").write_text(json.dumps(odd))
+    score = {"metric": odd, "value": odd, "low": odd, "high": odd, "n": odd}
+    (run / "evaluation.json").write_text(json.dumps([score, odd]))
+    said = {"state": odd, "level": odd, "sentence": odd, "evidence": odd}
+    (run / "diagnosis.json").write_text(json.dumps({"verdict": [said, odd], "signals": {"a": odd}}))
+    write_report([run])
+    write_report([run, run], tmp_path / "both.html")

@@ -35,6 +35,7 @@ class Reader:
         self.context = self.browser.new_context(
             viewport={"width": width, "height": 850},
             color_scheme=scheme,
+            reduced_motion="reduce",
             is_mobile=phone,
             has_touch=phone,
         )
@@ -67,12 +68,20 @@ def reader(browser: "sync_api.Browser") -> Iterator[Reader]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report([write_run(tmp_path_factory.mktemp("runs") / "digits", points=150)])
+def opened(
+    browser: "sync_api.Browser", tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Reader, "sync_api.Page"]]:
+    """One page in one tab for the tests that leave it as they found it."""
+    reader = Reader(browser)
+    run = write_run(tmp_path_factory.mktemp("runs") / "digits", points=150)
+    yield reader, reader.open(write_report([run]), scheme="dark")
+    reader.context.close()
 
 
-def test_plots_are_drawn_and_a_click_filters_map_and_neighbours(reader: Reader, page: Path) -> None:
-    tab = reader.open(page)
+def test_plots_are_drawn_and_a_click_filters_map_and_neighbours(
+    opened: tuple[Reader, "sync_api.Page"],
+) -> None:
+    reader, tab = opened
     plots = tab.locator("[data-figure]")
     assert plots.count() >= 14
     for i in range(plots.count()):
@@ -88,6 +97,7 @@ def test_plots_are_drawn_and_a_click_filters_map_and_neighbours(reader: Reader, 
     assert (chip.get_attribute("aria-pressed"), points.count()) == ("true", kept)
     assert 0 < queries.count() < 12
     assert tab.locator(".status").first.inner_text() == "Only 6"
+    _settle(tab, points.nth(3))
     points.nth(3).hover(force=True)
     tab.wait_for_selector("#peek:visible")
     assert tab.locator("#peek strong").inner_text() == "6"
@@ -106,8 +116,8 @@ def test_plots_are_drawn_and_a_click_filters_map_and_neighbours(reader: Reader, 
     assert reader.trouble == []
 
 
-def test_the_toggle_changes_page_and_plots(reader: Reader, page: Path) -> None:
-    tab = reader.open(page, scheme="dark")
+def test_the_toggle_changes_page_and_plots(opened: tuple[Reader, "sync_api.Page"]) -> None:
+    reader, tab = opened
     line = tab.locator("[data-figure=loss] .scatterlayer .js-line").first
 
     def colours() -> tuple[str, str]:
@@ -124,7 +134,7 @@ def test_the_toggle_changes_page_and_plots(reader: Reader, page: Path) -> None:
     assert reader.trouble == []
 
 
-def test_a_phone_scrolls_in_one_direction(reader: Reader, page: Path, tmp_path: Path) -> None:
+def test_a_phone_scrolls_in_one_direction(reader: Reader, tmp_path: Path) -> None:
     name = "a_class_name_that_is_much_longer_than_a_phone_is_wide_and_has_no_space"
     run = write_run(tmp_path / "a-run-whose-name-is-long-too", classes=[name] * 10, points=60)
     other = write_run(tmp_path / "other", labelled=False, points=60)
@@ -132,7 +142,7 @@ def test_a_phone_scrolls_in_one_direction(reader: Reader, page: Path, tmp_path: 
     assert tab.evaluate("() => document.documentElement.scrollWidth") == 390
     assert tab.evaluate("() => { scrollTo(500, 0); return scrollX; }") == 0
     point = tab.locator("[data-figure=map_0] .scatterlayer .trace:last-child path.point").nth(5)
-    point.scroll_into_view_if_needed()
+    _settle(tab, point)
     point.tap(force=True)
     tab.wait_for_selector("#peek:visible")
     assert reader.trouble == []
@@ -152,3 +162,9 @@ def test_class_names_are_inert_and_shown_as_written(reader: Reader, tmp_path: Pa
     assert ticks == ["</script><scr…", "<img src=x on…", "a & <b>b</b>"]
     assert "interrupted at epoch 12 of 20: Ctrl-C" in tab.locator(".notice").first.inner_text()
     assert reader.trouble == []
+
+
+def _settle(tab: "sync_api.Page", element: "sync_api.Locator") -> None:
+    """Scroll to `element` and let the scroll event pass, which hides a shown picture."""
+    element.scroll_into_view_if_needed()
+    tab.evaluate("() => new Promise((go) => requestAnimationFrame(() => setTimeout(go, 50)))")

@@ -12,6 +12,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """
     if not runs:
         raise ValueError("report: no run folder given; pass at least one")
-    read = [read_run(Path(run)) for run in runs]
+    read = _distinct([read_run(Path(run)) for run in runs])
     if out is None:
         out = read[0].path / "report.html" if len(read) == 1 else Path("report.html")
     _write(out, render(read))
@@ -88,6 +89,12 @@ def json_block(value: Any) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def _distinct(runs: list[Run]) -> list[Run]:
+    """Runs of one folder name are shown by their whole paths."""
+    names = [run.name for run in runs]
+    return [replace(run, name=str(run.path)) if names.count(run.name) > 1 else run for run in runs]
 
 
 def _templates() -> Environment:

@@ -44,6 +44,7 @@ class Run:
     """Everything that one run folder says, cleaned for display."""
 
     path: Path
+    name: str
     recipe: Json
     data: Json
     command: str
@@ -56,10 +57,6 @@ class Run:
     signals: Json
     pictures: Pictures
     notices: tuple[Notice, ...]
-
-    @property
-    def name(self) -> str:
-        return self.path.resolve().name or str(self.path)
 
     @property
     def raw_recipe(self) -> str:
@@ -81,6 +78,7 @@ def read_run(path: Path) -> Run:
     diagnosis = _object(path / "diagnosis.json", notices)
     return Run(
         path=path,
+        name=path.resolve().name or str(path),
         recipe=_as_object(top.get("recipe")),
         data=_as_object(top.get("data")),
         command=str(top.get("command") or ""),
@@ -130,7 +128,7 @@ def _state(status: Json) -> list[Notice]:
     """What the reader must know about how the run ended; nothing when it finished."""
     state, reason = status.get("state"), status.get("reason")
     so_far = ""
-    if status.get("epoch") is not None and status.get("epochs") is not None:
+    if _number(status.get("epoch")) and _number(status.get("epochs")):
         so_far = f" at epoch {status['epoch']:g} of {status['epochs']:g}"
     because = f": {reason}" if reason else ""
     if state == "failed":

@@ -26,7 +26,7 @@ class Sprite:
     @property
     def pixelated(self) -> bool:
         """Enlarge tiny pictures with hard pixels: blur would hide what the encoder saw."""
-        return self.width <= 64
+        return self.width <= 32
 
     def position(self, index: int) -> str:
         """CSS background-position (percentages, so that the picture scales with its box)."""
@@ -43,7 +43,8 @@ def sprite(images: UInt8[np.ndarray, "M h w ch"], *, budget: int) -> Sprite:
     rows = math.ceil(m / columns)
     sheet = _sheet(images, columns, rows)
     largest = 16383 if features.check("webp") else 65535  # px, the formats' own limits
-    while max(sheet.size) > largest:
+    hopeless = 12 * budget  # raw bytes that no setting below brings within the budget
+    while max(sheet.size) > largest or sheet.width * sheet.height * images.shape[3] > hopeless:
         sheet, width, height = _halved(sheet, columns, rows, width, height)
     kind, data = _encoded(sheet, budget)
     while len(data) > budget and min(width, height) >= 16:
@@ -66,7 +67,7 @@ def _encoded(sheet: Image.Image, budget: int) -> tuple[str, bytes]:
     lossy = "webp" if features.check("webp") else "jpeg"
     for kind, quality in (("png", 100), (lossy, 88), (lossy, 75), (lossy, 60)):
         file = io.BytesIO()
-        sheet.save(file, kind, quality=quality)
+        sheet.save(file, kind, quality=quality, method=2)
         if file.tell() <= budget:
             break
     return kind, file.getvalue()

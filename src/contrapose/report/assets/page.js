@@ -29,12 +29,20 @@ function themed(value) {
 function draw(element) {
   const { data, layout } = themed(drawers.get(element)());
   const touch = coarse ? { dragmode: false } : {};
+  if (innerWidth < 600) for (const axis of [layout.xaxis, layout.yaxis]) thin(axis, 16);
   const config = {
     responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
     showSendToCloud: false, plotlyServerURL: "", // nothing leaves the page
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
   return Plotly.react(element, data, { ...layout, ...touch, autosize: true }, config);
+}
+
+function thin(axis, most) { // named ticks that would overlap on a phone
+  if (!axis?.tickvals || axis.type === "log") return;
+  const apart = Math.ceil(axis.tickvals.length / most);
+  axis.tickvals = axis.tickvals.filter((_, i) => i % apart === 0);
+  axis.ticktext = axis.ticktext.filter((_, i) => i % apart === 0);
 }
 
 function drawAll() {
