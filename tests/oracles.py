@@ -73,19 +73,159 @@ def clip(image, text, *, scale):
     return (cross_entropy(s, i) + cross_entropy(s.T, i)) / 2
 
 
+def softplus(x):
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def dclw(z, group, *, temperature, sigma):
+    p, n, _ = relations(group)
+    s, i = z @ z.T, p.any(1) & n.any(1)
+    positive = pull(s, p)[i]
+    weight = 2 - (positive / sigma).exp() / (positive / sigma).exp().mean()
+    return (lse(s / temperature, n)[i] - weight * positive / temperature).mean()
+
+
+def one_positive(z, group, temperature):
+    p, n, _ = relations(group)
+    s = z @ z.T / temperature
+    negative = lse(s[p.any(1)], n[p.any(1)])
+    pairs = torch.logaddexp(s[p.any(1)], negative[:, None]) - s[p.any(1)]
+    return pairs, p[p.any(1)]
+
+
+def supcon_one_positive(z, group, *, temperature):
+    return pull(*one_positive(z, group, temperature)).mean()
+
+
+def nt_xent_pairs(z, group, *, temperature):
+    pairs, p = one_positive(z, group, temperature)
+    return pairs[p].mean()
+
+
+def nearest_negatives(s, n, k):
+    return s.masked_fill(~n, -INF).topk(k, dim=1).values
+
+
+def hard_quantile(z, group, *, temperature, alpha):
+    p, n, _ = relations(group)
+    s = z @ z.T / temperature
+    loss = []
+    for i in range(len(z)):
+        if p[i].any():
+            positive, k = s[i][p[i]].mean(), max(1, round(alpha * int(n[i].sum())))
+            chosen = s[i][n[i]].topk(k).values
+            loss.append(torch.cat([positive[None], chosen]).logsumexp(0) - positive)
+    return torch.stack(loss).mean()
+
+
+def hcl(z, group, *, temperature, beta, tau_plus):
+    p, n, _ = relations(group)
+    s, count = z @ z.T / temperature, n.sum(1)
+    i = p.any(1) & n.any(1)
+    s, p, n, count = s[i], p[i], n[i], count[i]
+    shift = s.detach().amax(1)
+    positive, negative = (pull(s, p) - shift).exp(), (s - shift[:, None]).exp() * n
+    important = (beta * (s - shift[:, None])).exp() * n
+    reweighted = count * (important * negative).sum(1) / important.sum(1)
+    g = (reweighted - tau_plus * count * positive) / (1 - tau_plus)
+    g = torch.maximum(g, count * (-1 / temperature - shift).exp())
+    return -(positive / (positive + g)).log().mean()
+
+
+def debiased(z, group, *, temperature, tau_plus):
+    return hcl(z, group, temperature=temperature, beta=0.0, tau_plus=tau_plus)
+
+
+def simple(z, group, *, weight):
+    p, n, _ = relations(group)
+    s = z @ z.T
+    return over(weight * (s * n).sum(1) - pull(s, p), p.any(1))
+
+
+def hard_simple(z, group, *, weight, k):
+    p, n, _ = relations(group)
+    s = z @ z.T
+    return over(weight * nearest_negatives(s, n, k).sum(1) - pull(s, p), p.any(1))
+
+
+def cold_limit(z, group, *, temperature):
+    p, n, _ = relations(group)
+    s = z @ z.T
+    return over((nearest_negatives(s, n, 1)[:, 0] - pull(s, p)).relu() / temperature, p.any(1))
+
+
+def hot_limit(z, group, *, temperature):
+    p, n, _ = relations(group)
+    s, m = z @ z.T, n.sum(1) + 1
+    loss = (s * n).sum(1) / (m * temperature) - (m - 1) / (m * temperature) * pull(s, p) + m.log()
+    return over(loss, p.any(1))
+
+
+def siglip(image, text, *, scale, bias):
+    s = scale * image @ text.T + bias
+    y = 2 * torch.eye(len(s), dtype=s.dtype) - 1
+    return softplus(-y * s).sum(1).mean()
+
+
+def nnclr(z, prediction, support, *, temperature):
+    nearest = support[(z @ support.T).argmax(1)].detach()
+    s = nearest @ prediction.T / temperature
+    return torch.nn.functional.cross_entropy(s, torch.arange(len(z)))
+
+
+def n_pairs(query, key):
+    s = query @ key.T
+    return (s - s.diagonal()[:, None]).exp().sum(1).log().mean()
+
+
+def relation_distillation(z, past, *, temperature, past_temperature):
+    other = ~torch.eye(len(z), dtype=torch.bool)
+    p = (past.detach() @ past.detach().T / past_temperature)[other].view(len(z), -1).softmax(1)
+    q = (z @ z.T / temperature)[other].view(len(z), -1).log_softmax(1)
+    return -(p * q).sum(1).mean()
+
+
 ORACLE = {
     "nt_xent": supcon,
-    "supcon": supcon,
-    "supcon_in": supcon_in,
-    "dcl": dcl,
-    "align_uniform": align_uniform,
-    "hard": hard,
-    "info_nce": info_nce,
-    "clip": clip,
+    **{
+        f.__name__: f
+        for f in (
+            supcon,
+            supcon_in,
+            supcon_one_positive,
+            nt_xent_pairs,
+            dcl,
+            dclw,
+            align_uniform,
+            hard,
+            hard_quantile,
+            hard_simple,
+            hcl,
+            debiased,
+            simple,
+            cold_limit,
+            hot_limit,
+            info_nce,
+            clip,
+            siglip,
+            nnclr,
+            n_pairs,
+            relation_distillation,
+        )
+    },
 }
 
 # What each loss is called with in the tests, by the name of its parameter.
-ARGUMENTS = {"temperature": 0.2, "k": 4, "scale": 5.0}
+ARGUMENTS = {
+    "k": 4,
+    "alpha": 0.4,
+    "beta": 0.7,
+    "tau_plus": 0.1,
+    "sigma": 0.5,
+    "weight": 0.3,
+    "bias": -1.5,
+    "past_temperature": 0.1,
+}
 
 
 def keywords(parameters, temperature=0.2):
@@ -97,11 +237,13 @@ def keywords(parameters, temperature=0.2):
 def data(parameters, z, group):
     """What a loss is given, by its parameters: (z, group), (query, key, match) or two towers.
 
-    Two towers are the two halves of z; where the keys are given with matches, all of z is the bank.
+    Two towers are the two halves of z; where keys are a bank, all of z is the bank.
     """
     half = len(z) // 2
     if "group" in parameters:
         return z, group
     if "match" in parameters:
         return z[:half], z, torch.arange(half) + half
+    if "support" in parameters:
+        return z[:half], z[half:], torch.nn.functional.normalize(z + z.roll(3, 0), dim=1, eps=1e-3)
     return z[:half], z[half:]

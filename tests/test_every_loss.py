@@ -1,7 +1,6 @@
 """What holds for every loss. A new public function in contrapose.losses is tested by existing."""
 
 import inspect
-from functools import partial
 
 import pytest
 import torch
@@ -15,6 +14,11 @@ EVERY = dict(inspect.getmembers(losses, inspect.isfunction))
 PARAMETERS = {name: inspect.signature(f).parameters for name, f in EVERY.items()}
 ON_GROUPS = [name for name in EVERY if "group" in PARAMETERS[name]]
 TEMPERED = [name for name in EVERY if {"temperature", "scale"} & set(PARAMETERS[name])]
+
+ANY_LENGTH = {"n_pairs"}  # losses of vectors that are not of unit length
+NEED_NO_POSITIVE = {"align_uniform"}  # uniformity is of all rows
+
+NO_GRADIENT = {"nnclr": ("z", "support"), "relation_distillation": ("past",)}  # by definition
 
 GROUPS = {
     "images": torch.arange(6).repeat(2),
@@ -52,10 +56,15 @@ def test_value_and_gradient_are_the_formula(name, groups):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_gradient_is_the_derivative(name):
-    f = partial(call, name)
-    with torch.no_grad():
-        x = z.clone()
-    assert torch.autograd.gradcheck(lambda x: f(normalize(x, dim=1)), x.requires_grad_())
+    parameters, fixed = PARAMETERS[name], data(PARAMETERS[name], z, group)
+
+    def f(x):
+        given = data(parameters, normalize(x, dim=1), group)
+        stops = NO_GRADIENT.get(name, ())
+        rows = [b if p in stops else a for p, a, b in zip(parameters, given, fixed, strict=False)]
+        return EVERY[name](*rows, **keywords(parameters))
+
+    assert torch.autograd.gradcheck(f, z.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -87,6 +96,9 @@ def test_the_names_of_the_groups_change_nothing(name):
 def test_any_temperature(name, temperature):
     ours, ours_grad = value_and_gradient(name, z.float(), temperature=temperature)
     loss, grad = value_and_gradient(name, z, f=ORACLE[name], temperature=temperature)
+    assert ours.isfinite() and ours_grad.isfinite().all()
+    if loss.isinf():  # where the formula as it is written leaves float64
+        return
     torch.testing.assert_close(ours.double(), loss, rtol=1e-5, atol=1e-6)
     tolerance = 1e-3 if temperature < 0.01 else 1e-5  # one float32 unit of z.z / t is 1e-4 there
     assert (ours_grad - grad).abs().max() <= tolerance * grad.abs().max().clamp(min=1e-6)
@@ -97,13 +109,13 @@ def test_any_temperature(name, temperature):
 def test_no_less_precise_than_plain_torch(name, dtype):
     x = normalize(torch.randn(96, 32, generator=torch.Generator().manual_seed(2)).double(), dim=1)
     group, low = torch.arange(48).repeat(2), x.to(dtype)
-    loss, grad = value_and_gradient(name, x, group, ORACLE[name])
+    loss, grad = value_and_gradient(name, low.double(), group, ORACLE[name])
     plain, plain_grad = value_and_gradient(name, low, group, ORACLE[name])
     ours, ours_grad = value_and_gradient(name, low, group)
-    slack = 4 * torch.finfo(torch.float32).eps
-    assert (ours - loss).abs() <= (plain - loss).abs() + slack * loss.abs()
+    slack = 8 * torch.finfo(torch.float32).eps
+    assert (ours - loss).abs() <= (plain - loss).abs() + slack * (1 + loss.abs())
     error, plain_error = ((g.double() - grad).norm() for g in (ours_grad, plain_grad))
-    assert error <= plain_error * 1.01 + slack * grad.norm()
+    assert error <= plain_error + slack * grad.norm()
 
 
 HARD_CASES = {
@@ -147,7 +159,7 @@ def test_no_positive_anywhere_gives_a_zero_that_has_a_graph(name, rows):
         loss = EVERY[name](x, torch.arange(rows), **arguments)
     loss.backward()
     assert x.grad.isfinite().all()
-    if name != "align_uniform":  # its uniformity needs no positive
+    if name not in NEED_NO_POSITIVE:
         assert loss == 0 and (x.grad == 0).all()
 
 
@@ -166,7 +178,7 @@ def test_a_temperature_that_makes_no_sense_is_refused(name, bad):
         EVERY[name](*data(parameters, z, group), **arguments)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ANY_LENGTH])
 def test_rows_that_are_not_of_unit_length_are_counted(name):
     with pytest.warns(UserWarning, match=rf"{name}: \d+ of \d+ rows are not of unit length"):
         call(name, 3 * z)

@@ -135,3 +135,105 @@ def test_towers_that_do_not_fit_are_refused():
         losses.clip.__wrapped__(z[:6], z[:5], scale=5.0)
     with pytest.raises(ValueError, match="matches from 0 to 12 among 12 keys; use 0 to 11"):
         losses.info_nce(z[:2], z, torch.tensor([0, 12]), temperature=T)
+
+
+def test_the_whole_family_is_nt_xent_where_it_should_be():
+    expected = losses.nt_xent(z, image, temperature=T)
+    for same in (
+        losses.hard_quantile(z, image, temperature=T, alpha=1.0),
+        losses.debiased(z, image, temperature=T, tau_plus=0.0),
+        losses.hcl(z, image, temperature=T, beta=0.0, tau_plus=0.0),
+        losses.supcon_one_positive(z, image, temperature=T),
+        losses.nt_xent_pairs(z, image, temperature=T),
+    ):
+        torch.testing.assert_close(same, expected)
+
+
+def test_nt_xent_pairs_weighs_large_classes_more():
+    """A class of 4 rows gives 12 pairs, one of 2 rows gives 2."""
+    group, x = torch.tensor([0, 0, 0, 0, 1, 1]), z[:6]
+    terms = []
+    for i in range(6):
+        for p in range(6):
+            if i != p and group[i] == group[p]:
+                negative = (x[i] @ x[group != group[i]].T / T).logsumexp(0)
+                terms.append(torch.logaddexp(x[i] @ x[p] / T, negative) - x[i] @ x[p] / T)
+    assert len(terms) == 14
+    torch.testing.assert_close(
+        losses.nt_xent_pairs(x, group, temperature=T), torch.stack(terms).mean()
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-4])
+def test_nt_xent_reaches_its_cold_limit(temperature):  # S1, eq. 6
+    ours = temperature * losses.nt_xent(z, image, temperature=temperature)
+    limit = temperature * losses.cold_limit(z, image, temperature=temperature)
+    # N - 1 negatives, the positive: between the maximum and the maximum + t log N
+    assert limit <= ours <= limit + temperature * math.log(2 * B - 1)
+
+
+@pytest.mark.parametrize("temperature", [10.0, 100.0])
+def test_nt_xent_reaches_its_hot_limit(temperature):  # S1, eq. 7
+    ours = losses.nt_xent(z, image, temperature=temperature)
+    limit = losses.hot_limit(z, image, temperature=temperature)
+    assert 0 <= ours - limit <= 1 / (2 * temperature**2)  # Var(s) <= 1
+
+
+def test_simple_with_one_over_n_is_the_hot_limit():
+    n, t = 2 * B - 2, 7.0
+    simple = losses.simple(z, image, weight=1 / n)
+    expected = n / ((n + 1) * t) * simple + math.log(n + 1)
+    torch.testing.assert_close(losses.hot_limit(z, image, temperature=t), expected)
+
+
+def test_hard_simple_with_every_negative_is_simple():
+    torch.testing.assert_close(
+        losses.hard_simple(z, image, weight=0.1, k=2 * B - 2), losses.simple(z, image, weight=0.1)
+    )
+
+
+def test_dclw_with_equal_positives_is_dcl():
+    x = torch.cat([z[:B], z[:B]])
+    torch.testing.assert_close(
+        losses.dclw(x, image, temperature=T, sigma=0.5), losses.dcl(x, image, temperature=T)
+    )
+
+
+def test_anchors_can_be_chosen():
+    """The first views as anchors: with the second ones they average to the symmetric loss."""
+    first = torch.arange(2 * B) < B
+    a, b = (losses.supcon(z, label, temperature=T, anchor=rows) for rows in (first, ~first))
+    torch.testing.assert_close((a + b) / 2, losses.supcon(z, label, temperature=T))
+
+
+def test_a_relation_distilled_to_itself_has_no_gradient():
+    def to_itself(x):
+        return losses.relation_distillation(x, z, temperature=T, past_temperature=T)
+
+    torch.testing.assert_close(gradient(to_itself, z), torch.zeros_like(z))
+
+
+def test_nnclr_whose_neighbours_are_the_rows_is_info_nce():
+    a, b, i = z[:B], z[B:], torch.arange(B)
+    torch.testing.assert_close(
+        losses.nnclr(a, b, a.flip(0), temperature=T), losses.info_nce(a, b, i, temperature=T)
+    )
+
+
+def test_n_pairs_is_info_nce_at_temperature_one():
+    a, b, i = z[:B], z[B:], torch.arange(B)
+    torch.testing.assert_close(losses.n_pairs(a, b), losses.info_nce(a, b, i, temperature=1.0))
+
+
+@pytest.mark.parametrize(
+    "loss, bad",
+    [
+        (losses.hard_quantile, {"alpha": 0.0}),
+        (losses.hcl, {"beta": -1.0, "tau_plus": 0.1}),
+        (losses.hcl, {"beta": 1.0, "tau_plus": 1.0}),
+        (losses.dclw, {"sigma": 0.0}),
+    ],
+)
+def test_values_out_of_range_are_refused(loss, bad):
+    with pytest.raises(ValueError, match=r"=(0\.0|-1\.0|1\.0); give a"):
+        loss(z, image, temperature=T, **bad)

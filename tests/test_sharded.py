@@ -33,6 +33,8 @@ def loss_of(name, x, y, rows):
     if "match" in parameters:
         bank = normalize(Y, dim=1).to(x.dtype)
         return EVERY[name](x, bank, torch.arange(12)[rows], **arguments)
+    if "support" in parameters:
+        return EVERY[name](x, y, normalize(Y, dim=1), **arguments)
     return EVERY[name](x, y, **arguments)
 
 

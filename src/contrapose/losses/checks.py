@@ -10,13 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from contrapose.similarity import anchor_mean
+from contrapose.similarity import anchor_mean, widen
 
 UNIT = 0.02  # how far a length may be from 1: bf16 rounding of a unit vector stays below
 
 
-def check_groups(name: str, z: Float[Tensor, "N D"], group: Int[Tensor, "..."]) -> None:
-    """Raise ValueError unless there is one group per row; warn of rows that are not unit length."""
+def check_groups(
+    name: str, z: Float[Tensor, "N D"], group: Int[Tensor, "..."]
+) -> Float[Tensor, "N D"]:
+    """Raise ValueError unless there is one group per row; warn of rows that are not unit length.
+
+    Returns z in float32 at least: the parts of a gradient are then added before they are rounded.
+    """
     if z.ndim != 2:
         raise ValueError(f"{name}: z has shape {tuple(z.shape)}; give rows of embeddings [N, D]")
     if group.shape != z.shape[:1]:
@@ -27,10 +32,16 @@ def check_groups(name: str, z: Float[Tensor, "N D"], group: Int[Tensor, "..."]) 
     if group.is_floating_point():
         raise ValueError(f"{name}: groups are whole numbers, these are {group.dtype}")
     check_unit(name, z)
+    return widen(z)
 
 
-def check_towers(name: str, query: Float[Tensor, "N D"], key: Float[Tensor, "M D"]) -> None:
-    """Raise ValueError unless both have one width; warn of rows that are not unit length."""
+def check_towers(
+    name: str, query: Float[Tensor, "N D"], key: Float[Tensor, "M D"]
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    """Raise ValueError unless both have one width; warn of rows that are not unit length.
+
+    Returns both in float32 at least.
+    """
     if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1]:
         raise ValueError(
             f"{name}: shapes {tuple(query.shape)} and {tuple(key.shape)}; give rows of embeddings "
@@ -38,6 +49,7 @@ def check_towers(name: str, query: Float[Tensor, "N D"], key: Float[Tensor, "M D
         )
     check_unit(name, query)
     check_unit(name, key)
+    return widen(query), widen(key)
 
 
 def check_positive(name: str, **values: float | Tensor) -> None:
@@ -68,13 +80,22 @@ def check_unit(name: str, z: Float[Tensor, "N D"]) -> None:
 
 
 def mean_over_anchors(
-    name: str, loss: Float[Tensor, " N"], where: Bool[Tensor, " N"], lacking: str = "a positive"
+    name: str,
+    loss: Float[Tensor, " N"],
+    where: Bool[Tensor, " N"],
+    *,
+    lacking: str = "a positive",
+    among: Bool[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Global mean of `loss` over the anchors in `where`; the others are counted in a warning."""
-    if where.device.type == "cpu" and not where.all():
+    """Global mean of `loss` over the anchors in `where`; the others are counted in a warning.
+
+    `among`: the rows that were meant to be anchors, all if None.
+    """
+    among = torch.ones_like(where) if among is None else among
+    if where.device.type == "cpu" and not (where | ~among).all():
         warnings.warn(
-            f"{name}: {int((~where).sum())} of {len(where)} rows are without {lacking} "
-            "and are left out of the mean",
+            f"{name}: {int((among & ~where).sum())} of {int(among.sum())} rows are without "
+            f"{lacking} and are left out of the mean",
             stacklevel=3,
         )
-    return anchor_mean(loss, where)
+    return anchor_mean(loss, where & among)

@@ -12,7 +12,7 @@ temperature that is not finite and above 0, and warn of rows that are left out o
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
@@ -25,6 +25,8 @@ from contrapose.similarity import (
     positive_count,
     positive_similarity,
     positives,
+    safe_logsumexp,
+    softplus_sum,
 )
 
 
@@ -40,13 +42,19 @@ def nt_xent(
 
 
 def supcon(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    anchor: Bool[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
     """SupCon, sum outside the log (arXiv 2004.11362, eq. 2).
 
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  mean_{p in P(i)} s_ip/t
+    `anchor` keeps only some rows in the mean, all rows stay candidates: the first view of each
+    image, or the samples of the current task (Co2L's asymmetric loss, arXiv 2106.14413, eq. 3).
     """
-    return _supcon("supcon", z, group, temperature)
+    return _supcon("supcon", z, group, temperature, anchor)
 
 
 def supcon_in(
@@ -56,7 +64,7 @@ def supcon_in(
 
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  log mean_{p in P(i)} e^{s_ip/t}
     """
-    _check("supcon_in", z, group, temperature)
+    z = _check("supcon_in", z, group, temperature)
     rules = others(len(z), z.device), positives(group)
     push, pull = logsumexps(z, everyone(z), scale=1 / temperature, rules=rules)
     count = positive_count(group)
@@ -71,13 +79,67 @@ def dcl(
 
     mean over i of  log sum_{n in N(i)} e^{s_in/t}  -  mean_{p in P(i)} s_ip/t
     """
-    _check("dcl", z, group, temperature)
+    z = _check("dcl", z, group, temperature)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     pull = similarity / temperature
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
     where = (count > 0) & (push > -math.inf)
     return mean_over_anchors("dcl", push - pull, where, lacking="a positive and a negative")
+
+
+def dclw(
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    sigma: float,
+) -> Float[Tensor, ""]:
+    """DCLW (arXiv 2110.06848, eq. 7): DCL with positives weighted down where they are close.
+
+    mean over i of  log sum_{n in N(i)} e^{s_in/t}  -  w_i p_i/t,    p_i = mean_{p in P(i)} s_ip,
+    w_i = 2 - e^{p_i/sigma} / mean_i e^{p_i/sigma}    (the paper: sigma = 0.5)
+    A weight is negative where one pair dominates the mean: such a positive repels.
+    """
+    z = _check("dclw", z, group, temperature)
+    check_positive("dclw", sigma=sigma)
+    every = everyone(z)
+    similarity, count = positive_similarity(z, group, every)
+    push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
+    where = (count > 0) & (push > -math.inf)
+    height = torch.where(where, similarity / sigma, -math.inf)
+    heights = everyone(height)
+    log_mean = safe_logsumexp(heights[None])[0] - (heights > -math.inf).sum().log()
+    log_mean = torch.where(where, log_mean, similarity / sigma)  # rows left out weigh 1
+    weight = 2 - (similarity / sigma - log_mean).exp()
+    loss = torch.where(where, push - weight * similarity / temperature, 0.0)
+    return mean_over_anchors("dclw", loss, where, lacking="a positive and a negative")
+
+
+def supcon_one_positive(
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """SupCon whose denominators hold one positive each, with all negatives.
+
+    mean over i of mean_{p in P(i)} of  -log e^{s_ip/t} / (e^{s_ip/t} + sum_{n in N(i)} e^{s_in/t})
+    The option ONE_POSITIVE of SupCon's released code.
+    """
+    loss, count = _one_positive("supcon_one_positive", z, group, temperature)
+    return mean_over_anchors("supcon_one_positive", loss / count.clamp(min=1), where=count > 0)
+
+
+def nt_xent_pairs(
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """NT-Xent over labelled pairs, as metric-learning libraries define it: a mean over pairs.
+
+    mean over pairs (i, p) of  -log e^{s_ip/t} / (e^{s_ip/t} + sum_{n in N(i)} e^{s_in/t})
+    Large groups weigh more than in `supcon_one_positive`, whose mean is over anchors.
+    """
+    loss, count = _one_positive("nt_xent_pairs", z, group, temperature)
+    counts = everyone(count)
+    pairs_per_anchor = counts.sum() / (counts > 0).sum().clamp(min=1)
+    return mean_over_anchors("nt_xent_pairs", loss, count > 0) / pairs_per_anchor.clamp(min=1)
 
 
 def align_uniform(
@@ -90,7 +152,7 @@ def align_uniform(
     On the sphere |x - y|^2 = 2 - 2 x.y, for any two different rows of the batch. t = 2 and
     weight = 1 are the paper's.
     """
-    check_groups("align_uniform", z, group)
+    z = check_groups("align_uniform", z, group)
     check_positive("align_uniform", t=t)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
@@ -102,15 +164,33 @@ def align_uniform(
     return align + weight * uniform
 
 
-def _supcon(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> Float[Tensor, ""]:
-    _check(name, z, group, temperature)
+def _supcon(
+    name: str,
+    z: Tensor,
+    group: Tensor,
+    temperature: float | Tensor,
+    anchor: Tensor | None = None,
+) -> Float[Tensor, ""]:
+    z = _check(name, z, group, temperature)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     pull = similarity / temperature
     push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
-    return mean_over_anchors(name, push - pull, where=count > 0)
+    return mean_over_anchors(name, push - pull, count > 0, among=anchor)
 
 
-def _check(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> None:
-    check_groups(name, z, group)
+def _one_positive(
+    name: str, z: Tensor, group: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum over P(i) of log(1 + sum_n e^{(s_in - s_ip)/t}), and |P(i)|."""
+    z = _check(name, z, group, temperature)
+    every = everyone(z)
+    push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
+    pairs = positives(group)
+    loss = softplus_sum(z, every, scale=-1 / temperature, bias=push, pairs=pairs)
+    return loss, positive_count(group)
+
+
+def _check(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> Tensor:
     check_positive(name, temperature=temperature)
+    return check_groups(name, z, group)

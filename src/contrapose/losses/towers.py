@@ -5,11 +5,21 @@ fit and for a temperature or scale that is not finite and above 0, and warn of r
 unit length. Every loss is a mean over the queries, of all processes inside `across`.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.losses.checks import check_positive, check_towers
-from contrapose.similarity import anchor_mean, everyone, logsumexp, paired
+from contrapose.similarity import (
+    anchor_mean,
+    everyone,
+    logsumexp,
+    others,
+    paired,
+    softplus_sum,
+    topk,
+    widen,
+)
 
 
 def info_nce(
@@ -25,7 +35,7 @@ def info_nce(
     Keys are a memory bank, class prototypes, or another encoder's batch; inside `across` they are
     taken as given: the same on every process, or `everyone(key)`.
     """
-    check_towers("info_nce", query, key)
+    query, key = check_towers("info_nce", query, key)
     check_positive("info_nce", temperature=temperature)
     if match.shape != query.shape[:1]:
         raise ValueError(
@@ -53,7 +63,7 @@ def clip(
     mean over i of  (log sum_j e^{scale s_ij} + log sum_j e^{scale s_ji}) / 2  -  scale s_ii
     `scale` multiplies similarities and may be learned.
     """
-    check_towers("clip", image, text)
+    image, text = check_towers("clip", image, text)
     check_positive("clip", scale=scale)
     if len(image) != len(text):
         raise ValueError(f"clip: {len(image)} images but {len(text)} texts; give pairs of rows")
@@ -61,3 +71,88 @@ def clip(
     to_text = logsumexp(image, everyone(text), scale=scale) - match
     to_image = logsumexp(text, everyone(image), scale=scale) - match
     return anchor_mean(to_text + to_image) / 2
+
+
+def siglip(
+    image: Float[Tensor, "N D"],
+    text: Float[Tensor, "N D"],
+    *,
+    scale: float | Float[Tensor, ""],
+    bias: float | Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """SigLIP (arXiv 2303.15343, eq. 1): every pair is classified on its own, match or not.
+
+    mean over i of  sum_j log(1 + e^{-y_ij (scale s_ij + bias)})    with y_ij = 1 if i = j, else -1
+    `scale` and `bias` may be learned (the paper starts at 10 and -10).
+    """
+    image, text = check_towers("siglip", image, text)
+    check_positive("siglip", scale=scale)
+    if len(image) != len(text):
+        raise ValueError(f"siglip: {len(image)} images but {len(text)} texts; give pairs of rows")
+    match = scale * paired(image, text) + bias
+    offset = torch.as_tensor(bias, dtype=match.dtype, device=match.device).expand(len(image))
+    # log(1 + e^-x) = log(1 + e^x) - x turns the matches into ordinary terms
+    return anchor_mean(softplus_sum(image, everyone(text), scale=scale, bias=offset) - match)
+
+
+def nnclr(
+    z: Float[Tensor, "N D"],
+    prediction: Float[Tensor, "N D"],
+    support: Float[Tensor, "M D"],
+    *,
+    temperature: float | Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """NNCLR (arXiv 2104.14548, eq. 3): an anchor is replaced by its nearest neighbour in a queue.
+
+    mean over i of  log sum_k e^{q_i.p_k/t} - q_i.p_i/t
+    q_i: the row of `support` nearest to z_i, without gradient. `prediction` is the other view's.
+    One direction: average it with that of the views exchanged.
+    """
+    z, support = check_towers("nnclr", z.detach(), support.detach())
+    prediction, _ = check_towers("nnclr", prediction, support[:0])
+    check_positive("nnclr", temperature=temperature)
+    if len(z) != len(prediction):
+        raise ValueError(f"nnclr: {len(z)} rows but {len(prediction)} predictions; give pairs")
+    nearest = support[topk(z, support, 1)[1][:, 0]]
+    pull = paired(nearest, prediction) / temperature
+    return anchor_mean(logsumexp(nearest, everyone(prediction), scale=1 / temperature) - pull)
+
+
+def n_pairs(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """N-pairs (Sohn 2016, eq. 7): row i of `key` is another image of the class of query i.
+
+    mean over i of  log(1 + sum_{j != i} e^{f_i.f_j+ - f_i.f_i+})    each row of another class
+    Vectors of any length: the paper bounds them by an L2 penalty, which is left to the caller.
+    """
+    if query.shape != key.shape:
+        raise ValueError(f"n_pairs: shapes {tuple(query.shape)} and {tuple(key.shape)}; give pairs")
+    query, key = widen(query), widen(key)
+    return anchor_mean(logsumexp(query, everyone(key)) - paired(query, key))
+
+
+def relation_distillation(
+    z: Float[Tensor, "N D"],
+    past: Float[Tensor, "N D"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    past_temperature: float,
+) -> Float[Tensor, ""]:
+    """Instance-wise relation distillation (Co2L, arXiv 2106.14413, eq. 5 and 6).
+
+    mean over i of  -sum_{j != i} softmax_j(past_i.past_j / past_t) log softmax_j(s_ij / t)
+    `past`: the same rows embedded by the model frozen after the previous task; no gradient. The
+    paper: t = 0.2, past_t (`past_temperature`) = 0.01. Memory O(N^2).
+    """
+    z, past = check_towers("relation_distillation", z, past.detach())
+    check_positive(
+        "relation_distillation", temperature=temperature, past_temperature=past_temperature
+    )
+    if len(z) != len(past):
+        raise ValueError(f"relation_distillation: {len(z)} rows but {len(past)} past rows")
+    mask = others(len(z), z.device).mask()
+    assert mask is not None
+    every, every_past = everyone(z), everyone(past)
+    with torch.autocast(z.device.type, enabled=False):
+        target = torch.where(mask, past @ every_past.T / past_temperature, -1e30).softmax(dim=1)
+        log_p = torch.where(mask, z @ every.T / temperature, -1e30).log_softmax(dim=1)
+    return anchor_mean(-torch.where(mask, target * log_p, 0.0).sum(dim=1))

@@ -2,6 +2,7 @@
 
 from contrapose.similarity.backend import logsumexp as logsumexp
 from contrapose.similarity.backend import logsumexps as logsumexps
+from contrapose.similarity.backend import softplus_sum as softplus_sum
 from contrapose.similarity.backend import topk as topk
 from contrapose.similarity.backend import using as using
 from contrapose.similarity.dense import paired as paired
@@ -17,3 +18,5 @@ from contrapose.similarity.pairs import positives as positives
 from contrapose.similarity.sharded import across as across
 from contrapose.similarity.sharded import anchor_mean as anchor_mean
 from contrapose.similarity.sharded import everyone as everyone
+from contrapose.similarity.sharded import row_ids as row_ids
+from contrapose.similarity.wide import widen as widen

@@ -39,6 +39,21 @@ def logsumexps(
     return _backend.get().logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
 
 
+def softplus_sum(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""],
+    bias: Float[Tensor, " N"],
+    pairs: Pairs = EVERY,
+) -> Float[Tensor, " N"]:
+    """sum_j log(1 + exp(scale * query_i . key_j + bias_i)) over the pairs that count.
+
+    The reduction of the sigmoid losses. Differentiable in query, key, scale and bias.
+    """
+    return _backend.get().softplus_sum(query, key, scale=scale, bias=bias, pairs=pairs)  # type: ignore[no-any-return]
+
+
 def topk(
     query: Float[Tensor, "N D"], key: Float[Tensor, "M D"], k: int, *, pairs: Pairs = EVERY
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:

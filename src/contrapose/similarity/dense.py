@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.similarity.pairs import EVERY, Pairs
+from contrapose.similarity.wide import widen
 
 
 def logsumexp(
@@ -31,6 +32,21 @@ def logsumexps(
     return torch.stack([logsumexp(query, key, scale=scale, pairs=pairs) for pairs in rules])
 
 
+def softplus_sum(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""],
+    bias: Float[Tensor, " N"],
+    pairs: Pairs = EVERY,
+) -> Float[Tensor, " N"]:
+    """sum_j log(1 + exp(scale * query_i . key_j + bias_i)) over the pairs that count."""
+    pairs.check(len(query), len(key))
+    x = scale * (query @ key.T) + bias[:, None]
+    terms, mask = torch.logaddexp(x, torch.zeros_like(x)), pairs.mask()
+    return (terms if mask is None else torch.where(mask, terms, 0.0)).sum(dim=1)
+
+
 def topk(
     query: Float[Tensor, "N D"], key: Float[Tensor, "M D"], k: int, *, pairs: Pairs = EVERY
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
@@ -41,8 +57,7 @@ def topk(
 
 def paired(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """query_i . key_i, in float32 at least."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    return (query.to(wide) * key.to(wide)).sum(dim=1)
+    return (widen(query) * widen(key)).sum(dim=1)
 
 
 def safe_logsumexp(logits: Float[Tensor, "N M"]) -> Float[Tensor, " N"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.similarity.sharded import everyone, row_ids
+from contrapose.similarity.wide import widen
 
 
 def group_sum(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> Float[Tensor, "G D"]:
@@ -27,8 +28,7 @@ def positive_similarity(
     z_i . (sum over the group - z_i) / count; 0 where there is none. Sums are float32 at least.
     `every`: `everyone(z)`, where the caller has gathered it already.
     """
-    wide = torch.promote_types(z.dtype, torch.float32)
-    z, every = z.to(wide), (everyone(z) if every is None else every).to(wide)
+    z, every = widen(z), widen(everyone(z) if every is None else every)
     number, mine = _numbers(group)
     count = _sizes(number, mine) - 1
     return _PositiveSimilarity.apply(z, every, number, mine, count.clamp(min=1)), count

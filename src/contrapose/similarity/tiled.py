@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.similarity.pairs import EVERY, Blocks, Pairs
+from contrapose.similarity.wide import widen
 
 TILE = 512  # rows and columns of a tile: 1 MB in float32, which a core keeps at hand
 KEEP = 24 * 2**20  # bytes of exponentials kept for the backward pass; beyond, they are made again
@@ -46,10 +47,9 @@ def logsumexps(
     """`logsumexp` for several rules about which pairs count, in one pass over the tiles."""
     for pairs in rules:
         pairs.check(len(query), len(key))
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scale = torch.as_tensor(scale, dtype=wide, device=query.device)
+    scale = torch.as_tensor(scale, device=query.device, dtype=widen(query[:0]).dtype)
     same = query is key and all(pairs.symmetric and pairs.diagonal_is_self for pairs in rules)
-    query, key = (query.to(wide),) * 2 if query is key else (query.to(wide), key.to(wide))
+    query, key = (widen(query),) * 2 if query is key else (widen(query), widen(key))
     with torch.autocast(query.device.type, enabled=False):
         if not _warm(query, key, scale):
             return torch.stack([_Cold.apply(query, key, scale, r, tile) for r in rules])
@@ -64,6 +64,23 @@ def logsumexps(
         rules = tuple(r.by_group(order) for r in rules)
         lse = _WarmSelf.apply(query.index_select(0, order), scale, rules, tile)
         return torch.zeros_like(lse).index_copy(1, order, lse)
+
+
+def softplus_sum(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""],
+    bias: Float[Tensor, " N"],
+    pairs: Pairs = EVERY,
+    tile: int = TILE,
+) -> Float[Tensor, " N"]:
+    """sum_j log(1 + exp(scale * query_i . key_j + bias_i)) over the pairs that count."""
+    pairs.check(len(query), len(key))
+    scale = torch.as_tensor(scale, device=query.device, dtype=widen(query[:0]).dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        operands = widen(query), widen(key), scale, widen(bias)
+        return cast(Tensor, _SoftplusSum.apply(*operands, pairs, tile))
 
 
 def topk(
@@ -83,9 +100,8 @@ def topk(
             f"topk: asked for k={k} neighbours among {len(key)} keys; use 1 <= k <= {len(key)}"
         )
     pairs.check(len(query), len(key))
-    wide = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
-        value, index = _TopK.apply(query.to(wide), key.to(wide), k, pairs, tile)
+        value, index = _TopK.apply(widen(query), widen(key), k, pairs, tile)
     return value, index
 
 
@@ -223,6 +239,33 @@ class _Cold(torch.autograd.Function):
                 dquery[I] += p @ key[J]
                 dkey[J] += p.T @ query[I]
         return dquery * scale, dkey * scale, (dquery * query).sum(), None, None
+
+
+class _SoftplusSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, scale, bias, pairs, tile):  # type: ignore[no-untyped-def]
+        rows, cols = _slices(len(query), tile), _slices(len(key), tile)
+        block = Blocks(pairs, rows, cols)
+        total = query.new_zeros(len(query))
+        for I, _, x in _logits(query * scale, key, block):
+            x += bias[I, None]
+            total[I] += torch.nn.functional.softplus(x, threshold=40).sum(dim=1)
+        ctx.save_for_backward(query, key, scale, bias)
+        ctx.block = block
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        query, key, scale, bias = ctx.saved_tensors
+        dquery, dkey, dbias = (torch.zeros_like(x) for x in (query, key, bias))
+        with torch.autocast(query.device.type, enabled=False):
+            for I, J, x in _logits(query * scale, key, ctx.block):
+                g = x.add_(bias[I, None]).sigmoid_().mul_(grad[I, None])
+                dquery[I].addmm_(g, key[J])
+                dkey[J].addmm_(g.T, query[I])
+                dbias[I] += g.sum(dim=1)
+        return dquery * scale, dkey * scale, (dquery * query).sum(), dbias, None, None
 
 
 class _TopK(torch.autograd.Function):
