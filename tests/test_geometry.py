@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from contrapose.evaluate import geometry
-from contrapose.evaluate.projection import project
+from contrapose.evaluation import geometry
+from contrapose.evaluation.projection import project
 
 
 def cloud(n=40, d=8, groups=10, seed=0):

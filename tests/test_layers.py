@@ -15,10 +15,10 @@ BELOW = {
     "encoders": set(),
     "data": set(),
     "losses": {"similarity"},
-    "evaluate": BOTTOM | {"losses"},
-    "training": BOTTOM | {"losses", "evaluate"},
-    "recipes": BOTTOM | {"losses", "evaluate", "training"},
-    "experiments": BOTTOM | {"losses", "evaluate", "training", "recipes"},
+    "evaluation": BOTTOM | {"losses"},
+    "training": BOTTOM | {"losses", "evaluation"},
+    "recipes": BOTTOM | {"losses", "evaluation", "training"},
+    "experiments": BOTTOM | {"losses", "evaluation", "training", "recipes"},
     "report": set(),
 }
 

@@ -13,10 +13,10 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from contrapose.data import open_images
 from contrapose.encoders import Encoder, mlp, small_conv
-from contrapose.evaluate import embed, knn, linear_probe, sgd_probe
-from contrapose.evaluate.probes import SIMCLR_PATH
-from contrapose.evaluate.scores import accuracy, confusion, mean_per_class_accuracy, wilson
-from contrapose.evaluate.sgd_probe import MOCO, PROTOCOLS, SIMCLR, SUPCON, WANG_LIU, Protocol
+from contrapose.evaluation import embed, knn, linear_probe, sgd_probe
+from contrapose.evaluation.probes import SIMCLR_PATH
+from contrapose.evaluation.scores import accuracy, confusion, mean_per_class_accuracy, wilson
+from contrapose.evaluation.sgd_probe import MOCO, PROTOCOLS, SIMCLR, SUPCON, WANG_LIU, Protocol
 
 TOLD = {"metric": "m", "protocol": "p", "split": "test", "seed": 0, "features": "h"}
 

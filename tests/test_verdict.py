@@ -61,7 +61,10 @@ def test_a_solved_task_is_saturated():
 def test_pixels_that_tell_more_than_the_encoder_raise_a_suspicion():
     scores = [score("linear probe accuracy", 0.5), score("linear probe accuracy", 0.9, "pixels")]
     assert "shortcut suspected" in states(rows(), scores)
-    overlapping = [score("linear probe accuracy", 0.9), score("linear probe accuracy", 0.92, "pixels")]
+    overlapping = [
+        score("linear probe accuracy", 0.9),
+        score("linear probe accuracy", 0.92, "pixels"),
+    ]
     assert "shortcut suspected" not in states(rows(), overlapping)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contrapose.estimator import ContrastiveEncoder as ContrastiveEncoder
     from contrapose.explain import diagnose as diagnose
     from contrapose.explain import evaluate as evaluate
-    from contrapose.reporting import write_report as report
+    from contrapose.report import write_report as write_report
     from contrapose.training.recipe import Recipe as Recipe
     from contrapose.training.run import Run as Run
 
@@ -36,9 +36,9 @@ _HOMES = {
     "embed": "contrapose.api",
     "evaluate": "contrapose.explain",
     "open_images": "contrapose.data",
-    "report": "contrapose.explain",
     "resume": "contrapose.api",
     "train": "contrapose.api",
+    "write_report": "contrapose.report",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -1,4 +1,4 @@
-"""The five verbs as functions: train, evaluate, diagnose, embed, report. The command line calls these."""
+"""Training, resuming and embedding as functions; the command line calls these."""
 
 import dataclasses
 import platform
@@ -16,8 +16,8 @@ import contrapose
 from contrapose import encoders, recipes
 from contrapose.data import ImageSet, NoSuchSplit, hold_out, open_images
 from contrapose.encoders import Encoder
-from contrapose.evaluate.embed import Embedded
-from contrapose.evaluate.embed import embed as embed_images
+from contrapose.evaluation.embed import Embedded
+from contrapose.evaluation.embed import embed as embed_images
 from contrapose.partials import assign, describe, unknown
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe, recipe_from
@@ -54,13 +54,13 @@ def train(
     the folder is made. Raises ValueError or FileNotFoundError for what cannot be trained.
     """
     device, bf16 = choose_device(device), choose_bf16(precision, device)
-    source = images if isinstance(images, ImageSet) else open_images(
-        images, split="train", size=size, labels=labels, download=download
+    source = (
+        images
+        if isinstance(images, ImageSet)
+        else open_images(images, split="train", size=size, labels=labels, download=download)
     )
     chosen = recipes.recipe_for(recipe, source.size, source.channels)
-    chosen = changed(
-        chosen, source, encoder, epochs, batch_size, temperature, seed, changes
-    )
+    chosen = changed(chosen, source, encoder, epochs, batch_size, temperature, seed, changes)
     loop.check(chosen, source)
     network = build(chosen, source)
     run = Run.create(Path(out) if out else new_folder(source.name, chosen.name))
@@ -86,8 +86,8 @@ def resume(
 ) -> Run:
     """Continue a run where its newest checkpoint stands; on a CPU bit for bit.
 
-    recipe: only needed again where the run's recipe was your own file. images: only needed again where
-    they did not come from a name or a path.
+    recipe: needed again only where the run's recipe was your own file. images: needed again only
+    where they did not come from a name or a path.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     source = images if isinstance(images, ImageSet) else run_images(run, "train", images)
@@ -147,7 +147,9 @@ def changed(
     for change in changes:
         path, equals, text = change.partition("=")
         if not equals:
-            raise ValueError(f"--set {change}: write it as path=value, such as loss.temperature=0.1")
+            raise ValueError(
+                f"--set {change}: write it as path=value, such as loss.temperature=0.1"
+            )
         recipe = assign(recipe, path.strip(), text.strip())
     return recipe
 
@@ -269,7 +271,7 @@ def choose_bf16(precision: str, device: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -308,7 +310,10 @@ def _commit() -> str | None:
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

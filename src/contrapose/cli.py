@@ -12,19 +12,23 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="contrapose",
-    help="Contrastive representation learning: train an encoder from images, measure it, explain it.",
+    help="Contrastive learning: train an encoder from images, measure it, explain it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Recipe = Annotated[str, typer.Option(help="A name from `contrapose list`, or your own Python file.")]
+Recipe = Annotated[
+    str, typer.Option(help="A name from `contrapose list`, or your own Python file.")
+]
 RecipeAgain = Annotated[
     str | None, typer.Option("--recipe", help="Again, where the run's recipe was your own file.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Labels = Annotated[Path | None, typer.Option(help="Labels of an array or embedding file: .npy/.csv.")]
+Labels = Annotated[
+    Path | None, typer.Option(help="Labels of an array or embedding file: .npy/.csv.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -57,7 +61,9 @@ def train(
     labels: Labels = None,
     size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
-    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the backbone.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the backbone.")
+    ] = False,
     explain: Annotated[bool, typer.Option(help="Evaluate, diagnose and report at the end.")] = True,
 ) -> None:
     """Train an encoder on DATA, then evaluate it, diagnose it and write its report."""
@@ -71,7 +77,9 @@ def train(
             f"--resume {resume} keeps the recipe of that run; leave out {', '.join(given)}"
         )
     if resume is None and data is None:
-        raise ValueError("train: name the images, such as `contrapose train digits`, or --resume RUN")
+        raise ValueError(
+            "train: name the images, such as `contrapose train digits`, or --resume RUN"
+        )
     from contrapose import api
     from contrapose.console import Watching
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from contrapose.data import ImageSet
-    from contrapose.evaluate.scores import Score
+    from contrapose.evaluation.scores import Score
     from contrapose.training.loop import Progress as Step
     from contrapose.training.recipe import Recipe
     from contrapose.training.run import Run
@@ -45,9 +45,8 @@ class Watching:
             console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
         if len(images.skipped) > 5:
             console.print(f"  and {len(images.skipped) - 5} more; all are named in recipe.json")
-        console.print(
-            Text(f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size} -> {run.path}")
-        )
+        what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
+        console.print(Text(f"{what} -> {run.path}"))
         self.bar.start()
 
     def step(self, at: "Step") -> None:

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from contrapose import api
 from contrapose.data import ImageSet, open_images
 from contrapose.encoders import Encoder
-from contrapose.evaluate.embed import embed
+from contrapose.evaluation.embed import embed
 from contrapose.recipes import recipe_for
 
 LEAST_SIDE = 8  # px: a row of fewer pixels than 64 is padded with zeros
@@ -50,7 +50,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.device = device
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "ContrastiveEncoder":  # noqa: N803
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "ContrastiveEncoder":
         if self.features not in ("h", "z"):
             raise ValueError(f"features={self.features!r}: use 'h' or 'z'")
         array = self._check(X, reset=True)
@@ -75,7 +75,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self._n_features_out = self._embed(images.subset(torch.arange(1))).shape[1]
         return self
 
-    def transform(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         check_is_fitted(self)
         return self._embed(self._images(self._check(X, reset=False), None))
 
@@ -84,7 +84,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         chosen = found.h if self.features == "h" else found.z
         return chosen.numpy().astype(np.float32)
 
-    def _check(self, X: ArrayLike, reset: bool) -> NDArray[Any]:  # noqa: N803
+    def _check(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
         least = 2 if reset else 1
         array: NDArray[Any] = validate_data(
             self, X, reset=reset, allow_nd=True, ensure_min_samples=least

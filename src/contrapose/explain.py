@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrapose import api, pictures
+from contrapose import api, pictures, recipes
 from contrapose.augment import center, views
 from contrapose.data import ImageSet, exact_duplicates
 from contrapose.encoders import Encoder
-from contrapose.evaluate import geometry, probes, scores
-from contrapose.evaluate.embed import Embedded
-from contrapose.evaluate.embed import embed as embed_images
-from contrapose.evaluate.scores import Score
+from contrapose.evaluation import geometry, probes, scores
+from contrapose.evaluation.embed import Embedded
+from contrapose.evaluation.embed import embed as embed_images
+from contrapose.evaluation.scores import Score
 from contrapose.training.recipe import Recipe, recipe_from
 from contrapose.training.run import Run, as_json_bytes, replace_file
 from contrapose.verdict import as_json, verdict, verdict_of_embeddings
@@ -48,7 +48,7 @@ class Subject:
         cls, run: Run | Path | str, images: Any = None, device: str = "auto", recipe: Any = None
     ) -> "Subject":
         run = run if isinstance(run, Run) else Run.open(run)
-        own = None if recipe is None else api.recipes.module(recipe)
+        own = None if recipe is None else recipes.module(recipe)
         encoder = Encoder.load(run.path, own)
         train, test, split = api.train_and_test(run, images)
         chosen = recipe_from(run.read("recipe.json")["recipe"], own)
@@ -194,7 +194,7 @@ def write_embeddings(
     beside = out.with_name(f".{out.name}.new{out.suffix}")
     try:
         if out.suffix == ".npz":
-            np.savez(beside, classes=np.array(source.classes, dtype=np.str_), **columns)
+            np.savez(beside, classes=np.array(source.classes, dtype=np.str_), **columns)  # type: ignore[arg-type]
         else:
             pictures.write_parquet(beside, columns, source.classes)
         beside.replace(out)
@@ -218,16 +218,24 @@ def read_embeddings(path: Path, labels: Path | str | None) -> tuple[Tensor, Tens
             raise ValueError(f"{path} holds {keys}; expected h or z, as `contrapose embed` writes")
         label = loaded["label"] if "label" in loaded else None
         loaded = loaded["h"] if "h" in loaded else loaded["z"]
-    if loaded.ndim != 2 or loaded.dtype.kind not in "fiu" or min(loaded.shape) < 1 or len(loaded) < 2:
+    if (
+        loaded.ndim != 2
+        or loaded.dtype.kind not in "fiu"
+        or min(loaded.shape) < 1
+        or len(loaded) < 2
+    ):
         raise ValueError(
-            f"{path} holds {loaded.dtype} of shape {loaded.shape}; embeddings are numbers [N D], N > 1"
+            f"{path} holds {loaded.dtype} of shape {loaded.shape}; "
+            "embeddings are numbers [N D], N > 1"
         )
     bad = int((~np.isfinite(loaded).all(axis=1)).sum())
     if bad:
         raise ValueError(f"{path}: {bad} of {len(loaded)} rows hold NaN or infinity; remove them")
     if labels is not None:
-        label = np.load(labels, allow_pickle=False) if str(labels).endswith(".npy") else np.loadtxt(
-            labels, delimiter=",", dtype=np.str_
+        label = (
+            np.load(labels, allow_pickle=False)
+            if str(labels).endswith(".npy")
+            else np.loadtxt(labels, delimiter=",", dtype=np.str_)
         )
         if label.shape != (len(loaded),):
             raise ValueError(
@@ -250,7 +258,7 @@ def embed_views(
     encoder = subject.encoder.to(subject.device).eval()
     generator = torch.Generator(subject.device).manual_seed(subject.recipe.seed)
     rows = []
-    for index in torch.arange(len(images)).split(256):
+    for index in torch.split(torch.arange(len(images)), 256):
         batch = images.batch(index).to(subject.device)
         seen = views(subject.recipe.views, batch, generator, n=2)
         rows.append(torch.stack([encoder(view)[1].float().cpu() for view in seen]))
@@ -325,7 +333,7 @@ def pixels(images: ImageSet) -> Float[Tensor, "N P"]:
     side = _side(images)
     parts: Sequence[Tensor] = [
         center(images.batch(index), side).flatten(1).cpu()
-        for index in torch.arange(len(images)).split(1024)
+        for index in torch.split(torch.arange(len(images)), 1024)
     ]
     return torch.cat(list(parts))
 

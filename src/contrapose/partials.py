@@ -16,7 +16,12 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-HOMES = ("contrapose.losses", "contrapose.augment", "contrapose.encoders", "contrapose.training.optim")
+HOMES = (
+    "contrapose.losses",
+    "contrapose.augment",
+    "contrapose.encoders",
+    "contrapose.training.optim",
+)
 
 
 def describe(value: Any) -> Any:
@@ -105,7 +110,7 @@ def unknown(name: str, known: Iterable[str]) -> str:
 
 
 def alike(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """The public functions that could stand in its place: of its home, called with the same values."""
+    """The public functions that could stand in its place, called with the same values."""
     home = _home(function)
     assert home is not None
     found = public_functions(importlib.import_module(home))
@@ -161,7 +166,9 @@ def _other_function(value: Any, path: str, text: str) -> Any:
     kept = value.keywords if isinstance(value, functools.partial) else {}
     home = _home(current)
     if home is None:
-        raise ValueError(f"--set {path}={text}: {path} is your own function; change it in your file")
+        raise ValueError(
+            f"--set {path}={text}: {path} is your own function; change it in your file"
+        )
     choices = alike(current)
     if text not in choices:
         raise ValueError(f"--set {path}={text}: {home} has no {unknown(text, choices)}")

@@ -15,9 +15,9 @@ from torch import Tensor
 from contrapose.augment import center
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
-from contrapose.evaluate import geometry
-from contrapose.evaluate.embed import Embedded
-from contrapose.evaluate.projection import project
+from contrapose.evaluation import geometry
+from contrapose.evaluation.embed import Embedded
+from contrapose.evaluation.projection import project
 from contrapose.similarity import Pairs, topk
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run, replace_file

@@ -60,7 +60,9 @@ def verdict_of_embeddings(signals: dict[str, Any]) -> list[Finding]:
     """Findings about a matrix of embeddings, from `diagnose_embeddings`' signals."""
     rank, width, rows = signals["effective_rank"], signals["width"], signals["rows"]
     most = min(width, rows)
-    evidence = f"effective rank {rank:.1f} of at most {most}; uniformity {signals['uniformity']:.2f}"
+    evidence = (
+        f"effective rank {rank:.1f} of at most {most}; uniformity {signals['uniformity']:.2f}"
+    )
     if rank < COLLAPSED_RANK:
         sentence = "The embeddings are collapsed: nearly all rows point the same way."
         findings = [Finding("collapsed", "bad", sentence, evidence)]
@@ -160,7 +162,9 @@ def _geometry(last: dict[str, float], width: int | None) -> Finding:
         return Finding("few dimensions", "warn", sentence, evidence)
     if rank_z is None:
         return Finding("no geometry", "info", "The geometry was not measured.", evidence)
-    return Finding("spread", "good", "The embeddings are spread out; no collapse is seen.", evidence)
+    return Finding(
+        "spread", "good", "The embeddings are spread out; no collapse is seen.", evidence
+    )
 
 
 def _shortcut(
@@ -234,7 +238,9 @@ def _trend(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
         return Finding("short", "info", sentence, f"{len(losses)} measurements")
     fall, noise = slope(losses[-max(ENOUGH_ROWS, len(losses) // 5) :])
     scale = max(abs(last["loss"]), 1e-9)
-    evidence = f"loss changes by {-fall / scale:+.1%} over the last fifth (noise {noise / scale:.1%})"
+    evidence = (
+        f"loss changes by {-fall / scale:+.1%} over the last fifth (noise {noise / scale:.1%})"
+    )
     if fall > max(IMPROVING * scale, CERTAIN * noise):
         sentence = "It is still improving: more epochs would probably help."
         return Finding("still improving", "info", sentence, evidence)

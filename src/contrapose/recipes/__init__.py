@@ -1,6 +1,6 @@
 """Named recipes: one file each, the same form as a file of your own.
 
-A recipe file has `recipe`: a `Recipe`, or a function (size, channels) -> Recipe that fits the images.
+A recipe file has `recipe`: a `Recipe`, or a function (size, channels) -> Recipe.
 """
 
 import importlib
@@ -9,7 +9,6 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import cast
 
 from contrapose.partials import unknown
 from contrapose.training.recipe import Recipe
@@ -32,7 +31,7 @@ def recipe_for(which: str | Path | Recipe, size: int, channels: int) -> Recipe:
             f"--recipe {which}: the file needs `recipe = Recipe(...)` or "
             "`def recipe(size, channels) -> Recipe`; see contrapose/recipes/simclr.py"
         )
-    return cast(Recipe, found)
+    return found
 
 
 def summary(name: str) -> str:
@@ -51,7 +50,7 @@ def module(which: str | Path) -> ModuleType:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
-        spec.loader.execmodule(module)
+        spec.loader.exec_module(module)
         return module
     if which not in names():
         raise ValueError(

@@ -13,6 +13,4 @@ from contrapose.training.recipe import Recipe
 
 def recipe(size: int, channels: int) -> Recipe:
     """SimCLR's setting with the paper's alpha = 2, t = 2."""
-    return replace(
-        simclr.recipe(size, channels), name="align_uniform", loss=partial(align_uniform)
-    )
+    return replace(simclr.recipe(size, channels), name="align_uniform", loss=partial(align_uniform))

@@ -13,6 +13,4 @@ from contrapose.training.recipe import Recipe
 
 def recipe(size: int, channels: int) -> Recipe:
     """SimCLR's setting with temperature 0.1."""
-    return replace(
-        simclr.recipe(size, channels), name="dcl", loss=partial(dcl, temperature=0.1)
-    )
+    return replace(simclr.recipe(size, channels), name="dcl", loss=partial(dcl, temperature=0.1))

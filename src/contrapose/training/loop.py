@@ -4,11 +4,11 @@ Which images a step takes depends on (seed, epoch, step) alone and the views' ge
 the checkpoint, so on a CPU a resumed run continues bit for bit, also in the middle of an epoch.
 """
 
+import contextlib
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -22,9 +22,9 @@ from contrapose.encoders import Encoder
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.signals import measure, online_knn
-from contrapose.training.step import NonFiniteError, Step, positive_groups, step
+from contrapose.training.step import NonFiniteError, positive_groups, step
 
-ROWS = 200  # of metrics.jsonl in a whole run
+ROWS = 100  # of metrics.jsonl in a whole run
 KNN_TIMES = 10  # in a whole run
 CHECKPOINT_SECONDS = 600.0  # at least this often, besides every tenth of the run
 
@@ -72,124 +72,153 @@ def fit(
     bf16: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train `encoder` in place to the end of the recipe, from the newest checkpoint if there is one.
+    """Train `encoder` in place to the end of the recipe, from the newest checkpoint if any.
 
     Raises InterruptedTraining, NonFiniteError or OSError after saving what can be saved.
     """
     check(recipe, images)
-    per_epoch = len(images) // recipe.batch_size  # the rest waits for the next epoch's order
-    steps = max(1, math.floor(per_epoch * recipe.epochs))
-    lr = recipe.scaling(recipe.lr, recipe.batch_size)
-    encoder.to(device)
-    optimizer = recipe.optimizer(encoder, lr=lr)
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    restored = run.load_checkpoint()
-    done, seconds = 0, 0.0
-    if restored is not None:
-        weights, state = restored
-        _same_images(state, images, run)
-        encoder.load_state_dict(weights)
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch"])
-        done, seconds = state["step"], state["seconds"]
-    run.cut_metrics(done)
-    measure_every, knn_every = max(1, steps // ROWS), max(1, steps // KNN_TIMES)
-    images = images.to(device)
-    started, saved = time.monotonic() - seconds, time.monotonic()
-    order, epoch_of_order = torch.empty(0, dtype=torch.long), -1
+    training = _Training(recipe, images, run, encoder, device, bf16)
+    with _signals_deferred() as interrupted:
+        training.status("running")
+        try:
+            while training.at < training.steps:
+                watch(training.advance())
+                if interrupted():
+                    training.save()
+                    training.status("interrupted", "stopped by a signal")
+                    raise InterruptedTraining(
+                        f"stopped at step {training.at} of {training.steps}, saved; "
+                        f"continue with: contrapose train --resume {run.path}"
+                    )
+                if training.save_is_due():
+                    training.save()
+        except NonFiniteError as error:
+            reason = (
+                f"step {training.at + 1} (epoch {training.epoch:.1f}): {error}. The last good "
+                "checkpoint is kept; try a lower --set lr, --set clip=1.0 or a higher --temperature"
+            )
+            training.status("failed", reason)
+            raise NonFiniteError(reason) from None
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the disk may be full for this file too
+                training.status("failed", str(error))
+            raise
+        training.status("finished")
 
-    def save(at: int) -> None:
+
+class _Training:
+    """The state of a run between two steps: all of it is in a checkpoint, or follows from `at`."""
+
+    def __init__(
+        self, recipe: Recipe, images: ImageSet, run: Run, encoder: Encoder, device: str, bf16: bool
+    ) -> None:
+        self.recipe, self.run, self.encoder, self.bf16 = recipe, run, encoder, bf16
+        self.device = device
+        self.per_epoch = len(images) // recipe.batch_size  # the rest waits for the next epoch
+        self.steps = max(1, math.floor(self.per_epoch * recipe.epochs))
+        self.lr = recipe.scaling(recipe.lr, recipe.batch_size)
+        encoder.to(device).to(memory_format=torch.channels_last).train()
+        self.optimizer = recipe.optimizer(encoder, lr=self.lr)
+        self.generator = torch.Generator(device).manual_seed(recipe.seed)
+        self.images = images.to(torch.device(device))
+        self.at, seconds = 0, 0.0
+        restored = run.load_checkpoint()
+        if restored is not None:
+            weights, state = restored
+            _same_images(state, images, run)
+            encoder.load_state_dict(weights)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            torch.set_rng_state(state["torch"])
+            self.at, seconds = state["step"], state["seconds"]
+        run.cut_metrics(self.at)
+        self.started, self.saved = time.monotonic() - seconds, time.monotonic()
+        self.order, self.epoch_of_order = torch.empty(0, dtype=torch.long), -1
+
+    @property
+    def epoch(self) -> float:
+        return self.at / self.per_epoch
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def advance(self) -> Progress:
+        """One step, and its row of signals where one is due."""
+        recipe, index = self.recipe, self._index()
+        factor = recipe.schedule(self.epoch, recipe.epochs, warmup=recipe.warmup)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.lr * factor
+        label = None
+        if self.images.label is not None:
+            label = self.images.label[index].to(self.device)
+        batch = self.images.batch(index)
+        seen = step(
+            self.encoder, self.optimizer, batch, label, recipe, self.generator, bf16=self.bf16
+        )
+        self.at += 1
+        row = None
+        if self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps):
+            clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
+            row = clock | {"lr": self.lr * factor} | measure(seen, recipe) | self._knn()
+            self.run.append_metrics(row)
+        speed = self.at * recipe.batch_size / max(self.seconds, 1e-9)
+        return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row)
+
+    def save_is_due(self) -> bool:
+        tenth = self.at % max(1, self.steps // 10) == 0 or self.at == self.steps
+        return tenth or time.monotonic() - self.saved > CHECKPOINT_SECONDS
+
+    def save(self) -> None:
         state = {
-            "step": at,
-            "seconds": time.monotonic() - started,
-            "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(),
+            "step": self.at,
+            "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
-            "fingerprint": images.fingerprint,
+            "fingerprint": self.images.fingerprint,
         }
-        run.save_checkpoint(at, encoder.to_bytes(), state)
-        status("running", at)
+        self.run.save_checkpoint(self.at, self.encoder.to_bytes(), state)
+        self.saved = time.monotonic()
+        self.status("running")
 
-    def status(state: str, at: int, reason: str | None = None) -> None:
-        spent = time.monotonic() - started
-        run.write(
+    def status(self, state: str, reason: str | None = None) -> None:
+        done = self.at * self.recipe.batch_size
+        self.run.write(
             "status.json",
             {
                 "state": state,
-                "epoch": at / per_epoch,
-                "epochs": recipe.epochs,
-                "step": at,
-                "steps": steps,
-                "seconds": round(spent, 1),
-                "images_per_second": round(at * recipe.batch_size / max(spent, 1e-9), 1),
+                "epoch": self.epoch,
+                "epochs": self.recipe.epochs,
+                "step": self.at,
+                "steps": self.steps,
+                "seconds": round(self.seconds, 1),
+                "images_per_second": round(done / max(self.seconds, 1e-9), 1),
                 "reason": reason,
             },
         )
 
-    encoder.train()
-    with _signals_deferred() as interrupted:
-        status("running", done)
-        at = done
-        try:
-            while at < steps:
-                epoch, within = divmod(at, per_epoch)
-                if epoch != epoch_of_order:
-                    order, epoch_of_order = shuffled(len(images), recipe.seed, epoch), epoch
-                index = order[within * recipe.batch_size : (within + 1) * recipe.batch_size]
-                factor = recipe.schedule(at / per_epoch, recipe.epochs, warmup=recipe.warmup)
-                for parameters in optimizer.param_groups:
-                    parameters["lr"] = lr * factor
-                label = None if images.label is None else images.label[index].to(device)
-                seen = step(
-                    encoder, optimizer, images.batch(index), label, recipe, generator, bf16=bf16
-                )
-                at += 1
-                row = None
-                if at % measure_every == 0 or at in (1, steps):
-                    row = _row(at, per_epoch, started, lr * factor, seen, recipe)
-                    if images.label is not None and (at % knn_every == 0 or at == steps):
-                        if (images.label >= 0).any():
-                            row["knn"] = online_knn(encoder, images, recipe, device, bf16)
-                            encoder.train()
-                    run.append_metrics(row)
-                spent = time.monotonic() - started
-                speed = at * recipe.batch_size / max(spent, 1e-9)
-                watch(Progress(at, steps, at / per_epoch, seen.loss, speed, row))
-                if interrupted():
-                    save(at)
-                    status("interrupted", at, "stopped by a signal")
-                    raise InterruptedTraining(
-                        f"stopped at step {at} of {steps}, saved; "
-                        f"continue with: contrapose train --resume {run.path}"
-                    )
-                due = at % max(1, steps // 10) == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS
-                if due or at == steps:
-                    save(at)
-                    saved = time.monotonic()
-        except NonFiniteError as error:
-            reason = (
-                f"step {at + 1} (epoch {at / per_epoch:.1f}): {error}. The last good checkpoint is "
-                "kept; try a lower --set lr, --set clip=1.0 or a higher --temperature"
-            )
-            status("failed", at, reason)
-            raise NonFiniteError(reason) from None
-        except OSError as error:
-            _try(lambda: status("failed", at, str(error)))
-            raise
-        status("finished", at)
+    def _index(self) -> Int[Tensor, " B"]:
+        """Which images the next step takes."""
+        epoch, within = divmod(self.at, self.per_epoch)
+        if epoch != self.epoch_of_order:
+            self.order = shuffled(len(self.images), self.recipe.seed, epoch)
+            self.epoch_of_order = epoch
+        size = self.recipe.batch_size
+        return self.order[within * size : (within + 1) * size]
+
+    def _knn(self) -> dict[str, float]:
+        due = self.at % max(1, self.steps // KNN_TIMES) == 0 or self.at == self.steps
+        if not due or self.images.label is None or not (self.images.label >= 0).any():
+            return {}
+        found = online_knn(self.encoder, self.images, self.recipe, self.device, self.bf16)
+        self.encoder.train()
+        return {"knn": found}
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
     """The order of the images in an epoch, from (seed, epoch) alone."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-
-
-def _row(
-    at: int, per_epoch: int, started: float, lr: float, seen: Step, recipe: Recipe
-) -> dict[str, float]:
-    clock = {"step": at, "epoch": at / per_epoch, "seconds": time.monotonic() - started, "lr": lr}
-    return clock | measure(seen, recipe)
 
 
 def _same_images(state: dict[str, Any], images: ImageSet, run: Run) -> None:
@@ -200,7 +229,7 @@ def _same_images(state: dict[str, Any], images: ImageSet, run: Run) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals_deferred() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM wait for the end of the step; a second Ctrl-C does not."""
     came: list[int] = []
@@ -221,10 +250,3 @@ def _signals_deferred() -> Iterator[Callable[[], bool]]:
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)
-
-
-def _try(action: Callable[[], None]) -> None:
-    try:
-        action()
-    except OSError:
-        pass

@@ -51,7 +51,9 @@ class Recipe:
         keywords = getattr(self.loss, "keywords", {})
         temperature = keywords.get("temperature")
         if temperature is not None and not 0 < temperature < math.inf:
-            raise ValueError(f"temperature={temperature}: use a positive number, such as 0.1 or 0.5")
+            raise ValueError(
+                f"temperature={temperature}: use a positive number, such as 0.1 or 0.5"
+            )
         if self.warmup > self.epochs:
             raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
 

@@ -1,4 +1,4 @@
-"""The run folder: everything a run leaves behind, written so that a kill at any moment loses nothing.
+"""The run folder: all that a run leaves behind; a kill at any moment loses nothing of it.
 
     recipe.json  environment.json  status.json  metrics.jsonl  encoder.safetensors
     checkpoints/step-00000120/{weights.safetensors, training.pt}  (the newest two)
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 FORMAT = 1
@@ -135,8 +134,8 @@ class Run:
             try:
                 weights = load_file(folder / "weights.safetensors")
                 state = torch.load(folder / "training.pt", weights_only=True, map_location="cpu")
-            except (OSError, RuntimeError, SafetensorError, EOFError, ValueError) as error:
-                problems.append(f"{folder.name}: {error}")
+            except Exception as error:  # a damaged file makes the readers raise anything
+                problems.append(f"{folder.name}: {type(error).__name__} {error}")
                 continue
             for problem in problems:
                 print(f"warning: unreadable checkpoint {problem}", file=sys.stderr)

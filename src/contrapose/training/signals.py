@@ -1,13 +1,15 @@
 """What can be seen while training, most of it without a label."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
-from contrapose.evaluate import geometry, probes
-from contrapose.evaluate.embed import embed
+from contrapose.evaluation import geometry, probes
+from contrapose.evaluation.embed import embed
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import Step
 
@@ -43,13 +45,15 @@ def chance(recipe: Recipe, z: Float[Tensor, "N D"], group: Int[Tensor, " N"]) ->
     return float(recipe.loss(same, group))
 
 
-def online_knn(encoder: Encoder, images: ImageSet, recipe: Recipe, device: str, bf16: bool) -> float:
+def online_knn(
+    encoder: Encoder, images: ImageSet, recipe: Recipe, device: str, bf16: bool
+) -> float:
     """Share of WATCHED training images whose class their neighbours among them name (k = 20)."""
     assert images.label is not None
     known = torch.nonzero(images.label >= 0).flatten()
     chosen = known[torch.linspace(0, len(known) - 1, min(WATCHED, len(known))).long()]
     watched = images.subset(chosen)
-    precision = "bf16" if bf16 else "fp32"
+    precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
     h = embed(encoder, watched, size=recipe.size, device=device, precision=precision).h
     assert watched.label is not None
     scores = probes.knn(h, h, watched.label, k=20, leave_one_out=True)

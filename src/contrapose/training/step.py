@@ -72,11 +72,12 @@ def positive_groups(
         return alone
     if label is None:
         raise ValueError(
-            f"recipe {recipe.name!r} takes positives from classes, and these images have no labels; "
-            "use --recipe simclr, or class subfolders"
+            f"recipe {recipe.name!r} takes positives from classes, and these images have no "
+            "labels; use --recipe simclr, or class subfolders"
         )
     together = torch.where(label < 0, int(label.max()) + 1 + alone, label)
-    return torch.unique(together, return_inverse=True)[1]
+    group: Tensor = torch.unique(together, return_inverse=True)[1]
+    return group
 
 
 def _where(view: Tensor, h: Tensor, z: Tensor, loss: float, norm: float) -> str:

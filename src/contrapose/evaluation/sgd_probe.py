@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrapose.evaluate.probes import LinearProbe, _labelled, _spread
+from contrapose.evaluation.probes import LinearProbe, _labelled, _spread
 
 
 @dataclass(frozen=True, kw_only=True)
