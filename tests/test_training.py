@@ -233,6 +233,6 @@ def test_own_recipe_file(tmp_path, digits):
     run = contrapose.train(file, digits, out=tmp_path / "run", changes=["loss.strength=2"])
     assert run.read("recipe.json")["recipe"]["loss"]["strength"] == 2.0
     with pytest.raises(ValueError, match="--recipe FILE"):
-        contrapose.resume(run)
+        contrapose.resume(run, images="digits")
     contrapose.resume(run, recipe=file, images="digits")
     assert Path(run.path / "encoder.safetensors").is_file()

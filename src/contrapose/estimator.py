@@ -3,7 +3,7 @@
 import math
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,18 +28,19 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     seen in `fit` and stored in 8 bits. y is used only by recipes whose positives are classes.
 
     recipe: a name, a file or a `Recipe`. epochs, batch_size, temperature: None leaves the recipe's;
-    a batch is never larger than the images are. features: "h" [n F] or "z" [n D].
+    a batch is never larger than the images are. features: "h" [n F] or "z" [n D]. As scikit-learn
+    asks, parameters are looked at in `fit`, not before.
     """
 
     def __init__(
         self,
         recipe: Any = "simclr",
         *,
-        epochs: float | None = 20,
-        batch_size: int | None = None,
-        temperature: float | None = None,
-        features: Literal["h", "z"] = "h",
-        device: str = "cpu",
+        epochs: Any = 20,
+        batch_size: Any = None,
+        temperature: Any = None,
+        features: Any = "h",
+        device: Any = "cpu",
         random_state: Any = 0,
     ) -> None:
         self.recipe = recipe

@@ -197,7 +197,8 @@ def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Findi
     best = _score(scores, "linear probe", "h") or _score(scores, "kNN", "h")
     if best:
         name = best["metric"]
-        sentence = f"A {name.replace(' accuracy', '')} on h names the class of {best['value']:.1%}."
+        share = f"{best['value']:.1%} of {best['n']:,} images"
+        sentence = f"A {name.replace(' accuracy', '')} on h names the class of {share}."
         evidence = (
             f"{best['low']:.1%} to {best['high']:.1%} at {best['confidence']:.0%} confidence, "
             f"n = {best['n']}, {best['split']}"

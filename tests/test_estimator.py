@@ -1,0 +1,38 @@
+"""scikit-learn's own checks of an estimator, and images of every shape."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from contrapose import ContrastiveEncoder
+
+
+@parametrize_with_checks([ContrastiveEncoder(epochs=1)])
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def test_it_stands_in_a_pipeline():
+    x, y = load_digits(return_X_y=True)
+    pipe = make_pipeline(ContrastiveEncoder(epochs=5), LogisticRegression(max_iter=2000))
+    assert pipe.fit(x[::2], y[::2]).score(x[1::2], y[1::2]) > 0.8
+
+
+@pytest.mark.parametrize("shape", [(40, 9, 9), (40, 12, 12, 3), (40, 3, 12, 12), (40, 64)])
+def test_images_of_every_layout(shape):
+    x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    estimator = ContrastiveEncoder(epochs=1, features="z").fit(x)
+    z = estimator.transform(x)
+    assert z.shape == (40, len(estimator.get_feature_names_out()))
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
+
+
+def test_supervised_positives_use_y():
+    x, y = load_digits(return_X_y=True)
+    ContrastiveEncoder("supcon", epochs=1).fit(x[:300], y[:300])
+    with pytest.raises(ValueError, match="no labels"):
+        ContrastiveEncoder("supcon", epochs=1).fit(x[:300])
