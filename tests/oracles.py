@@ -185,6 +185,144 @@ def relation_distillation(z, past, *, temperature, past_temperature):
     return -(p * q).sum(1).mean()
 
 
+def squared_distances(z):
+    return 2 - 2 * z @ z.T  # between unit vectors
+
+
+def triplets(z, group):
+    """(anchor, its positives, its negatives) as squared distances, anchors that have both."""
+    p, n, _ = relations(group)
+    d = squared_distances(z)
+    return [(d[i][p[i]], d[i][n[i]]) for i in range(len(z)) if p[i].any() and n[i].any()]
+
+
+def mean(terms):
+    return torch.stack(terms).mean()
+
+
+def max_margin(z, group, *, margin):
+    p, n, other = relations(group)
+    d = squared_distances(z)
+    distance = d.masked_fill(~n, 1.0).clamp(min=1e-12).sqrt()
+    loss = torch.where(p, d, 0.0) + torch.where(n, (margin - distance).relu() ** 2, 0.0)
+    return loss[other].mean() / 2
+
+
+def triplet(z, group, *, margin):
+    hinge = [(p[:, None] - n[None, :] + margin).relu().mean() for p, n in triplets(z, group)]
+    return mean(hinge)
+
+
+def batch_hard(z, group, margin):
+    return torch.stack([(p.max() - n.min() + margin).relu() for p, n in triplets(z, group)])
+
+
+def triplet_batch_hard(z, group, *, margin):
+    return batch_hard(z, group, margin).mean()
+
+
+def triplet_ohem(z, group, *, margin, share):
+    loss = batch_hard(z, group, margin)
+    worst = loss.sort(descending=True).values[round(share * len(loss)) - 1]
+    return loss[loss >= worst].mean()
+
+
+def semi_hard(p, n):
+    beyond = [n[n > x] for x in p]
+    return torch.stack([x.min() if len(x) else n.max() for x in beyond])
+
+
+def triplet_semi_hard(z, group, *, margin):
+    return mean([(p - semi_hard(p, n) + margin).relu().mean() for p, n in triplets(z, group)])
+
+
+def time_contrastive(z, time, *, near, far, margin):
+    apart, d = (time[:, None] - time[None, :]).abs(), squared_distances(z)
+    p, n = (apart > 0) & (apart <= near), apart > far
+    rows = [(d[i][p[i]], d[i][n[i]]) for i in range(len(z)) if p[i].any() and n[i].any()]
+    return mean([(p - semi_hard(p, n) + margin).relu().mean() for p, n in rows])
+
+
+def triplet_distance_weighted(z, group, *, margin, generator):
+    p, n, _ = relations(group)
+    d = squared_distances(z)
+    squared, dim = d.detach().clamp(0.25, 4 - 1e-3), z.shape[1]
+    density = squared.sqrt() ** (dim - 2) * (1 - squared / 4) ** ((dim - 3) / 2)
+    weight = torch.where(n, 1 / density, 0.0)
+    weight[~n.any(1)] = 1.0
+    drawn = torch.multinomial(weight, len(z), replacement=True, generator=generator)
+    hinge = (d - d.gather(1, drawn) + margin).relu()
+    return over(pull(hinge, p), p.any(1) & n.any(1))
+
+
+def nt_logistic(z, group, *, temperature):
+    p, n, _ = relations(group)
+    s = z @ z.T / temperature
+    return over(pull(softplus(-s), p) + pull(softplus(s), n), p.any(1) & n.any(1))
+
+
+def nt_logistic_semi_hard(z, group, *, temperature):
+    loss = []
+    for p, n in triplets(z, group):
+        positive, negative = 1 - p / 2, 1 - semi_hard(p, n) / 2
+        loss.append((softplus(-positive / temperature) + softplus(negative / temperature)).mean())
+    return mean(loss)
+
+
+def large_margin_softmax(x, classes, label, *, m):
+    logits = x @ classes.T
+    rows, own = torch.arange(len(x)), classes[label]
+    size = x.norm(dim=1) * own.norm(dim=1)
+    theta = (logits[rows, label] / size).acos()
+    k = (m * theta / math.pi).floor().detach()
+    target = size * ((-1) ** k * (m * theta).cos() - 2 * k)
+    return torch.nn.functional.cross_entropy(logits.index_put((rows, label), target), label)
+
+
+def gcl_coupled(z, group, *, temperature):
+    return temperature * supcon(z, group, temperature=temperature)
+
+
+def gcl_decoupled(z, group, *, temperature, weight):
+    p, _, a = relations(group)
+    s = z @ z.T
+    return over(weight * lse(s / temperature, a) - pull(s, p), p.any(1))
+
+
+def alignment(z, group):
+    p, _, _ = relations(group)
+    entries = (z[:, None] - z[None, :]).square().mean(2) / 2
+    return pull(entries, p)
+
+
+def gcl_notebook(z, group, *, temperature, weight):
+    push = (z @ z.T / temperature).logsumexp(1) - math.log(z.shape[1])
+    return over(alignment(z, group) + weight * push, relations(group)[0].any(1))
+
+
+def swd(z, group, prior, weight, generator):
+    wide = torch.promote_types(z.dtype, torch.float32)
+    w, _ = torch.linalg.qr(torch.randn(z.shape[1], z.shape[1], generator=generator).to(wide))
+    w = w.to(z.dtype)
+    distance = ((z @ w).sort(0).values - (prior.to(z) @ w).sort(0).values).square().mean()
+    return over(alignment(z, group), relations(group)[0].any(1)) + weight * distance
+
+
+def gcl_swd_hypersphere(z, group, *, weight, generator):
+    prior = torch.randn(z.shape, generator=generator).to(z)
+    prior = torch.nn.functional.normalize(prior, dim=1)
+    return swd(z, group, prior, weight, generator)
+
+
+def gcl_swd_normal(z, group, *, weight, generator):
+    return swd(z, group, torch.randn(z.shape, generator=generator), weight, generator)
+
+
+def gcl_swd_hypercube(z, group, *, weight, generator):
+    prior = 2 * torch.rand(z.shape, generator=generator) - 1
+    return swd(z, group, prior, weight, generator)
+
+
 ORACLE = {
     "nt_xent": supcon,
     **{
@@ -211,6 +349,22 @@ ORACLE = {
             nnclr,
             n_pairs,
             relation_distillation,
+            max_margin,
+            triplet,
+            triplet_batch_hard,
+            triplet_ohem,
+            triplet_semi_hard,
+            triplet_distance_weighted,
+            time_contrastive,
+            nt_logistic,
+            nt_logistic_semi_hard,
+            large_margin_softmax,
+            gcl_coupled,
+            gcl_decoupled,
+            gcl_notebook,
+            gcl_swd_hypersphere,
+            gcl_swd_normal,
+            gcl_swd_hypercube,
         )
     },
 }
@@ -225,12 +379,18 @@ ARGUMENTS = {
     "weight": 0.3,
     "bias": -1.5,
     "past_temperature": 0.1,
+    "margin": 0.6,
+    "share": 0.5,
+    "near": 1,
+    "far": 3,
+    "m": 3,
 }
 
 
 def keywords(parameters, temperature=0.2):
     """The arguments a loss needs beyond its data, at a temperature (or at one over it)."""
     given = ARGUMENTS | {"temperature": temperature, "scale": 1 / temperature}
+    given["generator"] = torch.Generator().manual_seed(0)
     return {name: given[name] for name in parameters if name in given}
 
 
@@ -242,6 +402,10 @@ def data(parameters, z, group):
     half = len(z) // 2
     if "group" in parameters:
         return z, group
+    if "time" in parameters:
+        return z, torch.arange(len(z))
+    if "classes" in parameters:
+        return z[:half], z[half:], torch.arange(half)
     if "match" in parameters:
         return z[:half], z, torch.arange(half) + half
     if "support" in parameters:

@@ -1,5 +1,11 @@
 """Contrastive losses, a function each: exact, differentiable, the same on one process or many."""
 
+from contrapose.losses.distribution import gcl_coupled as gcl_coupled
+from contrapose.losses.distribution import gcl_decoupled as gcl_decoupled
+from contrapose.losses.distribution import gcl_notebook as gcl_notebook
+from contrapose.losses.distribution import gcl_swd_hypercube as gcl_swd_hypercube
+from contrapose.losses.distribution import gcl_swd_hypersphere as gcl_swd_hypersphere
+from contrapose.losses.distribution import gcl_swd_normal as gcl_swd_normal
 from contrapose.losses.hardness import cold_limit as cold_limit
 from contrapose.losses.hardness import debiased as debiased
 from contrapose.losses.hardness import hard as hard
@@ -8,6 +14,16 @@ from contrapose.losses.hardness import hard_simple as hard_simple
 from contrapose.losses.hardness import hcl as hcl
 from contrapose.losses.hardness import hot_limit as hot_limit
 from contrapose.losses.hardness import simple as simple
+from contrapose.losses.margin import large_margin_softmax as large_margin_softmax
+from contrapose.losses.margin import max_margin as max_margin
+from contrapose.losses.margin import nt_logistic as nt_logistic
+from contrapose.losses.margin import nt_logistic_semi_hard as nt_logistic_semi_hard
+from contrapose.losses.margin import time_contrastive as time_contrastive
+from contrapose.losses.margin import triplet as triplet
+from contrapose.losses.margin import triplet_batch_hard as triplet_batch_hard
+from contrapose.losses.margin import triplet_distance_weighted as triplet_distance_weighted
+from contrapose.losses.margin import triplet_ohem as triplet_ohem
+from contrapose.losses.margin import triplet_semi_hard as triplet_semi_hard
 from contrapose.losses.softmax import align_uniform as align_uniform
 from contrapose.losses.softmax import dcl as dcl
 from contrapose.losses.softmax import dclw as dclw

@@ -16,7 +16,7 @@ UNIT = 0.02  # how far a length may be from 1: bf16 rounding of a unit vector st
 
 
 def check_groups(
-    name: str, z: Float[Tensor, "N D"], group: Int[Tensor, "..."]
+    name: str, z: Float[Tensor, "N D"], group: Int[Tensor, "..."], *, unit: bool = True
 ) -> Float[Tensor, "N D"]:
     """Raise ValueError unless there is one group per row; warn of rows that are not unit length.
 
@@ -31,7 +31,8 @@ def check_groups(
         )
     if group.is_floating_point():
         raise ValueError(f"{name}: groups are whole numbers, these are {group.dtype}")
-    check_unit(name, z)
+    if unit:
+        check_unit(name, z)
     return widen(z)
 
 
@@ -92,10 +93,16 @@ def mean_over_anchors(
     `among`: the rows that were meant to be anchors, all if None.
     """
     among = torch.ones_like(where) if among is None else among
+    warn_of_rows_left_out(name, where, among, lacking)
+    return anchor_mean(loss, where & among)
+
+
+def warn_of_rows_left_out(
+    name: str, where: Bool[Tensor, " N"], among: Bool[Tensor, " N"], lacking: str
+) -> None:
     if where.device.type == "cpu" and not (where | ~among).all():
         warnings.warn(
             f"{name}: {int((among & ~where).sum())} of {int(among.sum())} rows are without "
             f"{lacking} and are left out of the mean",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return anchor_mean(loss, where & among)

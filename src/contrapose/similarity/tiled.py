@@ -48,12 +48,11 @@ def logsumexps(
     for pairs in rules:
         pairs.check(len(query), len(key))
     scale = torch.as_tensor(scale, device=query.device, dtype=widen(query[:0]).dtype)
-    same = query is key and all(pairs.symmetric and pairs.diagonal_is_self for pairs in rules)
     query, key = (widen(query),) * 2 if query is key else (widen(query), widen(key))
     with torch.autocast(query.device.type, enabled=False):
         if not _warm(query, key, scale):
             return torch.stack([_Cold.apply(query, key, scale, r, tile) for r in rules])
-        if not same:
+        if query is not key or not all(r.symmetric and r.diagonal_is_self for r in rules):
             return cast(Tensor, _Warm.apply(query, key, scale, rules, tile))
         group = next((r.row_group for r in rules if r.row_group is not None), None)
         if group is None or len(query) <= tile:
