@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
@@ -51,7 +51,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.device = device
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "ContrastiveEncoder":
+    def fit(self, X: Any, y: Any = None) -> "ContrastiveEncoder":
         if self.features not in ("h", "z"):
             raise ValueError(f"features={self.features!r}: use 'h' or 'z'")
         array = self._check(X, reset=True)
@@ -76,7 +76,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self._n_features_out = self._embed(images.subset(torch.arange(1))).shape[1]
         return self
 
-    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
+    def transform(self, X: Any) -> NDArray[np.float32]:
         check_is_fitted(self)
         return self._embed(self._images(self._check(X, reset=False), None))
 
@@ -85,7 +85,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         chosen = found.h if self.features == "h" else found.z
         return chosen.numpy().astype(np.float32)
 
-    def _check(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
+    def _check(self, X: Any, reset: bool) -> NDArray[Any]:
         least = 2 if reset else 1
         array: NDArray[Any] = validate_data(
             self, X, reset=reset, allow_nd=True, ensure_min_samples=least
