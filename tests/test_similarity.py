@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from contrapose import similarity
-from contrapose.similarity import EVERY, Pairs, dense, negatives, others, positives, tiled
+from contrapose.similarity import EVERY, Pairs, dense, negatives, others, passes, positives, tiled
 from contrapose.similarity.pairs import Blocks
 
 GROUP = torch.tensor([2, 0, 0, 1, 3, 1, 0])
@@ -56,11 +56,25 @@ def test_two_rules_in_one_pass_are_two_passes(z, tile):
     )
 
 
-@pytest.mark.parametrize("keep", [0, tiled.KEEP])
+@pytest.mark.parametrize("scale", [WARM, COLD])
+@pytest.mark.parametrize("tile", [2, 64])
+def test_rows_and_columns_in_one_pass_are_two_passes(z, tile, scale):
+    results = []
+    for implementation in (dense, tiled):
+        options = {"tile": tile} if implementation is tiled else {}
+        query, key = z[:5].clone().requires_grad_(), z.flip(0).clone().requires_grad_()
+        factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+        rows, cols = implementation.logsumexp_both(query, key, scale=factor, **options)
+        ((rows * torch.arange(5)).sum() + (cols * torch.arange(7)).sum()).backward()
+        results.append((rows.detach(), cols.detach(), query.grad, key.grad, factor.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("keep", [0, passes.KEEP])
 @pytest.mark.parametrize("tile", [2, 7])
 @pytest.mark.parametrize("same", [True, False])
 def test_gradient(z, tile, same, keep, monkeypatch):
-    monkeypatch.setattr(tiled, "KEEP", keep)  # exponentials made again, or kept
+    monkeypatch.setattr(passes, "KEEP", keep)  # exponentials made again, or kept
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     rules = others(7), negatives(GROUP)
 

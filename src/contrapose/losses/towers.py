@@ -14,6 +14,7 @@ from contrapose.similarity import (
     anchor_mean,
     everyone,
     logsumexp,
+    logsumexp_both,
     others,
     paired,
     softplus_sum,
@@ -68,9 +69,13 @@ def clip(
     if len(image) != len(text):
         raise ValueError(f"clip: {len(image)} images but {len(text)} texts; give pairs of rows")
     match = scale * paired(image, text)
-    to_text = logsumexp(image, everyone(text), scale=scale) - match
-    to_image = logsumexp(text, everyone(image), scale=scale) - match
-    return anchor_mean(to_text + to_image) / 2
+    every_image, every_text = everyone(image), everyone(text)
+    if every_text is text:  # one matrix serves both directions
+        to_text, to_image = logsumexp_both(image, text, scale=scale)
+    else:
+        to_text = logsumexp(image, every_text, scale=scale)
+        to_image = logsumexp(text, every_image, scale=scale)
+    return anchor_mean((to_text + to_image) / 2 - match)
 
 
 def siglip(

@@ -1,6 +1,7 @@
 """Row reductions of a similarity matrix that is never stored."""
 
 from contrapose.similarity.backend import logsumexp as logsumexp
+from contrapose.similarity.backend import logsumexp_both as logsumexp_both
 from contrapose.similarity.backend import logsumexps as logsumexps
 from contrapose.similarity.backend import softplus_sum as softplus_sum
 from contrapose.similarity.backend import topk as topk

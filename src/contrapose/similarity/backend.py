@@ -39,6 +39,16 @@ def logsumexps(
     return _backend.get().logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
 
 
+def logsumexp_both(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""] = 1.0,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
+    """Log-sum-exps of the rows and of the columns of scale * query . key."""
+    return _backend.get().logsumexp_both(query, key, scale=scale)  # type: ignore[no-any-return]
+
+
 def softplus_sum(
     query: Float[Tensor, "N D"],
     key: Float[Tensor, "M D"],

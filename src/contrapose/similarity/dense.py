@@ -32,6 +32,17 @@ def logsumexps(
     return torch.stack([logsumexp(query, key, scale=scale, pairs=pairs) for pairs in rules])
 
 
+def logsumexp_both(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    scale: float | Float[Tensor, ""] = 1.0,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
+    """Log-sum-exps of the rows and of the columns of scale * query . key."""
+    rows = logsumexp(query, key, scale=scale)
+    return rows, logsumexp(key, query, scale=scale)
+
+
 def softplus_sum(
     query: Float[Tensor, "N D"],
     key: Float[Tensor, "M D"],
