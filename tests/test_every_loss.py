@@ -1,6 +1,8 @@
 """What holds for every loss. A new public function in contrapose.losses is tested by existing."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_the_gradient_is_the_derivative(name):
         rows = [b if p in stops else a for p, a, b in zip(parameters, given, fixed, strict=False)]
         return EVERY[name](*rows, **keywords(parameters))
 
-    assert torch.autograd.gradcheck(f, z.clone().requires_grad_())
+    assert torch.autograd.gradcheck(f, z.clone().requires_grad_(), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -208,3 +210,30 @@ def test_a_gpu_agrees(name):
 def unchecked(f):
     """The function without the shape checks that tests add to it."""
     return inspect.unwrap(f)
+
+
+MEASURE = """
+import resource, torch
+from torch.nn.functional import normalize
+from contrapose import losses
+
+def step(rows):
+    z = normalize(torch.randn(rows, 128), dim=1).requires_grad_()
+    z.grad = torch.zeros_like(z)
+    group = torch.randint(0, 100, (rows // 2,)).repeat(2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    losses.LOSS(z, group, temperature=0.1).backward()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+step(64)
+print(step(8192))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KB on Linux only")
+@pytest.mark.parametrize("name", ["nt_xent", "supcon", "supcon_in", "dcl"])
+def test_8192_rows_take_less_than_40_mb(name):  # the matrix alone would be 268 MB
+    code = MEASURE.replace("LOSS", name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 40

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from contrapose import losses
+from contrapose.similarity import Pairs
 
 B, T = 6, 0.2
 z = normalize(
@@ -116,6 +117,16 @@ def test_info_nce_is_cross_entropy_over_the_bank():
     bank, match = z, torch.arange(B) + 3
     expected = cross_entropy(z[:B] @ bank.T / T, match)
     torch.testing.assert_close(losses.info_nce(z[:B], bank, match, temperature=T), expected)
+
+
+def test_older_entries_of_an_image_in_a_queue_are_no_negatives():
+    """Two queries, their keys, and a queue of four entries, one of which is of image 7."""
+    query, key = z[:2], z[2:8]
+    pairs = Pairs(row_id=torch.tensor([7, 8]), col_id=torch.tensor([-1, -1, 1, 7, 3, 4]))
+    ours = losses.info_nce(query, key, torch.tensor([0, 1]), temperature=T, pairs=pairs)
+    first = cross_entropy(query[:1] @ key[[0, 1, 2, 4, 5]].T / T, torch.tensor([0]))
+    second = cross_entropy(query[1:] @ key.T / T, torch.tensor([1]))
+    torch.testing.assert_close(ours, (first + second) / 2)
 
 
 def test_clip_is_info_nce_both_ways():

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from contrapose.losses.checks import check_positive, check_towers
 from contrapose.similarity import (
+    EVERY,
+    Pairs,
     anchor_mean,
     everyone,
     logsumexp,
@@ -29,12 +31,15 @@ def info_nce(
     match: Int[Tensor, " N"],
     *,
     temperature: float | Float[Tensor, ""],
+    pairs: Pairs = EVERY,
 ) -> Float[Tensor, ""]:
     """InfoNCE (arXiv 1807.03748): `key[match[i]]` is query i's positive, every other a negative.
 
     mean over i of  log sum_j e^{s_ij/t}  -  s_i,match(i)/t
     Keys are a memory bank, class prototypes, or another encoder's batch; inside `across` they are
     taken as given: the same on every process, or `everyone(key)`.
+    `pairs` tells which keys count, the match among them. For a queue that may hold older entries of
+    a query's image: `Pairs(row_id=image, col_id=images)`, the match itself with an id of -1.
     """
     query, key = check_towers("info_nce", query, key)
     check_positive("info_nce", temperature=temperature)
@@ -53,7 +58,7 @@ def info_nce(
             f"among {len(key)} keys; use 0 to {len(key) - 1}"
         )
     pull = paired(query, key[match]) / temperature
-    return anchor_mean(logsumexp(query, key, scale=1 / temperature) - pull)
+    return anchor_mean(logsumexp(query, key, scale=1 / temperature, pairs=pairs) - pull)
 
 
 def clip(
