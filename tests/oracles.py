@@ -39,7 +39,7 @@ def supcon_in(z, group, *, temperature):
     p, _, a = relations(group)
     i = p.any(1)
     s = (z @ z.T / temperature)[i]
-    return (lse(s, a[i]) - lse(s, p[i]) + p[i].sum(1).log()).mean()
+    return (lse(s, a[i]) - lse(s, p[i]) + p[i].sum(1).to(z.dtype).log()).mean()
 
 
 def dcl(z, group, *, temperature):
@@ -127,7 +127,7 @@ def hcl(z, group, *, temperature, beta, tau_plus):
     positive, negative = (pull(s, p) - shift).exp(), (s - shift[:, None]).exp() * n
     important = (beta * (s - shift[:, None])).exp() * n
     reweighted = count * (important * negative).sum(1) / important.sum(1)
-    g = (reweighted - tau_plus * count * positive) / (1 - tau_plus)
+    g = (reweighted - count * positive * tau_plus) / (1 - tau_plus)
     g = torch.maximum(g, count * (-1 / temperature - shift).exp())
     return -(positive / (positive + g)).log().mean()
 
@@ -156,8 +156,12 @@ def cold_limit(z, group, *, temperature):
 
 def hot_limit(z, group, *, temperature):
     p, n, _ = relations(group)
-    s, m = z @ z.T, n.sum(1) + 1
-    loss = (s * n).sum(1) / (m * temperature) - (m - 1) / (m * temperature) * pull(s, p) + m.log()
+    s, m = z @ z.T, n.sum(1).to(z.dtype) + 1
+    loss = (
+        (s * n).sum(1) / (m * temperature)
+        - (m - 1) / (m * temperature) * pull(s, p)
+        + m.to(z.dtype).log()
+    )
     return over(loss, p.any(1))
 
 

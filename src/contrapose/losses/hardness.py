@@ -161,7 +161,7 @@ def hot_limit(
     z = _check("hot_limit", z, group, temperature=temperature)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
-    n = len(every) - 1 - count
+    n = (len(every) - 1 - count).to(z.dtype)
     push = _negative_sum(z, every, similarity * count)
     loss = (push - n * similarity) / ((n + 1) * temperature) + (n + 1).log()
     return mean_over_anchors("hot_limit", loss, where=count > 0)

@@ -68,7 +68,7 @@ def supcon_in(
     rules = others(len(z), z.device), positives(group)
     push, pull = logsumexps(z, everyone(z), scale=1 / temperature, rules=rules)
     count = positive_count(group)
-    loss = push - torch.where(count > 0, pull - count.clamp(min=1).log(), 0.0)
+    loss = push - torch.where(count > 0, pull - count.clamp(min=1).to(z.dtype).log(), 0.0)
     return mean_over_anchors("supcon_in", loss, where=count > 0)
 
 
@@ -109,7 +109,7 @@ def dclw(
     where = (count > 0) & (push > -math.inf)
     height = torch.where(where, similarity / sigma, -math.inf)
     heights = everyone(height)
-    log_mean = safe_logsumexp(heights[None])[0] - (heights > -math.inf).sum().log()
+    log_mean = safe_logsumexp(heights[None])[0] - (heights > -math.inf).sum().to(z.dtype).log()
     log_mean = torch.where(where, log_mean, similarity / sigma)  # rows left out weigh 1
     weight = 2 - (similarity / sigma - log_mean).exp()
     loss = torch.where(where, push - weight * similarity / temperature, 0.0)
@@ -138,7 +138,7 @@ def nt_xent_pairs(
     """
     loss, count = _one_positive("nt_xent_pairs", z, group, temperature)
     counts = everyone(count)
-    pairs_per_anchor = counts.sum() / (counts > 0).sum().clamp(min=1)
+    pairs_per_anchor = counts.sum().to(loss.dtype) / (counts > 0).sum().clamp(min=1)
     return mean_over_anchors("nt_xent_pairs", loss, count > 0) / pairs_per_anchor.clamp(min=1)
 
 
