@@ -1,6 +1,7 @@
 """Backbones, heads, and the encoder that joins them."""
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -186,23 +187,50 @@ def test_timm_says_what_is_missing(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(ImportError, match=r"contrapose\[timm\]"):
-        timm("resnet10t")
+        timm(name="resnet10t")
 
 
 @pytest.mark.filterwarnings("default")  # of other people's libraries
 def test_timm_networks_report_their_width():
     pytest.importorskip("timm", reason="the timm extra is not installed")
     with pytest.raises(ValueError, match=r"nearest: .*resnet18"):
-        timm("resnet_18")
+        timm(name="resnet_18")
     for name, options in [
         ("resnet10t", {}),
         ("mobilenetv3_small_050", {}),
         ("vit_tiny_patch16_224", {"img_size": 32}),
     ]:
-        backbone = timm(name, channels=1, **options).eval()
+        backbone = timm(name=name, channels=1, **options).eval()
         assert backbone(torch.rand(2, 1, 32, 32)).shape == (2, backbone.width)
 
 
 def test_every_public_function_is_listed_once():
     names = [f.__name__ for f in BACKBONES + HEADS]
     assert len(set(names)) == len(names) and all(f.__doc__ for f in BACKBONES + HEADS)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        partial(resnet18, stem="cifar", channels=1),
+        partial(resnet50, stem="imagenet", width_multiple=2, channels=3),
+        partial(small_conv, channels=3, width=32),
+        partial(timm, name="resnet10t", channels=3),
+    ],
+    ids=["resnet18", "resnet50 2x", "small_conv", "timm"],
+)
+def test_an_encoder_is_read_back_from_its_file(tmp_path, backbone):
+    if backbone.func is timm:
+        pytest.importorskip("timm", reason="the timm extra is not installed")
+    c = backbone.keywords["channels"]
+    saved = Encoder.build(backbone, partial(mlp, dim=8), [0.4] * c, [0.2] * c).eval()
+    (tmp_path / "encoder.safetensors").write_bytes(saved.to_bytes())
+    read = Encoder.load(tmp_path)
+    x = torch.rand(2, c, 32, 32)
+    torch.testing.assert_close(read(x), saved(x))
+    assert not read.training
+
+
+def test_files_name_no_options_that_read_other_files():
+    with pytest.raises(ValueError, match="cannot all be set"):
+        timm(name="resnet10t", checkpoint_path="/etc/passwd")

@@ -27,6 +27,7 @@ def test_images_of_every_layout(shape):
     x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     estimator = ContrastiveEncoder(epochs=1, features="z").fit(x)
     z = estimator.transform(x)
+    np.testing.assert_allclose(estimator.transform(x[:3]), z[:3], atol=1e-5)
     assert z.shape == (40, len(estimator.get_feature_names_out()))
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
 

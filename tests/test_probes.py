@@ -211,7 +211,7 @@ def test_protocols_have_the_papers_rates():
     assert [SIMCLR.rate(e) for e in (0, 45, 90)] == pytest.approx([1.6, 0.8, 0])
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda p: p.name)
 def test_every_protocol_learns_and_names_itself(protocol):
     x, label = blobs(spread=0.3)
     x = torch.nn.functional.normalize(x - x.mean(dim=0), dim=1)

@@ -1,5 +1,6 @@
 """Training: exact resumption, refusals before anything starts, and what survives a bad end."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -29,7 +30,7 @@ QUICK = ["--encoder", "small_conv", "--batch-size", "128", "--no-explain", "--de
 def quick(**changes) -> Recipe:
     values = dict(
         name="quick",
-        views=partial(augment.digits, size=8),
+        views=augment.digits,
         backbone=partial(encoders.small_conv, width=32),
         head=partial(encoders.mlp, dim=16),
         loss=partial(losses.nt_xent, temperature=0.2),
@@ -198,6 +199,78 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, digits, cap
     (new / "training.pt").write_bytes(b"half")
     assert run.load_checkpoint()[1]["step"] == int(old.name[-8:])
     assert new.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ("loss.temperature=1e-300", "loss cannot run"),
+        ("loss=dclw", "loss cannot run.*sigma"),
+        ("schedule=steps", "schedule cannot run.*milestones"),
+        ("optimizer.weight_decay=-1", "optimizer cannot run"),
+        ("backbone.channels=3", "backbone and head cannot run"),
+        ("views=moco_v1", None),
+    ],
+)
+def test_one_step_is_rehearsed_before_a_folder_is_made(tmp_path, digits, change, says):
+    out = tmp_path / "run"
+    if says is None:  # a policy with colour works on one channel
+        contrapose.train(quick(epochs=0.1, warmup=0), digits, out=out, changes=[change])
+        return
+    with pytest.raises(ValueError, match=says):
+        contrapose.train(quick(), digits, out=out, changes=[change])
+    assert not out.exists()
+
+
+def test_milestones_are_set_from_the_command_line(tmp_path, digits):
+    changes = ["schedule=steps", "schedule.milestones=0.5,0.75"]
+    with pytest.raises(ValueError, match="milestones"):
+        contrapose.train(quick(epochs=1), digits, out=tmp_path / "run", changes=changes[:1])
+    run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run", changes=changes)
+    assert run.read("recipe.json")["recipe"]["schedule"]["milestones"] == [0.5, 0.75]
+
+
+def test_images_of_which_few_have_a_label_train_and_are_evaluated(tmp_path, digits):
+    label = torch.where(torch.arange(len(digits)) % 20 == 0, digits.label, -1)
+    some = dataclasses.replace(digits, label=label)
+    run = contrapose.train(quick(epochs=1, batch_size=16), some, out=tmp_path / "run")
+    scores = contrapose.evaluate(run, some)
+    assert scores[0].n < 40 and "without labels" in scores[0].split
+
+
+def test_a_supervised_run_without_a_test_split_holds_images_out_of_training(tmp_path, digits):
+    recipe = quick(epochs=1, positives="class", loss=partial(losses.supcon, temperature=0.1))
+    seen = []
+    run = contrapose.train(
+        recipe, digits, out=tmp_path / "run", begin=lambda run, recipe, images: seen.append(images)
+    )
+    assert len(seen[0]) == pytest.approx(0.8 * len(digits), abs=10)
+    held = contrapose.evaluate(run, digits)[0]
+    assert held.n == len(digits) - len(seen[0])
+    contrapose.resume(run, images=digits)
+
+
+def test_every_signal_survives_a_batch_of_one_class(tmp_path, digits):
+    order = torch.cat([digits.label.eq(1).nonzero()[:64], digits.label.eq(0).nonzero()[:1]])
+    mixed = digits.subset(order.flatten())
+    recipe = quick(
+        epochs=1, batch_size=8, positives="class", loss=partial(losses.supcon, temperature=0.1)
+    )
+    contrapose.train(recipe, mixed, out=tmp_path / "run", held_out=0.0)
+
+
+def test_labels_given_apart_are_found_again(tmp_path, monkeypatch):
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8))
+    np.save(tmp_path / "y.npy", np.arange(60) % 2)
+    monkeypatch.chdir(tmp_path)
+    run = contrapose.train(
+        quick(epochs=1, batch_size=16), "x.npy", labels="y.npy", out=tmp_path / "run"
+    )
+    monkeypatch.chdir("/")
+    assert contrapose.evaluate(run)[0].n == 12
 
 
 def test_metrics_hold_every_signal_and_are_json(tmp_path, digits):

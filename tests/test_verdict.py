@@ -60,12 +60,25 @@ def test_a_solved_task_is_saturated():
 
 def test_pixels_that_tell_more_than_the_encoder_raise_a_suspicion():
     scores = [score("linear probe accuracy", 0.5), score("linear probe accuracy", 0.9, "pixels")]
-    assert "shortcut suspected" in states(rows(), scores)
+    solved = rows(contrastive_accuracy=0.95)
+    assert "shortcut suspected" in states(solved, scores)
+    assert "shortcut suspected" not in states(rows(loss=6.2, contrastive_accuracy=0.0), scores)
     overlapping = [
         score("linear probe accuracy", 0.9),
         score("linear probe accuracy", 0.92, "pixels"),
     ]
-    assert "shortcut suspected" not in states(rows(), overlapping)
+    assert "shortcut suspected" not in states(solved, overlapping)
+
+
+def test_readable_means_more_than_the_most_common_class():
+    guess = score("most common class", 0.5, "none")
+    assert "readable" in states(rows(), [score("linear probe accuracy", 0.6), guess])
+    assert "not readable" in states(rows(), [score("linear probe accuracy", 0.52), guess])
+
+
+def test_a_flat_loss_at_the_end_of_a_schedule_is_not_called_converged():
+    flat = verdict(rows(lr=lambda t: 1.0001 - t))[-1]
+    assert flat.state == "levelled off" and "learning rate ran out" in flat.sentence
 
 
 def test_a_task_solved_at_once_with_few_dimensions_raises_a_suspicion():

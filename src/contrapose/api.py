@@ -1,12 +1,16 @@
 """Training, resuming and embedding as functions; the command line calls these."""
 
+import contextlib
+import copy
 import dataclasses
 import platform
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 
 import contrapose
 from contrapose import encoders, recipes
-from contrapose.data import ImageSet, NoSuchSplit, hold_out, open_images
+from contrapose.data import NAMED, ImageSet, NoSuchSplit, hold_out, open_images
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
@@ -22,7 +26,9 @@ from contrapose.partials import assign, describe, unknown
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe, recipe_from
 from contrapose.training.run import FORMAT, Run
+from contrapose.training.step import positive_groups
 
+HELD_OUT = 0.2  # share of images for evaluation where there is no test split
 MEASURED = 4096  # images whose mean and standard deviation whiten the input
 
 
@@ -43,6 +49,8 @@ def train(
     compiled: bool = False,
     size: int | None = None,
     download: bool = False,
+    max_bad_share: float = 0.05,
+    held_out: float | None = None,
     command: str | None = None,
     watch: Callable[[loop.Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
@@ -50,21 +58,38 @@ def train(
     """Train an encoder; returns the run folder, whose weights `Encoder.load(run.path)` reads.
 
     recipe: a name (`contrapose list`), a Python file, or a `Recipe`. images: whatever
-    `open_images` takes. changes: "loss.temperature=0.1" and the like. Everything is checked before
-    the folder is made. Raises ValueError or FileNotFoundError for what cannot be trained.
+    `open_images` takes. changes: "loss.temperature=0.1" and the like. held_out: share of images
+    kept from training for evaluation; None is a fifth where positives are classes and there is no
+    test split, else 0. Everything is checked, and one step rehearsed, before the folder is made.
+    Raises ValueError or FileNotFoundError for what cannot be trained.
     """
+    if isinstance(images, ImageSet) and not (labels is None and size is None and not download):
+        raise ValueError("an ImageSet has its labels and size; leave out labels, size and download")
+    if out is not None:
+        Run.refuse_existing(Path(out))
     device, bf16 = choose_device(device), choose_bf16(precision, device)
     source = (
         images
         if isinstance(images, ImageSet)
-        else open_images(images, split="train", size=size, labels=labels, download=download)
-    )
+        else open_images(
+            images, split="train", size=size, labels=labels, download=download,
+            max_bad_share=max_bad_share,
+        )
+    )  # fmt: skip
     chosen = recipes.recipe_for(recipe, source.size, source.channels)
     chosen = changed(chosen, source, encoder, epochs, batch_size, temperature, seed, changes)
+    asked = None if isinstance(images, ImageSet) else images
+    if held_out is None:
+        untested = chosen.positives == "class" and not has_test_split(asked, source)
+        held_out = HELD_OUT if untested else 0.0
+    data = data_json(source, asked, labels, held_out, max_bad_share)
+    source = without_held_out(source, data, chosen.seed)
     loop.check(chosen, source)
     network = build(chosen, source)
+    rehearse(chosen, source, network)
     run = Run.create(Path(out) if out else new_folder(source.name, chosen.name))
-    run.write("recipe.json", recipe_json(chosen, source, images, size, command))
+    written = {"contrapose": contrapose.__version__, "command": command, "data": data}
+    run.write("recipe.json", {"format": FORMAT} | written | {"recipe": describe(chosen)})
     run.write("environment.json", environment(device, bf16))
     with run.locked():
         begin(run, chosen, source)
@@ -90,14 +115,17 @@ def resume(
     where they did not come from a name or a path.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    source = images if isinstance(images, ImageSet) else run_images(run, "train", images)
+    opened, data = run_images(run, "train", images), run.read("recipe.json")["data"]
     written = run.read("recipe.json")["recipe"]
+    source = without_held_out(opened, data, written["seed"])
     chosen = recipe_from(written, None if recipe is None else recipes.module(recipe))
     before = run.read("environment.json") if (run.path / "environment.json").exists() else {}
     device = choose_device(device)
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
     network = build(chosen, source)
     with run.locked():
+        again = [*before.get("resumed", []), environment(device, bf16)]
+        run.write("environment.json", before | {"resumed": again})
         begin(run, chosen, source)
         _compile(network, compiled)
         loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
@@ -156,8 +184,6 @@ def changed(
 
 def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:
     """`resnet18` with the stem and channels that suit the images; `timm:NAME` for timm's."""
-    from functools import partial
-
     known = {function.__name__: function for function in encoders.BACKBONES}
     if name.startswith("timm:"):
         return partial(encoders.timm, name=name.removeprefix("timm:"), channels=images.channels)
@@ -180,28 +206,120 @@ def build(recipe: Recipe, images: ImageSet) -> Encoder:
     return Encoder.build(recipe.backbone, recipe.head, mean, std)
 
 
+def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
+    """Call everything a recipe holds once, on a copy and a few images, on the CPU.
+
+    What cannot run says so here, before a folder is made: ValueError that names the recipe's field.
+    The random state is left as it was.
+    """
+    few = images.batch(torch.arange(min(4, len(images)))).cpu()
+    trial = copy.deepcopy(network).train()
+    index = loop.shuffled(len(images), recipe.seed, 0)[: recipe.batch_size]
+    label = None if images.label is None else images.label[index]
+    group = positive_groups(recipe, label, len(index), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        with _part("scaling"):
+            lr = recipe.scaling(recipe.lr, recipe.batch_size)
+        with _part("schedule"):
+            recipe.schedule(0.0, recipe.epochs, warmup=recipe.warmup)
+        with _part("views"):
+            view = recipe.policy(few, torch.Generator().manual_seed(0))
+        with _part("backbone and head"):
+            z = trial(view)[1]
+        with _part("loss"):
+            rows = len(index) * recipe.number_of_views
+            many = torch.nn.functional.normalize(torch.randn(rows, z.shape[1]), dim=1)
+            many.requires_grad_()
+            recipe.loss(many, group.repeat(recipe.number_of_views)).backward()
+        with _part("optimizer"):
+            recipe.optimizer(trial, lr=lr)
+
+
+@contextlib.contextmanager
+def _part(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"the recipe's {name} cannot run: {error}") from error
+
+
 def run_images(run: Run, split: str, images: Any = None) -> ImageSet:
-    """The images a run was trained on, or their other split."""
-    data = run.read("recipe.json")["data"]
+    """The images a run was trained on, or their other split, or others stored the same way."""
+    data, labels = run.read("recipe.json")["data"], None
+    if isinstance(images, ImageSet):
+        if split != "train":
+            raise NoSuchSplit(f"an ImageSet has no {split!r} split")
+        return images
     if images is None:
-        if data["source"] is None:
+        images, labels = data["source"], data["labels"] if split == "train" else None
+        if images is None:
             raise ValueError(
                 f"{run.path} was trained on arrays in memory, which a folder cannot name; "
                 "give the images again"
             )
-        images = data["source"]
-    return open_images(images, split=split, size=data["size"], channels=data["channels"])
+    return open_images(
+        images, split=split, size=data["size"], channels=data["channels"], labels=labels,
+        max_bad_share=data["max_bad_share"],
+    )  # fmt: skip
 
 
 def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, str]:
-    """(train, test, the name of the split), a fifth held out where there is no test split."""
+    """(train, test, what the test images are), a fifth held out where there is no test split."""
+    written = run.read("recipe.json")
     train_images = run_images(run, "train", images)
+    other = "" if images is None else f"{train_images.name}, "
     try:
-        return train_images, _same_classes(run_images(run, "test", images), train_images), "test"
+        test = run_images(run, "test", images)
+        known = _same_classes(test, train_images)
+        lost = _with_label(test) - _with_label(known)
+        left_out = f", {lost:,} images of classes unknown to training left out" if lost else ""
+        return train_images, known, f"{other}test{left_out}"
     except NoSuchSplit:
-        seed = int(run.read("recipe.json")["recipe"]["seed"])
-        kept, held = hold_out(train_images, seed=seed)
-        return kept, held, "held-out fifth of the training images (the encoder saw them unlabelled)"
+        kept, held = hold_out(train_images, HELD_OUT, seed=int(written["recipe"]["seed"]))
+        labelled = "with" if written["recipe"]["positives"] == "class" else "without"
+        seen = "" if written["data"]["held_out"] else f", which the encoder saw {labelled} labels"
+        return kept, held, f"{other}held-out fifth{'' if other else seen}"
+
+
+def has_test_split(source: Any, images: ImageSet) -> bool:
+    if not isinstance(source, str | Path):
+        return False
+    try:
+        open_images(source, split="test", size=images.size, channels=images.channels)
+    except NoSuchSplit:
+        return False
+    return True
+
+
+def data_json(
+    images: ImageSet, source: Any, labels: Any, held_out: float, max_bad_share: float
+) -> dict[str, Any]:
+    """Which images a run takes, as recipe.json records it."""
+    named, labelled = isinstance(source, str | Path), isinstance(labels, str | Path)
+    return {
+        "name": images.name,
+        "source": _absolute(source) if named and (labels is None or labelled) else None,
+        "labels": _absolute(labels) if labelled else None,
+        "split": images.split,
+        "held_out": held_out,
+        "max_bad_share": max_bad_share,
+        "images": len(images),
+        "size": images.size,
+        "channels": images.channels,
+        "classes": list(images.classes),
+        "fingerprint": images.fingerprint,
+        "skipped": [f"{s.path}: {s.reason}" for s in images.skipped],
+        "notes": dict(images.notes),
+    }
+
+
+def without_held_out(images: ImageSet, data: dict[str, Any], seed: int) -> ImageSet:
+    """The images that training may see: all, or those that a supervised run does not hold out."""
+    return hold_out(images, data["held_out"], seed=seed)[0] if data["held_out"] else images
+
+
+def _with_label(images: ImageSet) -> int:
+    return 0 if images.label is None else int((images.label >= 0).sum())
 
 
 def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
@@ -211,29 +329,6 @@ def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
     number = {name: i for i, name in enumerate(train.classes)}
     known = torch.tensor([*(number.get(name, -1) for name in test.classes), -1])
     return dataclasses.replace(test, label=known[test.label], classes=train.classes)
-
-
-def recipe_json(
-    recipe: Recipe, images: ImageSet, source: Any, size: int | None, command: str | None
-) -> dict[str, Any]:
-    named = isinstance(source, str | Path)
-    return {
-        "format": FORMAT,
-        "contrapose": contrapose.__version__,
-        "command": command,
-        "data": {
-            "name": images.name,
-            "source": str(source) if named else None,
-            "split": images.split,
-            "images": len(images),
-            "size": images.size,
-            "channels": images.channels,
-            "classes": list(images.classes),
-            "fingerprint": images.fingerprint,
-            "skipped": [f"{s.path}: {s.reason}" for s in images.skipped],
-        },
-        "recipe": describe(recipe),
-    }
 
 
 def environment(device: str, bf16: bool) -> dict[str, Any]:
@@ -246,7 +341,7 @@ def environment(device: str, bf16: bool) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpuinfo("model name") or platform.processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "precision": "bf16" if bf16 else "fp32",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -256,11 +351,13 @@ def choose_device(device: str) -> str:
     """`auto` is CUDA where there is one; ValueError for a device that is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
+    kind, _, number = device.partition(":")
+    if device != "cpu" and (kind != "cuda" or (":" in device and not number.isdecimal())):
         raise ValueError(f"--device {device}: use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ValueError(f"--device {device}: there are {torch.cuda.device_count()}, from 0")
     return device
 
 
@@ -286,6 +383,12 @@ def new_folder(data: str, recipe: str) -> Path:
 
 def command_line() -> str:
     return shlex.join(["contrapose", *sys.argv[1:]])
+
+
+def _absolute(source: str | Path) -> str:
+    """A path that other working directories understand; a set's name stays what it is."""
+    there = Path(source).exists() and str(source) not in NAMED
+    return str(Path(source).resolve()) if there else str(source)
 
 
 def _compile(network: Encoder, compiled: bool) -> None:

@@ -61,6 +61,9 @@ def train(
     labels: Labels = None,
     size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
+    max_bad_share: Annotated[
+        float | None, typer.Option(help="Share of unreadable images to accept; 0.05 without it.")
+    ] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the backbone.")
     ] = False,
@@ -70,6 +73,8 @@ def train(
     flags = {
         "--encoder": encoder, "--epochs": epochs, "--batch-size": batch_size,
         "--temperature": temperature, "--seed": seed, "--out": out, "--set": set_ or None,
+        "--labels": labels, "--size": size, "--download": download or None,
+        "--max-bad-share": max_bad_share,
     }  # fmt: skip
     given = [name for name, value in flags.items() if value is not None]
     if resume is not None and given:
@@ -94,7 +99,8 @@ def train(
                 recipe or "simclr", data, out=out, labels=labels, encoder=encoder, epochs=epochs,
                 batch_size=batch_size, temperature=temperature, seed=seed, changes=set_ or (),
                 device=device, precision=precision or "auto", compiled=compile_, size=size,
-                download=download, command=api.command_line(), watch=watching.step,
+                download=download, max_bad_share=0.05 if max_bad_share is None else max_bad_share,
+                command=api.command_line(), watch=watching.step,
                 begin=watching.begin,
             )  # fmt: skip
     if explain:
@@ -107,6 +113,12 @@ def train(
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Argument(help="Other images than the run's own.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Also a linear probe by SGD: simclr, simclr_cifar, supcon, moco, wang_liu."
+        ),
+    ] = None,
     device: Device = "auto",
     recipe: RecipeAgain = None,
 ) -> None:
@@ -116,7 +128,8 @@ def evaluate(
     from contrapose.training.run import Run
 
     opened = Run.open(run)
-    print_scores(explain.evaluate(opened, data, device=device, recipe=recipe))
+    found = explain.evaluate(opened, data, protocol=protocol, device=device, recipe=recipe)
+    print_scores(found)
     typer.echo(f"Written: {opened.path / 'evaluation.json'}")
 
 
@@ -133,11 +146,16 @@ def diagnose(
     from contrapose.console import print_findings, print_signals
     from contrapose.training.run import Run
 
-    if target.suffix in (".npy", ".npz"):
+    if target.suffix in (".npy", ".npz", ".parquet"):
+        if recipe is not None:
+            raise ValueError(f"--recipe {recipe}: embeddings have none; leave it out")
         found = explain.diagnose_embeddings(target, labels, out)
     else:
-        if labels is not None:
-            raise ValueError(f"--labels {labels}: a run knows its labels; leave it out")
+        if labels is not None or out is not None:
+            raise ValueError(
+                "--labels and --out are for embedding files: a run knows its labels, and keeps its "
+                f"diagnosis in {target / 'diagnosis.json'}"
+            )
         found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
     print_signals(found["signals"])
     print_findings(found["verdict"])
@@ -176,7 +194,7 @@ def report(
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the 1,437 training images.")] = 60,
+    epochs: Annotated[float, typer.Option(help="Passes over the 1,438 training images.")] = 60,
 ) -> None:
     """A first result in two minutes: SimCLR on scikit-learn's digits, no network needed."""
     from contrapose import api
@@ -211,6 +229,8 @@ def options(
 
 def main() -> None:
     """The entry point: errors of the user are one message, not a traceback."""
+    # OpenMP threads that spin while they wait make a shared machine two to three times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:

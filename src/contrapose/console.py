@@ -41,12 +41,17 @@ class Watching:
         classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
         shape = f"{images.channels} x {images.size} x {images.size}"
         console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
+        for note, count in images.notes.items():
+            console.print(Text(f"  {count:,} {note}"))
         for skipped in images.skipped[:5]:
             console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
         if len(images.skipped) > 5:
             console.print(f"  and {len(images.skipped) - 5} more; all are named in recipe.json")
         what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
         console.print(Text(f"{what} -> {run.path}"))
+        held = run.read("recipe.json")["data"]["held_out"]
+        if held:
+            console.print(f"  {held:.0%} of the images are held out of training, for evaluation")
         self.bar.start()
 
     def step(self, at: "Step") -> None:
@@ -69,7 +74,7 @@ def working(what: str) -> Iterator[None]:
 def print_scores(scores: Sequence["Score"]) -> None:
     """Each number with its interval, n and protocol beside it."""
     if not scores:
-        console.print("No labels, so no accuracy: see the diagnosis.")
+        console.print("Fewer than two classes with labels, so no accuracy: see the diagnosis.")
         return
     table = Table(box=None, pad_edge=False)
     for name, justify in (("measured", "left"), ("value", "right"), ("95% interval", "right")):
@@ -77,7 +82,7 @@ def print_scores(scores: Sequence["Score"]) -> None:
     table.add_column("n", justify="right")
     for score in scores:
         interval = f"{score.low:.3f}-{score.high:.3f}"
-        what = f"{score.metric} on {score.features}"
+        what = score.metric + ("" if score.features == "none" else f" on {score.features}")
         table.add_row(Text(what), f"{score.value:.3f}", interval, f"{score.n:,}")
     console.print(table)
     console.print(Text(f"split: {scores[0].split}, seed {scores[0].seed}; protocols in the report"))
@@ -124,7 +129,10 @@ def print_inventory() -> None:
     section("named sets (DATA)", {name: record.about for name, record in NAMED.items()})
     section("encoders (--encoder)", first_lines(encoders.BACKBONES))
     section("heads (--set head=...)", first_lines(encoders.HEADS))
-    section("losses (--set loss=...)", first_lines(list(public_functions(losses).values())))
+    usable = alike(losses.nt_xent)
+    section("losses (--set loss=...)", first_lines(list(usable.values())))
+    others = [f for name, f in public_functions(losses).items() if name not in usable]
+    section("losses of other inputs (in Python)", first_lines(others))
     section("views (--set views=...)", first_lines(list(alike(augment.simclr).values())))
     section("optimisers (--set optimizer=...)", first_lines(optim.OPTIMISERS))
     section("schedules (--set schedule=...)", first_lines(optim.SCHEDULES))

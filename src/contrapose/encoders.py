@@ -193,11 +193,17 @@ def small_conv(*, channels: int = 1, width: int = 256) -> nn.Module:
     return _SmallConv(channels, width)
 
 
-def timm(name: str, *, channels: int = 3, **options: Any) -> nn.Module:
+def timm(*, name: str, channels: int = 3, **options: Any) -> nn.Module:
     """Any network of the timm library by its name, without classifier; never downloads weights.
 
-    `options` go to `timm.create_model`, e.g. img_size=64. Needs `pip install contrapose[timm]`.
+    `options` go to `timm.create_model`, e.g. img_size=64; those that read files or change
+    what comes out are refused. Needs `pip install contrapose[timm]`.
     """
+    refused = [
+        o for o in options if o.startswith(("pretrained", "checkpoint", "features", "cache"))
+    ]
+    if refused or {"num_classes", "in_chans"} & options.keys():
+        raise ValueError(f"timm({name!r}): {', '.join(options)} cannot all be set here")
     try:
         library = importlib.import_module("timm")
     except ImportError as error:

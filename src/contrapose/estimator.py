@@ -24,8 +24,9 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     """Learn a representation of images by contrast; `transform` gives h (or z) of each image.
 
     X is [n pixels] (one grey image a row, square, else padded with zeros to the next square),
-    [n H W], [n H W C] or [n C H W]. uint8 is taken as it is; other numbers are scaled by the range
-    seen in `fit` and stored in 8 bits. y is used only by recipes whose positives are classes.
+    [n H W], [n H W C] or [n C H W]. Fitted on uint8 they are taken as they are; other numbers are
+    scaled by the range seen in `fit` and stored in 8 bits. y is used only by recipes whose
+    positives are classes.
 
     recipe: a name, a file or a `Recipe`. epochs, batch_size, temperature: None leaves the recipe's;
     a batch is never larger than the images are. features: "h" [n F] or "z" [n D]. As scikit-learn
@@ -55,11 +56,13 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         if self.features not in ("h", "z"):
             raise ValueError(f"features={self.features!r}: use 'h' or 'z'")
         array = self._check(X, reset=True)
-        self.range_ = (float(array.min()), float(array.max()))
+        whole = (0.0, 255.0)  # of uint8
+        self.range_ = whole if array.dtype == np.uint8 else (float(array.min()), float(array.max()))
         labels = None if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
         images = self._images(array, labels)
         recipe = recipe_for(self.recipe, images.size, images.channels)
-        batch = min(self.batch_size or recipe.batch_size, len(images))
+        asked = recipe.batch_size if self.batch_size is None else self.batch_size
+        batch = min(asked, len(images))
         random = check_random_state(self.random_state)
         recipe = api.changed(
             recipe,
@@ -71,7 +74,9 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         )
         self.size_ = recipe.size
         with tempfile.TemporaryDirectory() as folder:
-            run = api.train(recipe, images, out=Path(folder) / "run", device=self.device)
+            run = api.train(
+                recipe, images, out=Path(folder) / "run", device=self.device, held_out=0.0
+            )
             self.encoder_ = Encoder.load(run.path)
         self._n_features_out = self._embed(images.subset(torch.arange(1))).shape[1]
         return self
@@ -81,7 +86,8 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self._embed(self._images(self._check(X, reset=False), None))
 
     def _embed(self, images: ImageSet) -> NDArray[np.float32]:
-        found = embed(self.encoder_, images, size=self.size_, device=self.device)
+        device = api.choose_device(self.device)
+        found = embed(self.encoder_, images, size=self.size_, device=device)
         chosen = found.h if self.features == "h" else found.z
         return chosen.numpy().astype(np.float32)
 
@@ -97,8 +103,8 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return array
 
     def _images(self, array: NDArray[Any], labels: NDArray[Any] | None) -> ImageSet:
-        if array.dtype != np.uint8:
-            low, high = self.range_
+        low, high = self.range_
+        if array.dtype != np.uint8 or self.range_ != (0.0, 255.0):
             scaled = (array.astype(np.float64) - low) / max(high - low, 1e-12)
             array = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
         if array.ndim == 2:
@@ -106,6 +112,8 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             padded = np.zeros((len(array), side * side), np.uint8)
             padded[:, : array.shape[1]] = array
             array = padded.reshape(len(array), side, side)
+        if array.ndim == 3:
+            array = array[..., None]
         return open_images(array if labels is None else (array, labels))
 
     def __sklearn_tags__(self) -> Any:

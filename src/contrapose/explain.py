@@ -4,6 +4,7 @@ Everything lands in the run folder as evaluation.json, diagnosis.json and pictur
 the report is made.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from torch import Tensor
 from contrapose import api, pictures, recipes
 from contrapose.augment import center, views
 from contrapose.data import ImageSet, exact_duplicates
+from contrapose.data.labels import read_labels
 from contrapose.encoders import Encoder
 from contrapose.evaluation import geometry, probes, scores
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.evaluation.scores import Score
+from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
+from contrapose.partials import unknown
 from contrapose.training.recipe import Recipe, recipe_from
 from contrapose.training.run import Run, as_json_bytes, replace_file
 from contrapose.verdict import as_json, verdict, verdict_of_embeddings
@@ -59,13 +63,21 @@ class Subject:
 
 
 def evaluate(
-    run: Run | Path | str, images: Any = None, *, device: str = "auto", recipe: Any = None
+    run: Run | Path | str,
+    images: Any = None,
+    *,
+    protocol: str | None = None,
+    device: str = "auto",
+    recipe: Any = None,
 ) -> list[Score]:
     """Scores of the run's encoder with labels: kNN and linear probes, a pixel control beside them.
 
-    images: another set to evaluate on than the run's own. Writes evaluation.json and the confusion
-    matrix; without labels the list is empty.
+    images: another set to evaluate on than the run's own. protocol: one of PROTOCOLS, whose linear
+    probe by gradient descent is measured besides. Writes evaluation.json and the confusion matrix;
+    without labels the list is empty.
     """
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise ValueError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
     subject = Subject.open(run, images, device, recipe)
     train, test = labelled(subject.train), labelled(subject.test)
     found: list[Score] = []
@@ -74,7 +86,16 @@ def evaluate(
         seed = subject.recipe.seed
         found, named = _score(of_train, of_test, train, test, subject.split, seed)
         classes = len(train.classes)
-        assert test.label is not None
+        assert train.label is not None and test.label is not None
+        if protocol is not None:
+            by = sgd_probe(of_train.h, train.label, PROTOCOLS[protocol], seed=seed)
+            metric = f"linear probe accuracy ({PROTOCOLS[protocol].name}'s SGD)"
+            found.append(
+                scores.accuracy(
+                    by.scores(of_test.h), test.label, metric=metric, protocol=by.protocol,
+                    split=subject.split, seed=seed, features="h",
+                )
+            )  # fmt: skip
         pictures.add(
             subject.run,
             classes=np.array(train.classes, dtype=np.str_),
@@ -131,8 +152,9 @@ def signals_of_run(
         "effective_negatives": geometry.effective_negatives(z, group, temperature=temperature),
         "width_h": embedded.h.shape[1],
         "width_z": embedded.z.shape[1],
-        "duplicate_images": duplicates(subject.train),
     }
+    if subject.train.in_memory:  # else every image would be decoded for it
+        signals["duplicate_images"] = duplicates(subject.train)
     if label is not None and most_common(label) > 1:
         signals["tolerance"] = geometry.tolerance(embedded.z, label)
     return signals
@@ -204,50 +226,37 @@ def write_embeddings(
 
 
 def read_embeddings(path: Path, labels: Path | str | None) -> tuple[Tensor, Tensor | None]:
-    """(rows [N D] in float32, labels or None)."""
+    """(rows [N D] in float32, labels or None) of a .npy, or of what `contrapose embed` wrote."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    x, label = pictures.read_parquet(path) if path.suffix == ".parquet" else _read_numpy(path)
+    if x.ndim != 2 or x.dtype.kind not in "fiu" or min(x.shape) < 1 or len(x) < 2:
+        raise ValueError(
+            f"{path} holds {x.dtype} of shape {x.shape}; embeddings are numbers [N D], N > 1"
+        )
+    bad = int((~np.isfinite(x).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"{path}: {bad} of {len(x)} rows hold NaN or infinity; remove them")
+    rows = torch.from_numpy(x.astype(np.float32))
+    given = labels if labels is not None else label
+    if given is None:
+        return rows, None
+    number, _, _ = read_labels(given, [str(i) for i in range(len(x))])
+    return rows, None if bool((number < 0).all()) else number
+
+
+def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a NumPy file of numbers ({error})") from None
-    label = None
-    if not isinstance(loaded, np.ndarray):
-        if "h" not in loaded and "z" not in loaded:
-            keys = ", ".join(loaded.files)
-            raise ValueError(f"{path} holds {keys}; expected h or z, as `contrapose embed` writes")
-        label = loaded["label"] if "label" in loaded else None
-        loaded = loaded["h"] if "h" in loaded else loaded["z"]
-    if (
-        loaded.ndim != 2
-        or loaded.dtype.kind not in "fiu"
-        or min(loaded.shape) < 1
-        or len(loaded) < 2
-    ):
-        raise ValueError(
-            f"{path} holds {loaded.dtype} of shape {loaded.shape}; "
-            "embeddings are numbers [N D], N > 1"
-        )
-    bad = int((~np.isfinite(loaded).all(axis=1)).sum())
-    if bad:
-        raise ValueError(f"{path}: {bad} of {len(loaded)} rows hold NaN or infinity; remove them")
-    if labels is not None:
-        label = (
-            np.load(labels, allow_pickle=False)
-            if str(labels).endswith(".npy")
-            else np.loadtxt(labels, delimiter=",", dtype=np.str_)
-        )
-        if label.shape != (len(loaded),):
-            raise ValueError(
-                f"--labels {labels} has shape {label.shape}, {path} has {len(loaded)} rows; "
-                "give one label a row"
-            )
-    if label is None:
-        return torch.from_numpy(loaded.astype(np.float32)), None
-    if label.dtype.kind not in "iu":
-        label = np.unique(label, return_inverse=True)[1]
-    number = torch.from_numpy(label.astype(np.int64))
-    return torch.from_numpy(loaded.astype(np.float32)), None if (number < 0).all() else number
+    if isinstance(loaded, np.ndarray):
+        return loaded, None
+    name = next((n for n in ("h", "z") if n in loaded), None)
+    if name is None:
+        keys = ", ".join(loaded.files)
+        raise ValueError(f"{path} holds {keys}; expected h or z, as `contrapose embed` writes")
+    return loaded[name], loaded["label"] if "label" in loaded else None
 
 
 @torch.no_grad()
@@ -260,7 +269,7 @@ def embed_views(
     rows = []
     for index in torch.split(torch.arange(len(images)), 256):
         batch = images.batch(index).to(subject.device)
-        seen = views(subject.recipe.views, batch, generator, n=2)
+        seen = views(subject.recipe.policy, batch, generator, n=2)
         rows.append(torch.stack([encoder(view)[1].float().cpu() for view in seen]))
     z = torch.cat(rows, dim=1)
     return z.flatten(0, 1), torch.arange(len(images)).repeat(2)
@@ -311,6 +320,7 @@ def _score(
         (probes.knn(of_test.h, of_train.h, label, k=k), "kNN accuracy", vote, "h"),
         (probes.knn(of_test.z, of_train.z, label, k=k), "kNN accuracy", vote, "z"),
         (plain.scores(pixels(test)), "linear probe accuracy", plain.protocol + shrunk, "pixels"),
+        (_always(label, test_label), "most common class", "no features at all", "none"),
     ]
     found = [
         scores.accuracy(
@@ -320,6 +330,11 @@ def _score(
         for value, metric, protocol, features in rows
     ]  # fmt: skip
     return found, votes.argmax(dim=1)
+
+
+def _always(label: Int[Tensor, " N"], test_label: Int[Tensor, " M"]) -> Float[Tensor, "M C"]:
+    """Scores that name the most common training class, whatever the image."""
+    return torch.bincount(label).double().expand(len(test_label), -1)
 
 
 def _probe(x: Tensor, label: Tensor, seed: int) -> probes.LinearProbe:

@@ -13,8 +13,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 HOMES = (
     "contrapose.losses",
@@ -29,9 +29,12 @@ def describe(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, functools.partial):
+        if value.args:
+            raise ValueError(f"{value}: give its arguments by name; positions have none to note")
         return {"call": describe(value.func), **{k: describe(v) for k, v in value.keywords.items()}}
     if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
     if isinstance(value, tuple):
         return [describe(v) for v in value]
     return value
@@ -73,11 +76,11 @@ def assign(recipe: Any, path: str, text: str) -> Any:
         raise ValueError(f"--set {path}={text}: {name} is a value ({value!r}) without arguments")
     partial = value if isinstance(value, functools.partial) else functools.partial(value)
     settable = arguments(partial.func)
-    if argument not in settable:
+    if argument not in settable and not _takes_any(partial.func):
         raise ValueError(
             f"--set {path}={text}: {partial.func.__name__} has no {unknown(argument, settable)}"
         )
-    new = parse(text, settable[argument], f"--set {path}={text}")
+    new = parse(text, settable.get(argument, Any), f"--set {path}={text}")
     replaced = functools.partial(partial.func, **(partial.keywords | {argument: new}))
     return dataclasses.replace(recipe, **{name: replaced})
 
@@ -142,10 +145,11 @@ def _read(text: str, kind: Any) -> Any:
             return number if math.isfinite(number) else _WRONG
         if typing.get_origin(kind) is typing.Literal:
             return next((v for v in typing.get_args(kind) if str(v) == text), _WRONG)
-        if typing.get_origin(kind) is tuple:
+        if typing.get_origin(kind) in (tuple, Sequence):
             inner = [a for a in typing.get_args(kind) if a is not ...]
             parts = [part for part in text.strip("()").split(",") if part.strip()]
-            kinds = inner * len(parts) if ... in typing.get_args(kind) else inner
+            fixed = typing.get_origin(kind) is tuple and ... not in typing.get_args(kind)
+            kinds = inner if fixed else inner * len(parts)
             read = [_read(p.strip(), k) for p, k in zip(parts, kinds, strict=True)]
             return _WRONG if any(r is _WRONG for r in read) else tuple(read)
     except (ValueError, KeyError):
@@ -192,8 +196,9 @@ def _home(function: Callable[..., Any]) -> str | None:
 
 def _function(name: str, own: types.ModuleType | None) -> Callable[..., Any]:
     module, _, attribute = name.rpartition(".")
-    if own is not None and module == own.__name__ and callable(getattr(own, attribute, None)):
-        return cast(Callable[..., Any], getattr(own, attribute))
+    for value in vars(own).values() if own is not None else ():
+        if inspect.isfunction(value) and f"{value.__module__}.{value.__qualname__}" == name:
+            return value
     if any(module == h or module.startswith(h + ".") for h in HOMES):
         function = getattr(importlib.import_module(module), attribute, None)
         if inspect.isfunction(function) and not attribute.startswith("_") and _home(function):
@@ -207,8 +212,12 @@ def _function(name: str, own: types.ModuleType | None) -> Callable[..., Any]:
 def _check_names(function: Callable[..., Any], keywords: dict[str, Any], name: str) -> None:
     known = arguments(function)
     for keyword in keywords:
-        if keyword not in known:
+        if keyword not in known and not _takes_any(function):
             raise ValueError(f"{name} has no {unknown(keyword, known)}")
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def _plain(value: Any, own: types.ModuleType | None) -> Any:

@@ -63,7 +63,7 @@ def of_run(
 def contact_sheet(recipe: Recipe, images: ImageSet) -> UInt8[np.ndarray, "R V H W C"]:
     """A few images, and behind each the views that training draws of it."""
     batch = images.batch(torch.linspace(0, len(images) - 1, min(SHEET, len(images))).long()).cpu()
-    seen = make_views(recipe.views, batch, torch.Generator().manual_seed(0), n=SHOWN_VIEWS)
+    seen = make_views(recipe.policy, batch, torch.Generator().manual_seed(0), n=SHOWN_VIEWS)
     side = min(recipe.size, SHEET_SIDE)
     columns = [center(batch, side), *(center(view, side) for view in seen)]
     return to_uint8(torch.stack(columns, dim=1))
@@ -125,6 +125,21 @@ def thumbs(images: ImageSet, index: Int[Tensor, " B"]) -> UInt8[np.ndarray, "B H
 
 def to_uint8(x: Float[Tensor, "*batch C H W"]) -> UInt8[np.ndarray, "*batch H W C"]:
     return x.mul(255).round().clamp(0, 255).byte().movedim(-3, -1).contiguous().numpy()
+
+
+def read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """(h, label) as `write_parquet` wrote them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file ({error})") from None
+    if "h" not in table.column_names:
+        raise ValueError(f"{path} has columns {', '.join(table.column_names)}; expected h")
+    h = np.stack(table["h"].to_numpy())
+    return h, table["label"].to_numpy() if "label" in table.column_names else None
 
 
 def write_parquet(path: Path, columns: dict[str, NDArray[Any]], classes: Sequence[str]) -> None:

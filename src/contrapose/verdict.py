@@ -14,9 +14,12 @@ AT_CHANCE = 0.03  # share of the chance level that a loss must fall below it to 
 COLLAPSED_RANK = 2.0  # effective rank of z: two directions carry all there is
 THIN_RANK = 0.05  # of the width: fewer directions than this are used
 SATURATED = 0.99  # contrastive accuracy: the task is solved, its gradient nearly gone
+SOLVED = 0.9  # contrastive accuracy from which losing to raw pixels is called a shortcut
+ENDED = 0.1  # of the highest learning rate: below it a flat loss is the schedule's doing
 EARLY = 0.1  # of the run: a task solved this early is suspiciously easy
 IMPROVING = 0.01  # relative fall of the loss over the last fifth that counts as one
 CERTAIN = 3.0  # standard errors a trend must exceed: wrong in 1 of 20 flat runs at most
+FLAT = -0.05  # uniformity above which all rows are all but one point
 ONE_SIDED = 0.5  # mean similarity of two rows above which all share a direction
 ENOUGH_ROWS = 5  # below this a trend is not spoken of
 
@@ -50,7 +53,7 @@ def verdict(
     shortcut = _shortcut(rows, last, scores)
     findings += [shortcut] if shortcut else []
     findings.append(_readable(last, scores))
-    gain = _gain(scores)
+    gain = _gain(last, scores)
     findings += [gain] if gain else []
     findings.append(_trend(rows, last))
     return findings
@@ -60,10 +63,9 @@ def verdict_of_embeddings(signals: dict[str, Any]) -> list[Finding]:
     """Findings about a matrix of embeddings, from `diagnose_embeddings`' signals."""
     rank, width, rows = signals["effective_rank"], signals["width"], signals["rows"]
     most = min(width, rows)
-    evidence = (
-        f"effective rank {rank:.1f} of at most {most}; uniformity {signals['uniformity']:.2f}"
-    )
-    if rank < COLLAPSED_RANK:
+    uniformity = signals["uniformity"]
+    evidence = f"effective rank {rank:.1f} of at most {most}; uniformity {uniformity:.2f}"
+    if rank < min(COLLAPSED_RANK, 1 + THIN_RANK * (most - 1)) or uniformity > FLAT:
         sentence = "The embeddings are collapsed: nearly all rows point the same way."
         findings = [Finding("collapsed", "bad", sentence, evidence)]
     elif rank < THIN_RANK * most:
@@ -132,8 +134,8 @@ def _task(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
         return Finding("at chance", "bad", sentence, evidence)
     if accuracy is not None and accuracy >= SATURATED:
         sentence = (
-            "The contrastive task is solved: nearly every view finds its partner. Larger batches "
-            "or stronger views would make it teach more."
+            "The contrastive task is solved: nearly every view is nearest to a positive. "
+            "Larger batches or stronger views would make it teach more."
         )
         return Finding("saturated", "warn", sentence, evidence)
     sentence = "The encoder is learning: it tells views of one image from other images."
@@ -174,7 +176,8 @@ def _shortcut(
     end = rows[-1].get("step") or 0
     early = next((r for r in rows if (r.get("contrastive_accuracy") or 0) > 0.95), None)
     learned, pixels = _score(scores, "linear probe", "h"), _score(scores, "linear probe", "pixels")
-    if learned and pixels and learned["high"] < pixels["low"]:
+    solved = (last.get("contrastive_accuracy") or 0) >= SOLVED
+    if solved and learned and pixels and learned["high"] < pixels["low"]:
         sentence = (
             "A shortcut is suspected: a linear classifier reads the classes better from raw pixels "
             "than from the encoder, so something easier may identify the images."
@@ -189,7 +192,7 @@ def _shortcut(
                 "Look at the views for what they share: colours, borders, added channels."
             )
             evidence = f"contrastive accuracy above 95% at step {early['step']} of {end}"
-            return Finding("shortcut suspected", "warn", f"{sentence}", evidence)
+            return Finding("shortcut suspected", "warn", sentence, evidence)
     return None
 
 
@@ -203,7 +206,14 @@ def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Findi
             f"{best['low']:.1%} to {best['high']:.1%} at {best['confidence']:.0%} confidence, "
             f"n = {best['n']}, {best['split']}"
         )
-        return Finding("readable", "good" if best["value"] >= 0.5 else "info", sentence, evidence)
+        base = _score(scores, "most common class", "none")
+        if base is None:
+            return Finding("readable", "info", sentence, evidence)
+        evidence += f"; always the most common class {base['value']:.1%}"
+        if best["low"] > base["high"]:
+            return Finding("readable", "good", sentence, evidence)
+        sentence = "Nothing about the classes is readable from h beyond guessing."
+        return Finding("not readable", "bad", sentence, evidence)
     if last.get("knn") is not None:
         sentence = f"Neighbours among training images share a class in {last['knn']:.1%} of cases."
         return Finding("readable", "info", sentence, "online kNN, k = 20, training images")
@@ -211,11 +221,13 @@ def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Findi
     return Finding("no labels", "info", sentence, "no evaluation with labels")
 
 
-def _gain(scores: Sequence[dict[str, Any]]) -> Finding | None:
+def _gain(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Finding | None:
     """What the encoder adds to the pixels it was given, for a linear classifier."""
     learned, pixels = _score(scores, "linear probe", "h"), _score(scores, "linear probe", "pixels")
     if learned is None or pixels is None:
         return None
+    if learned["high"] < pixels["low"] and (last.get("contrastive_accuracy") or 0) >= SOLVED:
+        return None  # said already, as a shortcut
     evidence = (
         f"h {learned['low']:.1%} to {learned['high']:.1%}, "
         f"pixels {pixels['low']:.1%} to {pixels['high']:.1%}"
@@ -248,6 +260,13 @@ def _trend(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
     if -fall > max(IMPROVING * scale, CERTAIN * noise):
         sentence = "The loss is rising at the end; lower the learning rate."
         return Finding("rising", "warn", sentence, evidence)
+    highest = max(row.get("lr") or 0.0 for row in rows)
+    if highest and (rows[-1].get("lr") or 0.0) < ENDED * highest:
+        sentence = (
+            "The loss has levelled off as the learning rate ran out; "
+            "only a longer run, with a schedule of its own, could tell whether more is to be had."
+        )
+        return Finding("levelled off", "info", sentence, evidence)
     sentence = "The loss has levelled off: more of the same epochs would change little."
     return Finding("levelled off", "info", sentence, evidence)
 

@@ -27,6 +27,8 @@ _MARKS = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
+# readers that decode by themselves: a file whose start says nothing never starts another program
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF"]
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -73,7 +75,7 @@ def open_image(file: BinaryFile) -> Image.Image:
     start = file.read(16)
     file.seek(0)
     formats = [name for mark, name in _MARKS.items() if start.startswith(mark)]
-    return Image.open(file, formats=formats or None)
+    return Image.open(file, formats=formats or FORMATS)
 
 
 def to_square(

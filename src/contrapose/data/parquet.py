@@ -59,6 +59,8 @@ class _Column:
         name = names[row].as_py() if names is not None else None
         if not name:
             raise ValueError("the row holds no image")
+        if not (self.folder / name).resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"its path {name!r} leads out of the folder")
         return open(self.folder / name, "rb")
 
 

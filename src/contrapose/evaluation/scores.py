@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Features = Literal["h", "z", "pixels"]
+Features = Literal["h", "z", "pixels", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,13 @@ MOCO = Protocol(  # 1911.05722
     milestones=(60, 80),
     factor=0.1,
 )
-PROTOCOLS = (SIMCLR, SIMCLR_CIFAR, WANG_LIU, SUPCON, MOCO)
+PROTOCOLS = {
+    "simclr": SIMCLR,
+    "simclr_cifar": SIMCLR_CIFAR,
+    "wang_liu": WANG_LIU,
+    "supcon": SUPCON,
+    "moco": MOCO,
+}
 
 
 def sgd_probe(

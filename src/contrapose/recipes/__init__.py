@@ -48,10 +48,10 @@ def module(which: str | Path) -> ModuleType:
             raise FileNotFoundError(f"--recipe {which}: there is no such file")
         spec = importlib.util.spec_from_file_location(f"recipe_file_{path.stem}", path)
         assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
-        return module
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[loaded.__name__] = loaded
+        spec.loader.exec_module(loaded)
+        return loaded
     if which not in names():
         raise ValueError(
             f"--recipe {which}: there is no recipe {unknown(which, names())}; "

@@ -26,8 +26,8 @@ def _glyphs(size: int) -> Recipe:
     """Characters: no flip and no colour, since both change or say nothing about a glyph."""
     return Recipe(
         name="simclr",
-        views=partial(augment.digits, size=size),
-        backbone=partial(small_conv, channels=1),
+        views=partial(augment.digits),
+        backbone=partial(small_conv, channels=1, width=128),
         head=partial(mlp, dim=64, layers=2),
         loss=partial(nt_xent, temperature=0.2),
         optimizer=partial(optim.adamw, weight_decay=1e-4),
@@ -44,7 +44,7 @@ def _glyphs(size: int) -> Recipe:
 def _small(size: int, channels: int) -> Recipe:
     return Recipe(
         name="simclr",
-        views=partial(augment.simclr_cifar, size=size),  # B.9: strength 0.5, no blur
+        views=partial(augment.simclr_cifar),  # B.9: strength 0.5, no blur
         backbone=partial(resnet18, stem="cifar", channels=channels),
         head=partial(mlp, dim=128, layers=2),
         loss=partial(nt_xent, temperature=0.5),  # B.9: best beyond 300 epochs at every batch size
@@ -62,7 +62,7 @@ def _small(size: int, channels: int) -> Recipe:
 def _large(size: int, channels: int) -> Recipe:
     return Recipe(
         name="simclr",
-        views=partial(augment.simclr, size=size, strength=1.0, blur=True),  # appendix A
+        views=partial(augment.simclr, strength=1.0, blur=True),  # appendix A
         backbone=partial(resnet50, stem="imagenet", channels=channels),
         head=partial(mlp, dim=128, layers=2),
         loss=partial(nt_xent, temperature=0.1),  # table 5: best of 0.05, 0.1, 0.5, 1

@@ -8,6 +8,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -92,16 +93,18 @@ def fit(
                     )
                 if training.save_is_due():
                     training.save()
+        except InterruptedTraining:
+            raise
         except NonFiniteError as error:
             reason = (
-                f"step {training.at + 1} (epoch {training.epoch:.1f}): {error}. The last good "
-                "checkpoint is kept; try a lower --set lr, --set clip=1.0 or a higher --temperature"
+                f"step {training.at + 1} (epoch {training.epoch:.1f}): {error}; {run.last_good()}. "
+                "Try a lower --set lr=..., --set clip=1.0 or a higher --temperature"
             )
             training.status("failed", reason)
             raise NonFiniteError(reason) from None
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # the disk may be full for this file too
-                training.status("failed", str(error))
+                training.status("failed", f"{type(error).__name__}: {error}")
             raise
         training.status("finished")
 
@@ -128,9 +131,17 @@ class _Training:
             _same_images(state, images, run)
             encoder.load_state_dict(weights)
             self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["generator"])
             torch.set_rng_state(state["torch"])
             self.at, seconds = state["step"], state["seconds"]
+            if state["device"] == self.generator.device.type:
+                self.generator.set_state(state["generator"])
+            else:
+                self.generator.manual_seed(recipe.seed + self.at)
+                warnings.warn(
+                    f"{run.path} was trained on {state['device']} until step {self.at}; its views "
+                    f"continue on {device} from a new random state",
+                    stacklevel=2,
+                )
         run.cut_metrics(self.at)
         self.started, self.saved = time.monotonic() - seconds, time.monotonic()
         self.order, self.epoch_of_order = torch.empty(0, dtype=torch.long), -1
@@ -170,7 +181,10 @@ class _Training:
         return tenth or time.monotonic() - self.saved > CHECKPOINT_SECONDS
 
     def save(self) -> None:
+        if not all(bool(w.isfinite().all()) for w in self.encoder.state_dict().values()):
+            raise NonFiniteError("the update made a weight NaN or infinite")
         state = {
+            "device": self.generator.device.type,
             "step": self.at,
             "seconds": self.seconds,
             "optimizer": self.optimizer.state_dict(),

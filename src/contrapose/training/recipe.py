@@ -6,6 +6,7 @@ It prints, is written to the run folder as JSON, and varies by `dataclasses.repl
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ class Recipe:
     """What `contrapose train` runs. Batches count images: B images with V views are V*B rows."""
 
     name: str
-    views: Callable[..., Any]  # policy(image, generator) -> one view of each image
+    views: Callable[..., Any]  # policy(image, generator, size=) -> one view of each image
     backbone: Callable[..., Any]  # () -> module with `width`: image -> h
     head: Callable[..., Any]  # (width) -> module: h -> z
     loss: Callable[..., Any]  # (z, group) -> scalar
@@ -48,6 +49,8 @@ class Recipe:
         for name, value in (("epochs", self.epochs), ("lr", self.lr), ("clip", self.clip)):
             if value is not None and not (0 < value < math.inf):
                 raise ValueError(f"{name}={value}: use a positive number")
+        if "size" in getattr(self.views, "keywords", {}):
+            raise ValueError("views.size: a view's side is the recipe's `size`; set that alone")
         keywords = getattr(self.loss, "keywords", {})
         temperature = keywords.get("temperature")
         if temperature is not None and not 0 < temperature < math.inf:
@@ -56,6 +59,11 @@ class Recipe:
             )
         if self.warmup > self.epochs:
             raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
+
+    @property
+    def policy(self) -> Callable[..., Any]:
+        """The views at this recipe's size."""
+        return partial(self.views, size=self.size)
 
 
 def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Recipe:

@@ -35,14 +35,17 @@ class Run:
     @classmethod
     def create(cls, path: Path) -> "Run":
         """A new, empty folder; FileExistsError where something is there already."""
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
+        cls.refuse_existing(path)
+        path.mkdir(parents=True)
+        return cls(path)
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        if path.exists():
             raise FileExistsError(
                 f"--out {path} exists and is left as it is; name another folder, "
                 f"or continue that run with --resume {path}"
-            ) from None
-        return cls(path)
+            )
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
@@ -52,12 +55,15 @@ class Run:
             what = "has no recipe.json, so it is not a run" if path.is_dir() else "does not exist"
             raise FileNotFoundError(f"{path} {what}; give the folder that `contrapose train` wrote")
         run = cls(path)
-        found = run.read("recipe.json").get("format")
+        written = run.read("recipe.json")
+        found = written.get("format") if isinstance(written, dict) else None
         if found != FORMAT:
             raise ValueError(
                 f"{path} has run format {found!r}, this version reads {FORMAT}; "
                 "read it with the version of contrapose that its environment.json names"
             )
+        if not {"data", "recipe"} <= written.keys():
+            raise ValueError(f"{path / 'recipe.json'} lacks its data or its recipe; restore it")
         return run
 
     @contextmanager
@@ -81,7 +87,8 @@ class Run:
             raise ValueError(f"{self.path / name} is damaged ({error}); restore it") from None
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with _said_of(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -119,7 +126,7 @@ class Run:
             shutil.rmtree(new, ignore_errors=True)
             raise OSError(
                 f"checkpoint of step {step} could not be written to {folder} ({error}); "
-                f"{self._last_good()}. Free some space, then continue with --resume {self.path}"
+                f"{self.last_good()}. Free some space, then continue with --resume {self.path}"
             ) from error
         shutil.rmtree(final, ignore_errors=True)
         new.rename(final)
@@ -147,16 +154,17 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("step-*"))
 
-    def _last_good(self) -> str:
+    def last_good(self) -> str:
+        """Words about the newest checkpoint."""
         kept = self._checkpoints()
-        return f"the last good one is {kept[-1].name}" if kept else "there is none yet"
+        return f"the last good one is {kept[-1].name}" if kept else "there is no checkpoint yet"
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write beside, then rename: a reader sees the old file or the new one, never half of one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(beside, "wb") as file:
+        with _said_of(path), open(beside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -164,6 +172,18 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """An error of writing that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror or error}); free some space or give "
+            "another place. What was saved before is kept"
+        ) from error
 
 
 def as_json_bytes(value: Any) -> bytes:

@@ -29,11 +29,13 @@ def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
         "uniformity": geometry.uniformity(z),
         "effective_rank_h": geometry.effective_rank(h),
         "effective_rank_z": geometry.effective_rank(z),
-        "effective_negatives": geometry.effective_negatives(z, group, temperature=temperature),
     }
-    if seen.label is not None and recipe.positives == "image":
+    if bool((group != group[0]).any()):
+        row["effective_negatives"] = geometry.effective_negatives(z, group, temperature=temperature)
+    if seen.label is not None:
         known = seen.label >= 0
-        if int(torch.bincount(seen.label[known]).max()) > recipe.number_of_views:
+        classes = torch.bincount(seen.label[known])
+        if len(classes) and int(classes.max()) > recipe.number_of_views:
             row["tolerance"] = geometry.tolerance(z[known], seen.label[known])
     return {name: float(value) for name, value in row.items()}
 

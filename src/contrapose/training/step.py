@@ -39,7 +39,7 @@ def step(
     bf16: bool = False,
 ) -> Step:
     """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights."""
-    view = make_views(recipe.views, image, generator, n=recipe.number_of_views).flatten(0, 1)
+    view = make_views(recipe.policy, image, generator, n=recipe.number_of_views).flatten(0, 1)
     view = view.contiguous(memory_format=torch.channels_last)
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         h, z = encoder(view)

@@ -1,0 +1,110 @@
+"""What the documents show is run: every Python block, every command."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("contrapose ")
+]
+# the commands stand as a person types them; here the images are few, so batches and epochs are too
+FEW = ["--epochs", "1", "--batch-size", "8"]
+
+
+def picture(i: int) -> Image.Image:
+    pixel = np.random.default_rng(i).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    return Image.fromarray(pixel)
+
+
+def shard(folder: Path, name: str, n: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(n):
+        picture(i).save(folder / "x.png")
+        rows.append({"bytes": (folder / "x.png").read_bytes(), "path": f"{i}.png"})
+    (folder / "x.png").unlink()
+    features = {"features": {"label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}}
+    table = pa.table({"image": rows, "label": [i % 2 for i in range(n)]})
+    metadata = {"huggingface": json.dumps({"info": features})}
+    pq.write_table(
+        table.replace_schema_metadata(metadata), folder / f"{name}-00000-of-00001.parquet"
+    )
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    desk = tmp_path_factory.mktemp("desk")
+    for i in range(24):
+        folder = desk / "photos" / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(i).save(folder / f"{i}.png")
+    shard(desk / "shards", "train", 24)
+    shard(desk / "root" / "cifar10", "train", 24)
+    shard(desk / "root" / "cifar10", "test", 8)
+    return desk
+
+
+def test_every_command_of_the_readme_runs(desk):
+    """One process for all, in the order shown, since each builds on those before it."""
+    wanted = []
+    for command in COMMANDS:
+        arguments = shlex.split(command)[1:]
+        quick = (
+            arguments[0] == "train" and "digits" not in arguments and "--resume" not in arguments
+        )
+        wanted.append([*arguments, *(FEW if quick else [])])
+    assert len(wanted) >= 10
+    code = (
+        "import json, sys\nfrom contrapose.cli import main\n"
+        "for arguments in json.load(sys.stdin):\n"
+        "    sys.argv = ['contrapose', *arguments]; print('$', *sys.argv)\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code, (arguments, stop.code)\n"
+    )
+    environment = {
+        **os.environ, "CONTRAPOSE_DATA": str(desk / "root"), "CONTRAPOSE_CACHE": "off",
+        "COLUMNS": "80",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(wanted), capture_output=True, text=True,
+        cwd=desk, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (desk / "mine.html").is_file()
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[-1][:40])
+def test_every_snippet_of_the_readme_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_first_screen_names_the_two_commands_and_shows_a_picture():
+    first = README.splitlines()[:20]
+    for wanted in ("make demo", "make test", "docs/report.png"):
+        assert any(wanted in line for line in first), wanted
+    assert (ROOT / "docs" / "report.png").is_file()
+
+
+def test_make_targets_that_the_documents_name_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"^make ([a-z-]+)", (ROOT / document).read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
