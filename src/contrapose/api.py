@@ -230,7 +230,10 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
             rows = len(index) * recipe.number_of_views
             many = torch.nn.functional.normalize(torch.randn(rows, z.shape[1]), dim=1)
             many.requires_grad_()
-            recipe.loss(many, group.repeat(recipe.number_of_views)).backward()
+            value = recipe.loss(many, group.repeat(recipe.number_of_views))
+            value.backward()
+            if not value.isfinite():
+                raise ValueError(f"it is {float(value)} on random embeddings")
         with _part("optimizer"):
             recipe.optimizer(trial, lr=lr)
 
@@ -267,7 +270,8 @@ def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, st
     """(train, test, what the test images are), a fifth held out where there is no test split."""
     written = run.read("recipe.json")
     train_images = run_images(run, "train", images)
-    other = "" if images is None else f"{train_images.name}, "
+    own = images is None or train_images.fingerprint == written["data"]["fingerprint"]
+    other = "" if own else f"{train_images.name}, "
     try:
         test = run_images(run, "test", images)
         known = _same_classes(test, train_images)
