@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/contrapose demo
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 test-slow: .venv/ready-dev
 	$(BIN)/python -m pytest -q -m slow
