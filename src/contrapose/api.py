@@ -1,15 +1,9 @@
 """Training, resuming and embedding as functions; the command line calls these."""
 
-import contextlib
-import copy
 import dataclasses
-import platform
 import shlex
-import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +16,12 @@ from contrapose.data import NAMED, ImageSet, NoSuchSplit, hold_out, open_images
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
+from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import assign, describe, unknown
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe, recipe_from
+from contrapose.training.rehearsal import rehearse
 from contrapose.training.run import FORMAT, Run
-from contrapose.training.step import positive_groups
 
 HELD_OUT = 0.2  # share of images for evaluation where there is no test split
 MEASURED = 4096  # images whose mean and standard deviation whiten the input
@@ -206,46 +201,6 @@ def build(recipe: Recipe, images: ImageSet) -> Encoder:
     return Encoder.build(recipe.backbone, recipe.head, mean, std)
 
 
-def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
-    """Call everything a recipe holds once, on a copy and a few images, on the CPU.
-
-    What cannot run says so here, before a folder is made: ValueError that names the recipe's field.
-    The random state is left as it was.
-    """
-    few = images.batch(torch.arange(min(4, len(images)))).cpu()
-    trial = copy.deepcopy(network).train()
-    index = loop.shuffled(len(images), recipe.seed, 0)[: recipe.batch_size]
-    label = None if images.label is None else images.label[index]
-    group = positive_groups(recipe, label, len(index), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-        with _part("scaling"):
-            lr = recipe.scaling(recipe.lr, recipe.batch_size)
-        with _part("schedule"):
-            recipe.schedule(0.0, recipe.epochs, warmup=recipe.warmup)
-        with _part("views"):
-            view = recipe.policy(few, torch.Generator().manual_seed(0))
-        with _part("backbone and head"):
-            z = trial(view)[1]
-        with _part("loss"):
-            rows = len(index) * recipe.number_of_views
-            many = torch.nn.functional.normalize(torch.randn(rows, z.shape[1]), dim=1)
-            many.requires_grad_()
-            value = recipe.loss(many, group.repeat(recipe.number_of_views))
-            value.backward()
-            if not value.isfinite():
-                raise ValueError(f"it is {float(value)} on random embeddings")
-        with _part("optimizer"):
-            recipe.optimizer(trial, lr=lr)
-
-
-@contextlib.contextmanager
-def _part(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"the recipe's {name} cannot run: {error}") from error
-
-
 def run_images(run: Run, split: str, images: Any = None) -> ImageSet:
     """The images a run was trained on, or their other split, or others stored the same way."""
     data, labels = run.read("recipe.json")["data"], None
@@ -335,47 +290,6 @@ def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
     return dataclasses.replace(test, label=known[test.label], classes=train.classes)
 
 
-def environment(device: str, bf16: bool) -> dict[str, Any]:
-    """Where and with what a run was made."""
-    return {
-        "contrapose": contrapose.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "cpu": _cpuinfo("model name") or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "precision": "bf16" if bf16 else "fp32",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def choose_device(device: str) -> str:
-    """`auto` is CUDA where there is one; ValueError for a device that is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if device != "cpu" and (kind != "cuda" or (":" in device and not number.isdecimal())):
-        raise ValueError(f"--device {device}: use auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise ValueError(f"--device {device}: there are {torch.cuda.device_count()}, from 0")
-    return device
-
-
-def choose_bf16(precision: str, device: str) -> bool:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"--precision {precision}: use auto, fp32 or bf16")
-    if precision != "auto":
-        return precision == "bf16"
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def new_folder(data: str, recipe: str) -> Path:
     """runs/cifar10-simclr-1, the first number that is free."""
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(data).name) or "images"
@@ -398,30 +312,3 @@ def _absolute(source: str | Path) -> str:
 def _compile(network: Encoder, compiled: bool) -> None:
     if compiled:
         network.backbone.compile()
-
-
-def _cpu_flags() -> set[str]:
-    return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-
-
-def _cpuinfo(field: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    found = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in found if name.strip() == field), "")
-
-
-def _commit() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None

@@ -238,9 +238,10 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CONTRAPOSE_TRACEBACK"):
             raise
-        interrupted = type(error).__name__ == "InterruptedTraining"
-        if interrupted or isinstance(error, ValueError | OSError | ImportError | ArithmeticError):
-            _stop(str(error), 130 if interrupted else 2)
+        if type(error).__name__ == "InterruptedTraining":
+            _stop(str(error), 130, "")
+        if isinstance(error, ValueError | OSError | ImportError | ArithmeticError):
+            _stop(str(error), 2)
         raise
 
 
@@ -260,9 +261,9 @@ def _explain(run: "Run", device: str, recipe: str | None) -> None:
     typer.echo(f"Report: {page}")
 
 
-def _stop(message: str, code: int) -> Any:
+def _stop(message: str, code: int, prefix: str = "error: ") -> Any:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text("error: ", style="bold red") + Text(message), soft_wrap=True)
+    Console(stderr=True).print(Text(prefix, style="bold red") + Text(message), soft_wrap=True)
     sys.exit(code)

@@ -15,6 +15,7 @@ from contrapose import api
 from contrapose.data import ImageSet, open_images
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import embed
+from contrapose.machine import choose_device
 from contrapose.recipes import recipe_for
 
 LEAST_SIDE = 8  # px: a row of fewer pixels than 64 is padded with zeros
@@ -86,7 +87,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self._embed(self._images(self._check(X, reset=False), None))
 
     def _embed(self, images: ImageSet) -> NDArray[np.float32]:
-        device = api.choose_device(self.device)
+        device = choose_device(self.device)
         found = embed(self.encoder_, images, size=self.size_, device=device)
         chosen = found.h if self.features == "h" else found.z
         return chosen.numpy().astype(np.float32)

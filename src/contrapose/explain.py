@@ -25,6 +25,7 @@ from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.evaluation.scores import Score
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
+from contrapose.machine import choose_device
 from contrapose.partials import unknown
 from contrapose.training.recipe import Recipe, recipe_from
 from contrapose.training.run import Run, as_json_bytes, replace_file
@@ -56,7 +57,7 @@ class Subject:
         encoder = Encoder.load(run.path, own)
         train, test, split = api.train_and_test(run, images)
         chosen = recipe_from(run.read("recipe.json")["recipe"], own)
-        return cls(run, chosen, encoder, train, test, split, api.choose_device(device))
+        return cls(run, chosen, encoder, train, test, split, choose_device(device))
 
     def embed(self, images: ImageSet) -> Embedded:
         return embed_images(self.encoder, images, size=self.recipe.size, device=self.device)
