@@ -94,7 +94,7 @@ ERRORS = {
     ("train", "empty"): "empty",
     ("evaluate", "empty"): "recipe.json",
     ("diagnose", "nan.npy"): "NaN",
-    ("diagnose", "good.npy", "--labels", "short.npy"): "one label a row",
+    ("diagnose", "good.npy", "--labels", "short.npy"): "7 labels for 20",
     ("embed", "nowhere", "digits", "--out", "x.txt"): "nowhere",
     ("report", "nowhere"): "nowhere",
 }
