@@ -239,6 +239,20 @@ def test_images_of_which_few_have_a_label_train_and_are_evaluated(tmp_path, digi
     assert scores[0].n < 40 and "without labels" in scores[0].split
 
 
+def test_classes_that_no_training_image_has_are_left_out_of_the_accuracy(tmp_path, digits):
+    one_of_each = torch.stack([digits.label.eq(c).nonzero()[0, 0] for c in range(10)])
+    many = digits.label.eq(3).nonzero()[:40].flatten()
+    images = digits.subset(torch.cat([one_of_each, many]))
+    run = contrapose.train(quick(epochs=1, batch_size=16), images, out=tmp_path / "run")
+    scores = contrapose.evaluate(run, images)
+    assert all("without a training image left out" in score.split for score in scores)
+    assert scores[0].n < 10
+    few = contrapose.train(
+        quick(epochs=1, batch_size=4), digits.subset(one_of_each), out=tmp_path / "few"
+    )
+    assert contrapose.evaluate(few, digits.subset(one_of_each)) == []
+
+
 def test_a_supervised_run_without_a_test_split_holds_images_out_of_training(tmp_path, digits):
     recipe = quick(epochs=1, positives="class", loss=partial(losses.supcon, temperature=0.1))
     seen = []

@@ -80,12 +80,15 @@ def evaluate(
     if protocol is not None and protocol not in PROTOCOLS:
         raise ValueError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
     subject = Subject.open(run, images, device, recipe)
-    train, test = labelled(subject.train), labelled(subject.test)
+    train, test, split = labelled(subject.train), labelled(subject.test), subject.split
     found: list[Score] = []
+    if train is not None and test is not None:
+        test, lost = of_known_classes(test, train)
+        split += f", {lost:,} images of classes without a training image left out" if lost else ""
     if train is not None and test is not None:
         of_train, of_test = subject.embed(train), subject.embed(test)
         seed = subject.recipe.seed
-        found, named = _score(of_train, of_test, train, test, subject.split, seed)
+        found, named = _score(of_train, of_test, train, test, split, seed)
         classes = len(train.classes)
         assert train.label is not None and test.label is not None
         if protocol is not None:
@@ -94,14 +97,14 @@ def evaluate(
             found.append(
                 scores.accuracy(
                     by.scores(of_test.h), test.label, metric=metric, protocol=by.protocol,
-                    split=subject.split, seed=seed, features="h",
+                    split=split, seed=seed, features="h",
                 )
             )  # fmt: skip
         pictures.add(
             subject.run,
             classes=np.array(train.classes, dtype=np.str_),
             confusion=scores.confusion(named, test.label, classes).numpy(),
-            confusion_of=np.array(f"linear probe on h, {subject.split}, {len(test):,} images"),
+            confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
         )
     subject.run.write("evaluation.json", [asdict(score) for score in found])
     return found
@@ -187,10 +190,12 @@ def diagnose_embeddings(
         signals["most_common_class"] = most_common(label) / max(1, int((label >= 0).sum()))
         if most_common(label) > 1:
             signals["tolerance"] = geometry.tolerance(x, label)
-        votes = probes.knn(x, x, label, k=min(20, len(x) - 1), leave_one_out=True)
         known = label >= 0
-        right = int((votes.argmax(dim=1)[known] == label[known]).sum())
-        signals["knn_leave_one_out"] = right / int(known.sum())
+        if int(known.sum()) > 1:
+            k = min(20, probes.most_neighbours(label, True))
+            votes = probes.knn(x, x, label, k=k, leave_one_out=True)
+            right = int((votes.argmax(dim=1)[known] == label[known]).sum())
+            signals["knn_leave_one_out"] = right / int(known.sum())
     found = {"verdict": as_json(verdict_of_embeddings(signals)), "signals": signals}
     if out is not None:
         replace_file(Path(out), as_json_bytes(found))
@@ -284,6 +289,15 @@ def labelled(images: ImageSet) -> ImageSet | None:
     if len(torch.unique(images.label[known])) < 2:
         return None
     return images if len(known) == len(images) else images.subset(known)
+
+
+def of_known_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet | None, int]:
+    """Test images whose class has a training image, None without any; and how many have not."""
+    assert test.label is not None and train.label is not None
+    known = torch.nonzero(torch.isin(test.label, train.label)).flatten()
+    if len(known) == len(test):
+        return test, 0
+    return test.subset(known) if len(known) else None, len(test) - len(known)
 
 
 def spread(images: ImageSet, n: int) -> ImageSet:

@@ -223,7 +223,7 @@ class _Training:
 
     def _knn(self) -> dict[str, float]:
         due = self.at % max(1, self.steps // KNN_TIMES) == 0 or self.at == self.steps
-        if not due or self.images.label is None or not (self.images.label >= 0).any():
+        if not due or self.images.label is None or int((self.images.label >= 0).sum()) < 2:
             return {}
         found = online_knn(self.encoder, self.images, self.recipe, self.device, self.bf16)
         self.encoder.train()

@@ -35,8 +35,11 @@ class Run:
     @classmethod
     def create(cls, path: Path) -> "Run":
         """A new, empty folder; FileExistsError where something is there already."""
-        cls.refuse_existing(path)
-        path.mkdir(parents=True)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            cls.refuse_existing(path)
+            raise
         return cls(path)
 
     @staticmethod

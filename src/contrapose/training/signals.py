@@ -58,5 +58,6 @@ def online_knn(
     precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
     h = embed(encoder, watched, size=recipe.size, device=device, precision=precision).h
     assert watched.label is not None
-    scores = probes.knn(h, h, watched.label, k=20, leave_one_out=True)
+    k = min(20, probes.most_neighbours(watched.label, True))
+    scores = probes.knn(h, h, watched.label, k=k, leave_one_out=True)
     return float((scores.argmax(dim=1) == watched.label.to(scores.device)).float().mean())
