@@ -134,7 +134,8 @@ def test_path_chooses_on_held_out_rows_and_tells():
     probe = linear_probe(x, label)
     values, shares = zip(*probe.path, strict=True)
     best = values[int(np.argmax(shares))]
-    assert f"l2 = {best:g}, best of 9 on 60 held-out rows" in probe.protocol
+    assert "l2 the best of 9 on 60 held-out rows" in probe.protocol
+    assert probe.chosen.startswith(f"l2 = {best:g}; held-out accuracy by l2: 100000 ")
     assert list(values) == sorted(values, reverse=True)
     again = linear_probe(x, label, l2=best)
     torch.testing.assert_close(probe.scores(x), again.scores(x), atol=0.02, rtol=0.02)

@@ -140,7 +140,9 @@ def test_a_full_disk_is_an_error_that_names_the_last_good_checkpoint(tmp_path, d
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(weights) // 2, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"step 12 could not be written.*last good one is step-"):
+        with pytest.raises(
+            OSError, match=r"step 12 could not be written.*disk full.*last good one is step-"
+        ):
             run.save_checkpoint(12, weights, {"step": 12})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -330,19 +330,25 @@ def _score(
     plain, learned = _probe(pixels(few), few.label, seed), _probe(of_train.h, label, seed)
     shrunk = f"; control on raw pixels, {few.channels} x {_side(few)} x {_side(few)}"
     votes = learned.scores(of_test.h)
-    rows: list[tuple[Tensor, str, str, scores.Features]] = [
-        (votes, "linear probe accuracy", learned.protocol, "h"),
-        (probes.knn(of_test.h, of_train.h, label, k=k), "kNN accuracy", vote, "h"),
-        (probes.knn(of_test.z, of_train.z, label, k=k), "kNN accuracy", vote, "z"),
-        (plain.scores(pixels(test)), "linear probe accuracy", plain.protocol + shrunk, "pixels"),
-        (_always(label, test_label), "most common class", "no features at all", "none"),
+    rows: list[tuple[Tensor, str, str, scores.Features, str]] = [
+        (votes, "linear probe accuracy", learned.protocol, "h", learned.chosen),
+        (probes.knn(of_test.h, of_train.h, label, k=k), "kNN accuracy", vote, "h", ""),
+        (probes.knn(of_test.z, of_train.z, label, k=k), "kNN accuracy", vote, "z", ""),
+        (
+            plain.scores(pixels(test)),
+            "linear probe accuracy",
+            plain.protocol + shrunk,
+            "pixels",
+            plain.chosen,
+        ),
+        (_always(label, test_label), "most common class accuracy", "no features", "none", ""),
     ]
     found = [
         scores.accuracy(
             value, test_label, metric=metric, protocol=protocol, split=split, seed=seed,
-            features=features,
+            features=features, chosen=chosen,
         )
-        for value, metric, protocol, features in rows
+        for value, metric, protocol, features, chosen in rows
     ]  # fmt: skip
     return found, votes.argmax(dim=1)
 

@@ -74,6 +74,7 @@ class LinearProbe:
     bias: Float[Tensor, " C"]  # -inf for a class without a training example
     protocol: str
     path: tuple[tuple[float, float], ...] = ()  # (l2, held-out accuracy)
+    chosen: str = ""  # what the protocol chose for these features, in words
 
     def scores(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         return x.to(self.weight) @ self.weight.T + self.bias
@@ -124,11 +125,11 @@ def linear_probe(
             right = (x[held] @ weight.T + bias).argmax(dim=1) == y[held]
             measured.append((value, float(right.double().mean())))
         best = max(measured, key=lambda pair: pair[1])[0]
-        chosen = (
-            f"l2 = {best:g}, best of {len(path)} on {int(held.sum()):,} held-out rows, refitted"
-        )
+        how = f"l2 the best of {len(path)} on {int(held.sum()):,} held-out rows, refitted"
+        chosen = f"l2 = {best:g}; held-out accuracy by l2: "
+        chosen += ", ".join(f"{value:g} {share:.3f}" for value, share in measured)
     else:
-        chosen = f"l2 = {best:g}"
+        how, chosen = f"l2 = {best:g}", ""
     fit = _Fit(x, y, len(present), standardise)
     for value in (value for value in path if value >= best):
         if value == best or value > 99 * best:  # a warm start for the last one
@@ -137,8 +138,9 @@ def linear_probe(
     unlabelled = f"; {dropped:,} rows without a label left out" if dropped else ""
     return LinearProbe(
         *_spread(weight, bias, present, number),
-        f"logistic regression by L-BFGS on {len(x):,} rows of {features}, {chosen}{unlabelled}",
+        f"logistic regression by L-BFGS on {len(x):,} rows of {features}, {how}{unlabelled}",
         tuple(measured),
+        chosen,
     )
 
 

@@ -26,6 +26,7 @@ class Score:
     split: str
     seed: int
     features: Features
+    chosen: str = ""  # what the protocol chose for these features
 
     def __str__(self) -> str:
         return (
@@ -45,6 +46,7 @@ def accuracy(
     features: Features,
     top: int = 1,
     confidence: float = 0.95,
+    chosen: str = "",
 ) -> Score:
     """Share of examples whose label is among the `top` highest class scores; Wilson interval.
 
@@ -65,6 +67,7 @@ def accuracy(
         split=split,
         seed=seed,
         features=features,
+        chosen=chosen,
     )
 
 

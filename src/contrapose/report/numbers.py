@@ -30,6 +30,8 @@ def number(score: Json) -> Number:
     value, low, high = (_real(score.get(name)) for name in ("value", "low", "high"))
     share = _is_share(metric, value, low, high)
     facts = {name: _fact(score.get(name)) for name in FACTS}
+    if score.get("chosen"):
+        facts["chosen"] = _fact(score["chosen"])
     if value is None:
         return Number(
             metric=metric,

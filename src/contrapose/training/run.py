@@ -128,8 +128,9 @@ class Run:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             shutil.rmtree(new, ignore_errors=True)
             raise OSError(
-                f"checkpoint of step {step} could not be written to {folder} ({error}); "
-                f"{self.last_good()}. Free some space, then continue with --resume {self.path}"
+                f"checkpoint of step {step} could not be written to {folder} ({error}): is the "
+                f"disk full? As it is, {self.last_good()}. Free some space, then continue with "
+                f"--resume {self.path}"
             ) from error
         shutil.rmtree(final, ignore_errors=True)
         new.rename(final)
