@@ -21,6 +21,7 @@ lint: .venv/ready-dev
 
 bench: .venv/ready-bench
 	$(BIN)/python -m benchmarks.views
+	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.training
 
 .venv/ready: pyproject.toml
