@@ -265,6 +265,8 @@ def test_a_supervised_run_without_a_test_split_holds_images_out_of_training(tmp_
     held = contrapose.evaluate(run, digits)[0]
     assert held.n == len(digits) - len(seen[0])
     contrapose.resume(run, images=digits)
+    half = contrapose.train(recipe, digits, out=tmp_path / "half", held_out=0.5)
+    assert contrapose.evaluate(half, digits)[0].n == pytest.approx(len(digits) / 2, abs=10)
 
 
 def test_every_signal_survives_a_batch_of_one_class(tmp_path, digits):

@@ -12,7 +12,7 @@ import torch
 
 import contrapose
 from contrapose import encoders, recipes
-from contrapose.data import NAMED, ImageSet, NoSuchSplit, hold_out, open_images
+from contrapose.data import NAMED, ImageSet, NoSuchSplit, evenly, hold_out, open_images
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
@@ -88,7 +88,8 @@ def train(
     run.write("environment.json", environment(device, bf16))
     with run.locked():
         begin(run, chosen, source)
-        _compile(network, compiled)
+        if compiled:
+            network.backbone.compile()
         loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
     return run
 
@@ -110,10 +111,10 @@ def resume(
     where they did not come from a name or a path.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    opened, data = run_images(run, "train", images), run.read("recipe.json")["data"]
-    written = run.read("recipe.json")["recipe"]
-    source = without_held_out(opened, data, written["seed"])
-    chosen = recipe_from(written, None if recipe is None else recipes.module(recipe))
+    written = run.read("recipe.json")
+    opened = run_images(run, "train", images)
+    source = without_held_out(opened, written["data"], written["recipe"]["seed"])
+    chosen = recipe_from(written["recipe"], None if recipe is None else recipes.module(recipe))
     before = run.read("environment.json") if (run.path / "environment.json").exists() else {}
     device = choose_device(device)
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
@@ -122,7 +123,8 @@ def resume(
         again = [*before.get("resumed", []), environment(device, bf16)]
         run.write("environment.json", before | {"resumed": again})
         begin(run, chosen, source)
-        _compile(network, compiled)
+        if compiled:
+            network.backbone.compile()
         loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
     return run
 
@@ -194,7 +196,7 @@ def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:
 
 def build(recipe: Recipe, images: ImageSet) -> Encoder:
     """The encoder of a recipe with weights drawn from its seed, whitening these images."""
-    sample = images.batch(torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).long())
+    sample = images.batch(evenly(len(images), MEASURED))
     pixels = sample.float().div(255).transpose(0, 1).flatten(1)
     mean, std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=0.01).tolist()
     torch.manual_seed(recipe.seed)
@@ -234,10 +236,12 @@ def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, st
         left_out = f", {lost:,} images of classes unknown to training left out" if lost else ""
         return train_images, known, f"{other}test{left_out}"
     except NoSuchSplit:
-        kept, held = hold_out(train_images, HELD_OUT, seed=int(written["recipe"]["seed"]))
+        # the share that training held out, so that nothing it saw is tested
+        share = written["data"]["held_out"] or HELD_OUT
+        kept, held = hold_out(train_images, share, seed=int(written["recipe"]["seed"]))
         labelled = "with" if written["recipe"]["positives"] == "class" else "without"
         seen = "" if written["data"]["held_out"] else f", which the encoder saw {labelled} labels"
-        return kept, held, f"{other}held-out fifth{'' if other else seen}"
+        return kept, held, f"{other}held-out {share:.0%}{'' if other else seen}"
 
 
 def has_test_split(source: Any, images: ImageSet) -> bool:
@@ -307,8 +311,3 @@ def _absolute(source: str | Path) -> str:
     """A path that other working directories understand; a set's name stays what it is."""
     there = Path(source).exists() and str(source) not in NAMED
     return str(Path(source).resolve()) if there else str(source)
-
-
-def _compile(network: Encoder, compiled: bool) -> None:
-    if compiled:
-        network.backbone.compile()

@@ -19,9 +19,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Recipe = Annotated[
-    str, typer.Option(help="A name from `contrapose list`, or your own Python file.")
-]
 RecipeAgain = Annotated[
     str | None, typer.Option("--recipe", help="Again, where the run's recipe was your own file.")
 ]
@@ -251,10 +248,11 @@ def _explain(run: "Run", device: str, recipe: str | None) -> None:
     from contrapose.report import write_report
 
     with working("evaluating"):
-        scores = explain.evaluate(run, device=device, recipe=recipe)
+        subject = explain.Subject.open(run, device=device, recipe=recipe)
+        scores = explain.evaluate(subject)
     print_scores(scores)
     with working("diagnosing"):
-        found = explain.diagnose(run, device=device, recipe=recipe)
+        found = explain.diagnose(subject)
     with working("writing the report"):
         page = write_report([run.path])
     print_findings(found["verdict"])

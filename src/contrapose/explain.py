@@ -17,7 +17,7 @@ from torch import Tensor
 
 from contrapose import api, pictures, recipes
 from contrapose.augment import center, views
-from contrapose.data import ImageSet, exact_duplicates
+from contrapose.data import ImageSet, evenly, exact_duplicates
 from contrapose.data.labels import read_labels
 from contrapose.encoders import Encoder
 from contrapose.evaluation import geometry, probes, scores
@@ -50,8 +50,15 @@ class Subject:
 
     @classmethod
     def open(
-        cls, run: Run | Path | str, images: Any = None, device: str = "auto", recipe: Any = None
+        cls,
+        run: "Subject | Run | Path | str",
+        images: Any = None,
+        device: str = "auto",
+        recipe: Any = None,
     ) -> "Subject":
+        """The subject of a run; one that is open already stays as it is."""
+        if isinstance(run, Subject):
+            return run
         run = run if isinstance(run, Run) else Run.open(run)
         own = None if recipe is None else recipes.module(recipe)
         encoder = Encoder.load(run.path, own)
@@ -64,7 +71,7 @@ class Subject:
 
 
 def evaluate(
-    run: Run | Path | str,
+    run: Subject | Run | Path | str,
     images: Any = None,
     *,
     protocol: str | None = None,
@@ -111,7 +118,11 @@ def evaluate(
 
 
 def diagnose(
-    run: Run | Path | str, images: Any = None, *, device: str = "auto", recipe: Any = None
+    run: Subject | Run | Path | str,
+    images: Any = None,
+    *,
+    device: str = "auto",
+    recipe: Any = None,
 ) -> dict[str, Any]:
     """{"verdict": findings, "signals": numbers} of the run, most of it without labels.
 
@@ -122,8 +133,7 @@ def diagnose(
     shown = spread(subject.test, LOOKED_AT)
     embedded = subject.embed(shown)
     z, group = embed_views(subject, shown)
-    label = None if shown.label is None else shown.label
-    signals = signals_of_run(subject, embedded, z, group, label)
+    signals = signals_of_run(subject, embedded, z, group, shown.label)
     path = subject.run.path
     read = subject.run.read
     scored = read("evaluation.json") if (path / "evaluation.json").exists() else []
@@ -144,7 +154,7 @@ def signals_of_run(
     label: Int[Tensor, " B"] | None,
 ) -> dict[str, Any]:
     """The numbers of a diagnosis, each of held-out images."""
-    temperature = getattr(subject.recipe.loss, "keywords", {}).get("temperature", 0.1)
+    temperature = subject.recipe.temperature
     signals: dict[str, Any] = {
         "images": len(embedded.h),
         "split": subject.split,
@@ -302,9 +312,7 @@ def of_known_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet | None, 
 
 def spread(images: ImageSet, n: int) -> ImageSet:
     """At most n of the images, evenly from the first to the last."""
-    if len(images) <= n:
-        return images
-    return images.subset(torch.linspace(0, len(images) - 1, n).long())
+    return images if len(images) <= n else images.subset(evenly(len(images), n))
 
 
 def duplicates(images: ImageSet) -> int:

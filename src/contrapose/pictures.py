@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contrapose.augment import center
 from contrapose.augment import views as make_views
-from contrapose.data import ImageSet
+from contrapose.data import ImageSet, evenly
 from contrapose.evaluation import geometry
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.projection import project
@@ -62,7 +62,7 @@ def of_run(
 
 def contact_sheet(recipe: Recipe, images: ImageSet) -> UInt8[np.ndarray, "R V H W C"]:
     """A few images, and behind each the views that training draws of it."""
-    batch = images.batch(torch.linspace(0, len(images) - 1, min(SHEET, len(images))).long()).cpu()
+    batch = images.batch(evenly(len(images), SHEET)).cpu()
     seen = make_views(recipe.policy, batch, torch.Generator().manual_seed(0), n=SHOWN_VIEWS)
     side = min(recipe.size, SHEET_SIDE)
     columns = [center(batch, side), *(center(view, side) for view in seen)]
@@ -89,7 +89,7 @@ def neighbours(
     n = len(images)
     if n < 2:
         return {}
-    query = torch.linspace(0, n - 1, min(QUERIES, n)).long()
+    query = evenly(n, QUERIES)
     h = torch.nn.functional.normalize(embedded.h, dim=1)
     pairs = Pairs(row_id=query, col_id=torch.arange(n))
     similarity, index = topk(h[query], h, min(NEIGHBOURS, n - 1), pairs=pairs)

@@ -46,6 +46,11 @@ def stratified(
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
 
+def evenly(count: int, most: int) -> Int[Tensor, " K"]:
+    """At most `most` positions among `count`, evenly from the first to the last."""
+    return torch.linspace(0, count - 1, min(most, count)).long()
+
+
 def exact_duplicates(images: ImageSet) -> tuple[tuple[int, ...], ...]:
     """Groups of positions whose stored pixels are the same, byte for byte."""
     seen: dict[bytes, list[int]] = {}

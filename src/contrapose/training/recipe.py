@@ -51,14 +51,18 @@ class Recipe:
                 raise ValueError(f"{name}={value}: use a positive number")
         if "size" in getattr(self.views, "keywords", {}):
             raise ValueError("views.size: a view's side is the recipe's `size`; set that alone")
-        keywords = getattr(self.loss, "keywords", {})
-        temperature = keywords.get("temperature")
+        temperature = getattr(self.loss, "keywords", {}).get("temperature")
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(
                 f"temperature={temperature}: use a positive number, such as 0.1 or 0.5"
             )
         if self.warmup > self.epochs:
             raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
+
+    @property
+    def temperature(self) -> float:
+        """The loss's; 0.1 for the signals of a loss that has none."""
+        return float(getattr(self.loss, "keywords", {}).get("temperature", 0.1))
 
     @property
     def policy(self) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrapose.data import ImageSet
+from contrapose.data import ImageSet, evenly
 from contrapose.encoders import Encoder
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
@@ -19,7 +19,6 @@ WATCHED = 1000  # images that the online kNN classifies, each by the others
 def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
     """The signals of one batch: a metrics.jsonl row without its clock."""
     z, group, h = seen.z, seen.group, seen.h
-    temperature = getattr(recipe.loss, "keywords", {}).get("temperature", 0.1)
     row = {
         "loss": seen.loss,
         "chance": chance(recipe, z, group),
@@ -31,7 +30,9 @@ def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
         "effective_rank_z": geometry.effective_rank(z),
     }
     if bool((group != group[0]).any()):
-        row["effective_negatives"] = geometry.effective_negatives(z, group, temperature=temperature)
+        row["effective_negatives"] = geometry.effective_negatives(
+            z, group, temperature=recipe.temperature
+        )
     if seen.label is not None:
         known = seen.label >= 0
         classes = torch.bincount(seen.label[known])
@@ -53,7 +54,7 @@ def online_knn(
     """Share of WATCHED training images whose class their neighbours among them name (k = 20)."""
     assert images.label is not None
     known = torch.nonzero(images.label >= 0).flatten()
-    chosen = known[torch.linspace(0, len(known) - 1, min(WATCHED, len(known))).long()]
+    chosen = known[evenly(len(known), WATCHED)]
     watched = images.subset(chosen)
     precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
     h = embed(encoder, watched, size=recipe.size, device=device, precision=precision).h
