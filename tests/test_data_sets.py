@@ -163,6 +163,19 @@ def test_parquet_shards_with_class_names(tmp_path: Path) -> None:
     assert len(single) == 3
 
 
+def test_only_names_inside_a_set_hide_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above = tmp_path / ".cache" / "here"
+    above.mkdir(parents=True)
+    cells = [{"bytes": png(tmp_path / "files", k), "path": f"{k}.png"} for k in range(3)]
+    shard(tmp_path / ".cache/set/train.parquet", cells[:2], [0, 1], None)
+    shard(tmp_path / ".cache/set/.partial/train.parquet", cells[2:], [0], None)
+    monkeypatch.chdir(above)
+    assert len(open_images(Path("../set"))) == 2
+    assert len(open_images(tmp_path / ".cache/set")) == 2
+
+
 def test_parquet_larger_than_memory_is_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

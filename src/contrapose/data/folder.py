@@ -98,7 +98,7 @@ def _classes(parts: list[Path]) -> set[str]:
 
 
 def _subfolders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not _hidden(p.name))
+    return sorted(p for p in root.iterdir() if p.is_dir() and not hidden(p.name))
 
 
 def _walk(folder: Path, tree: _Tree, above: tuple[tuple[int, int], ...]) -> None:
@@ -109,7 +109,7 @@ def _walk(folder: Path, tree: _Tree, above: tuple[tuple[int, int], ...]) -> None
         tree.ignored["link to a folder above;"] += 1
         return
     for entry in os.scandir(folder):
-        if _hidden(entry.name):
+        if hidden(entry.name):
             continue
         if entry.is_dir():
             _walk(Path(entry.path), tree, (*above, here))
@@ -121,7 +121,8 @@ def _walk(folder: Path, tree: _Tree, above: tuple[tuple[int, int], ...]) -> None
             tree.skipped.append(Skipped(entry.path, "a broken link, or not a plain file"))
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether a name *inside* a set says "not part of it"; names above the set say nothing."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from contrapose.data.cache import cache_root
 from contrapose.data.decode import BinaryFile
-from contrapose.data.folder import SPLITS
+from contrapose.data.folder import SPLITS, hidden
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import UNLABELLED, encode
 from contrapose.data.load import Encoded, Listing
@@ -69,7 +69,7 @@ def shards(root: Path) -> list[Path]:
     found = {
         p for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet") for p in root.glob(pattern)
     }
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.parts))
+    return sorted(p for p in found if not any(map(hidden, p.relative_to(root).parts)))
 
 
 def from_parquet(root: Path, split: str, memory: int) -> Listing:
