@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from oracles import ORACLE, data, keywords
+from oracles import ORACLE
 from torch.nn.functional import normalize
 
 from contrapose import losses
 from contrapose.similarity import dense, using
+from contrapose.verification.inputs import data, keywords
 
 EVERY = dict(inspect.getmembers(losses, inspect.isfunction))
 PARAMETERS = {name: inspect.signature(f).parameters for name, f in EVERY.items()}

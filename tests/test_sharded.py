@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from oracles import keywords
 from torch.nn.functional import normalize
 
 from contrapose import losses
 from contrapose.similarity import across, everyone
+from contrapose.verification.inputs import keywords
 
 EVERY = dict(inspect.getmembers(losses, inspect.isfunction))
 del EVERY["triplet_distance_weighted"]  # draws other negatives on other ranks

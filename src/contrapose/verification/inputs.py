@@ -1,0 +1,71 @@
+"""What a loss is given, by the names of its parameters: the tests and `contrapose verify` use it.
+
+A loss whose parameters have these names is verified by existing; a parameter of another name needs
+a value in VALUES, or a line in `data`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+Parameters = Mapping[str, inspect.Parameter]
+
+VALUES = {
+    "k": 4,
+    "alpha": 0.4,
+    "beta": 0.7,
+    "tau_plus": 0.1,
+    "sigma": 0.5,
+    "weight": 0.3,
+    "bias": -1.5,
+    "past_temperature": 0.1,
+    "margin": 0.6,
+    "share": 0.5,
+    "near": 1,
+    "far": 3,
+    "m": 3,
+}
+
+
+def parameters_of(loss: Callable[..., Any]) -> Parameters:
+    return inspect.signature(loss).parameters
+
+
+def keywords(parameters: Parameters, temperature: float = 0.2) -> dict[str, Any]:
+    """The arguments a loss needs beyond its data, at a temperature (or at one over it)."""
+    given = VALUES | {"temperature": temperature, "scale": 1 / temperature}
+    given["generator"] = torch.Generator().manual_seed(0)
+    return {name: given[name] for name in parameters if name in given}
+
+
+def data(
+    parameters: Parameters, z: Float[Tensor, "N D"], group: Int[Tensor, " N"]
+) -> tuple[Tensor, ...]:
+    """What a loss is given first: (z, group), (query, key, match) or two towers.
+
+    Two towers are the two halves of z; where keys are a bank, all of z is the bank.
+    """
+    half = len(z) // 2
+    numbers = torch.arange(len(z), device=z.device)
+    if "group" in parameters:
+        return z, group
+    if "time" in parameters:
+        return z, numbers
+    if "classes" in parameters:
+        return z[:half], z[half:], numbers[:half]
+    if "match" in parameters:
+        return z[:half], z, numbers[:half] + half
+    if "support" in parameters:
+        return z[:half], z[half:], normalize(z + z.roll(3, 0), dim=1, eps=1e-3)
+    return z[:half], z[half:]
+
+
+def the_same_everywhere(parameters: Parameters) -> set[str]:
+    """Which of the data are not rows of the batch: every process holds all of them."""
+    bank = {"key"} if "match" in parameters else set()
+    return bank | ({"classes", "support"} & set(parameters))
