@@ -46,8 +46,8 @@ class Job:
             raise ValueError(f"job {self.name}: call is a functools.partial with keywords only")
         if "<" in getattr(self.call.func, "__qualname__", "<object>"):
             raise ValueError(
-                f"job {self.name}: {self.call.func!r} is not a function of a module, so that another "
-                "process cannot find it; move it to the top of its file"
+                f"job {self.name}: {self.call.func!r} is no function of a module, so another "
+                "process cannot find it; move it to the top level of its file"
             )
         for name, value in self.facts.items():
             if name == "seed" or not isinstance(value, str | int | float | bool | None):
