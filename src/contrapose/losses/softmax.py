@@ -7,6 +7,10 @@ Every loss is a mean over the anchors that have a positive, over all processes i
 Notation: s_ij = z_i . z_j, t the temperature, P(i) the other rows of i's group, A(i) all other
 rows, N(i) the rows of other groups. All raise ValueError for groups of another length and for a
 temperature that is not finite and above 0, and warn of rows that are left out or not unit length.
+
+Where a loss takes a `perplexity`, that stands in place of the temperature: t is then, in every
+batch, the one at which an anchor feels that many effective negatives; per="batch" in the mean over
+anchors, per="anchor" each with a t of its own. No gradient flows through t. See `temperature.py`.
 """
 
 import math
@@ -16,10 +20,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
+from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
 from contrapose.similarity import (
     everyone,
     logsumexp,
-    logsumexps,
     negatives,
     others,
     positive_count,
@@ -31,21 +35,28 @@ from contrapose.similarity import (
 
 
 def nt_xent(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    *,
+    temperature: float | Float[Tensor, ""] | None = None,
+    perplexity: float | None = None,
+    per: Per = "batch",
 ) -> Float[Tensor, ""]:
     """NT-Xent (SimCLR, arXiv 2002.05709, eq. 1): `supcon` whose classes are images.
 
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  s_ip/t    with p the other view of i
     Two views of B images whose embeddings are all equal give log(2 B - 1).
     """
-    return _supcon("nt_xent", z, group, temperature)
+    return _supcon("nt_xent", z, group, temperature, perplexity, per)
 
 
 def supcon(
     z: Float[Tensor, "N D"],
     group: Int[Tensor, " N"],
     *,
-    temperature: float | Float[Tensor, ""],
+    temperature: float | Float[Tensor, ""] | None = None,
+    perplexity: float | None = None,
+    per: Per = "batch",
     anchor: Bool[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
     """SupCon, sum outside the log (arXiv 2004.11362, eq. 2).
@@ -54,36 +65,49 @@ def supcon(
     `anchor` keeps only some rows in the mean, all rows stay candidates: the first view of each
     image, or the samples of the current task (Co2L's asymmetric loss, arXiv 2106.14413, eq. 3).
     """
-    return _supcon("supcon", z, group, temperature, anchor)
+    return _supcon("supcon", z, group, temperature, perplexity, per, anchor)
 
 
 def supcon_in(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    *,
+    temperature: float | Float[Tensor, ""] | None = None,
+    perplexity: float | None = None,
+    per: Per = "batch",
 ) -> Float[Tensor, ""]:
     """SupCon, sum inside the log (arXiv 2004.11362, eq. 3); never above `supcon`.
 
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  log mean_{p in P(i)} e^{s_ip/t}
     """
-    z = _check("supcon_in", z, group, temperature)
+    z = check_groups("supcon_in", z, group)
+    every = everyone(z)
+    t = _temperature("supcon_in", z, every, group, temperature, perplexity, per)
     rules = others(len(z), z.device), positives(group)
-    push, pull = logsumexps(z, everyone(z), scale=1 / temperature, rules=rules)
+    push, pull = tempered_logsumexps(z, every, t, rules)
     count = positive_count(group)
     loss = push - torch.where(count > 0, pull - count.clamp(min=1).to(z.dtype).log(), 0.0)
     return mean_over_anchors("supcon_in", loss, where=count > 0)
 
 
 def dcl(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float | Float[Tensor, ""]
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    *,
+    temperature: float | Float[Tensor, ""] | None = None,
+    perplexity: float | None = None,
+    per: Per = "batch",
 ) -> Float[Tensor, ""]:
     """DCL (arXiv 2110.06848, eq. 6): NT-Xent without the positives in the denominator.
 
     mean over i of  log sum_{n in N(i)} e^{s_in/t}  -  mean_{p in P(i)} s_ip/t
     """
-    z = _check("dcl", z, group, temperature)
+    z = check_groups("dcl", z, group)
     every = everyone(z)
+    t = _temperature("dcl", z, every, group, temperature, perplexity, per)
     similarity, count = positive_similarity(z, group, every)
-    pull = similarity / temperature
-    push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
+    pull = similarity / t
+    (push,) = tempered_logsumexps(z, every, t, (negatives(group),))
     where = (count > 0) & (push > -math.inf)
     return mean_over_anchors("dcl", push - pull, where, lacking="a positive and a negative")
 
@@ -168,14 +192,17 @@ def _supcon(
     name: str,
     z: Tensor,
     group: Tensor,
-    temperature: float | Tensor,
+    temperature: float | Tensor | None,
+    perplexity: float | None,
+    per: Per,
     anchor: Tensor | None = None,
 ) -> Float[Tensor, ""]:
-    z = _check(name, z, group, temperature)
+    z = check_groups(name, z, group)
     every = everyone(z)
+    t = _temperature(name, z, every, group, temperature, perplexity, per)
     similarity, count = positive_similarity(z, group, every)
-    pull = similarity / temperature
-    push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
+    pull = similarity / t
+    (push,) = tempered_logsumexps(z, every, t, (others(len(z), z.device),))
     return mean_over_anchors(name, push - pull, count > 0, among=anchor)
 
 
@@ -189,6 +216,26 @@ def _one_positive(
     pairs = positives(group)
     loss = softplus_sum(z, every, scale=-1 / temperature, bias=push, pairs=pairs)
     return loss, positive_count(group)
+
+
+def _temperature(
+    name: str,
+    z: Tensor,
+    every: Tensor,
+    group: Tensor,
+    temperature: float | Tensor | None,
+    perplexity: float | None,
+    per: Per,
+) -> float | Tensor:
+    return temperature_in_force(
+        name,
+        z,
+        every,
+        temperature=temperature,
+        perplexity=perplexity,
+        per=per,
+        negatives=lambda: negatives(group),
+    )
 
 
 def _check(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Losses of queries against keys that come from elsewhere: another tower, a queue, a bank.
 
-Notation: s_ij = query_i . key_j, t the temperature. All raise ValueError for shapes that do not
+Notation: s_ij = query_i . key_j, t the temperature. S1 is "Understanding the Behaviour of
+Contrastive Loss" (Wang & Liu, CVPR 2021). All raise ValueError for shapes that do not
 fit and for a temperature or scale that is not finite and above 0, and warn of rows that are not
 unit length. Every loss is a mean over the queries, of all processes inside `across`.
 """
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.losses.checks import check_positive, check_towers
+from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
 from contrapose.similarity import (
     EVERY,
     Pairs,
@@ -19,10 +21,13 @@ from contrapose.similarity import (
     logsumexp_both,
     others,
     paired,
+    positive_similarity,
     softplus_sum,
     topk,
     widen,
 )
+
+BLOCK = 4096  # keys of one block of a mask
 
 
 def info_nce(
@@ -35,30 +40,117 @@ def info_nce(
 ) -> Float[Tensor, ""]:
     """InfoNCE (arXiv 1807.03748): `key[match[i]]` is query i's positive, every other a negative.
 
-    mean over i of  log sum_j e^{s_ij/t}  -  s_i,match(i)/t
+    mean over i of  log(e^{s_im/t} + sum_{j in K(i)} e^{s_ij/t})  -  s_im/t    with m = match(i)
+    K(i): the keys besides the match that `pairs` counts, all of them by default.
     Keys are a memory bank, class prototypes, or another encoder's batch; inside `across` they are
-    taken as given: the same on every process, or `everyone(key)`.
-    `pairs` tells which keys count, the match among them. For a queue that may hold older entries of
-    a query's image: `Pairs(row_id=image, col_id=images)`, the match itself with an id of -1.
+    taken as given: the same on every process, or `everyone(key)`. Those without a gradient are
+    taken as they are: a bank (Wu et al. 2018) starts with vectors that are not of unit length.
+    For a queue that may hold older entries of a query's image: `Pairs(row_id=image, col_id=images)`.
     """
-    query, key = check_towers("info_nce", query, key)
+    query, key = _check_keys("info_nce", query, key, match)
     check_positive("info_nce", temperature=temperature)
-    if match.shape != query.shape[:1]:
-        raise ValueError(
-            f"info_nce: {len(query)} queries but matches of shape {tuple(match.shape)}; "
-            "give the index of one key per query"
-        )
-    if (
-        match.device.type == "cpu"
-        and match.numel()
-        and not 0 <= match.min() <= match.max() < len(key)
-    ):
-        raise ValueError(
-            f"info_nce: matches from {int(match.min())} to {int(match.max())} "
-            f"among {len(key)} keys; use 0 to {len(key) - 1}"
-        )
     pull = paired(query, key[match]) / temperature
-    return anchor_mean(logsumexp(query, key, scale=1 / temperature, pairs=pairs) - pull)
+    push = logsumexp(query, key, scale=1 / temperature, pairs=pairs)
+    if pairs is not EVERY:
+        push = torch.where(_counted(pairs, match), push, torch.logaddexp(push, pull))
+    return anchor_mean(push - pull)
+
+
+def hard_info_nce(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    match: Int[Tensor, " N"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    k: int,
+    pairs: Pairs = EVERY,
+) -> Float[Tensor, ""]:
+    """Hard contrastive loss (S1, eq. 9) against keys: only the k nearest negatives repel.
+
+    mean over i of  log(e^{s_im/t} + sum_{j in the k nearest of K(i)} e^{s_ij/t})  -  s_im/t
+    m and K(i) as in `info_nce`, which it is where k counts every key but the match. S1 keeps 4,095
+    of a bank of all images. Raises ValueError unless 1 <= k < M.
+    """
+    query, key = _check_keys("hard_info_nce", query, key, match)
+    check_positive("hard_info_nce", temperature=temperature)
+    similarity = paired(query, key[match])
+    nearest = _nearest("hard_info_nce", query, key, match, k, pairs)
+    return anchor_mean(against(similarity, nearest, temperature))
+
+
+def simple_info_nce(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    match: Int[Tensor, " N"],
+    *,
+    weight: float,
+    pairs: Pairs = EVERY,
+) -> Float[Tensor, ""]:
+    """Simple contrastive loss (S1, eq. 3) against keys; O(N D + M D) where every key counts.
+
+    mean over i of  -s_im + weight sum_{j in K(i)} s_ij    (eq. 7: weight = 1 / |K(i)|)
+    m and K(i) as in `info_nce`. S1 gives no number for the weight.
+    """
+    query, key = _check_keys("simple_info_nce", query, key, match)
+    similarity = paired(query, key[match])
+    own = torch.where(_counted(pairs, match), similarity, 0.0)
+    return anchor_mean(weight * (_similarity_sum(query, key, pairs) - own) - similarity)
+
+
+def hard_simple_info_nce(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    match: Int[Tensor, " N"],
+    *,
+    weight: float,
+    k: int,
+    pairs: Pairs = EVERY,
+) -> Float[Tensor, ""]:
+    """Simple contrastive loss on the k nearest negatives (S1, section 4.3) among keys.
+
+    mean over i of  -s_im + weight sum_{j in the k nearest of K(i)} s_ij
+    m and K(i) as in `info_nce`. Raises ValueError unless 1 <= k < M.
+    """
+    query, key = _check_keys("hard_simple_info_nce", query, key, match)
+    similarity = paired(query, key[match])
+    nearest = _nearest("hard_simple_info_nce", query, key, match, k, pairs)
+    push = torch.where(nearest > -math.inf, nearest, 0.0).sum(dim=1)
+    return anchor_mean(weight * push - similarity)
+
+
+def supcon_memory(
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    key: Float[Tensor, "M D"],
+    key_group: Int[Tensor, " M"],
+    *,
+    temperature: float | Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """SupCon (arXiv 2004.11362, eq. 2) of a batch and a cross-batch memory (arXiv 1912.06798).
+
+    mean over i of  log(sum_{a in A(i)} e^{s_ia/t} + sum_j e^{z_i.key_j/t})
+                    -  (sum_{p in P(i)} s_ip + sum_{j of i's group} z_i.key_j) / (count t)
+    A(i): the other rows of the batch, P(i): those of i's group, count: the positives of both kinds.
+    An older entry of an anchor's own image is of its group, so it attracts. Keys are the same on
+    every process inside `across`; with none of them (M = 0) it is `supcon`.
+    Raises ValueError for groups of another length than the rows or the keys.
+    """
+    check_positive("supcon_memory", temperature=temperature)
+    z = check_groups("supcon_memory", z, group)
+    if key.ndim != 2 or key.shape[1] != z.shape[1] or key_group.shape != key.shape[:1]:
+        raise ValueError(
+            f"supcon_memory: rows of shape {tuple(z.shape)} but keys of shape {tuple(key.shape)} "
+            f"with groups of shape {tuple(key_group.shape)}; give keys [M {z.shape[1]}] and M groups"
+        )
+    key, every = widen(key), everyone(z)
+    push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
+    push = torch.logaddexp(push, logsumexp(z, key, scale=1 / temperature))
+    in_batch, count = positive_similarity(z, group, every)
+    in_memory, more = _group_similarity(z, group, key, key_group)
+    both = count + more
+    pull = (in_batch * count + in_memory) / both.clamp(min=1) / temperature
+    loss = torch.where(both > 0, push - pull, 0.0)
+    return mean_over_anchors("supcon_memory", loss, where=both > 0)
 
 
 def clip(
@@ -166,3 +258,76 @@ def relation_distillation(
         target = torch.where(mask, past @ every_past.T / past_temperature, -1e30).softmax(dim=1)
         log_p = torch.where(mask, z @ every.T / temperature, -1e30).log_softmax(dim=1)
     return anchor_mean(-torch.where(mask, target * log_p, 0.0).sum(dim=1))
+
+
+def _check_keys(name: str, query: Tensor, key: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 at least; ValueError unless widths agree and every match is a key."""
+    if key.requires_grad:
+        query, key = check_towers(name, query, key)
+    else:
+        query, _ = check_towers(name, query, key[:0])
+        key = widen(key)
+    if match.shape != query.shape[:1]:
+        raise ValueError(
+            f"{name}: {len(query)} queries but matches of shape {tuple(match.shape)}; "
+            "give the index of one key per query"
+        )
+    if (
+        match.device.type == "cpu"
+        and match.numel()
+        and not 0 <= match.min() <= match.max() < len(key)
+    ):
+        raise ValueError(
+            f"{name}: matches from {int(match.min())} to {int(match.max())} "
+            f"among {len(key)} keys; use 0 to {len(key) - 1}"
+        )
+    return query, key
+
+
+def _counted(pairs: Pairs, match: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """Whether `pairs` counts the match of each query."""
+    counted = torch.ones_like(match, dtype=torch.bool)
+    if pairs.row_group is not None and pairs.col_group is not None:
+        same = pairs.row_group == pairs.col_group[match]
+        counted = same if pairs.relation == "same" else ~same
+    if pairs.row_id is not None and pairs.col_id is not None:
+        counted = counted & (pairs.row_id != pairs.col_id[match])
+    return counted
+
+
+def _nearest(
+    name: str, query: Tensor, key: Tensor, match: Tensor, k: int, pairs: Pairs
+) -> Float[Tensor, "N k+1"]:
+    """Similarities of the k nearest keys besides the match; -inf in the places left over."""
+    if not 1 <= k < len(key):
+        raise ValueError(f"{name}: k={k} negatives among {len(key)} keys; use 1 to {len(key) - 1}")
+    value, index = topk(query, key, k + 1, pairs=pairs)  # one more, since the match may be there
+    own = (index == match[:, None]) & (value > -math.inf)
+    surplus = torch.where(own.any(dim=1), own.int().argmax(dim=1), k)
+    place = torch.arange(k + 1, device=value.device)
+    return torch.where(place == surplus[:, None], -math.inf, value)
+
+
+def _similarity_sum(query: Tensor, key: Tensor, pairs: Pairs) -> Float[Tensor, " N"]:
+    """sum_j s_ij over the pairs that count, a block of the mask at a time."""
+    if pairs is EVERY:
+        return paired(query, key.sum(dim=0).expand_as(query))
+    pairs.check(len(query), len(key))
+    total = torch.zeros_like(query)
+    for start in range(0, len(key), BLOCK):
+        cols = slice(start, start + BLOCK)
+        mask = pairs.mask(slice(None), cols)
+        assert mask is not None
+        total = total + mask.to(key.dtype) @ key[cols]
+    return paired(query, total)
+
+
+def _group_similarity(
+    z: Tensor, group: Tensor, key: Tensor, key_group: Tensor
+) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+    """Sum of each row's similarities to the keys of its group, and how many they are. O(N + M)."""
+    names, number = torch.cat([group, key_group]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    mine, theirs = number[: len(group)], number[len(group) :]
+    total = key.new_zeros(len(names), key.shape[1]).index_add(0, theirs, key)
+    size = torch.zeros_like(names).index_add_(0, theirs, torch.ones_like(theirs))
+    return paired(z, total[mine]), size[mine]
