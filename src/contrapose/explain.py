@@ -29,6 +29,7 @@ from contrapose.machine import choose_device
 from contrapose.partials import unknown
 from contrapose.training.recipe import Recipe, recipe_from
 from contrapose.training.run import Run, as_json_bytes, replace_file
+from contrapose.training.signals import heat
 from contrapose.verdict import as_json, verdict, verdict_of_embeddings
 
 LOOKED_AT = 2000  # images whose geometry, neighbours and map are shown
@@ -154,7 +155,6 @@ def signals_of_run(
     label: Int[Tensor, " B"] | None,
 ) -> dict[str, Any]:
     """The numbers of a diagnosis, each of held-out images."""
-    temperature = subject.recipe.temperature
     signals: dict[str, Any] = {
         "images": len(embedded.h),
         "split": subject.split,
@@ -163,7 +163,7 @@ def signals_of_run(
         "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
         "effective_rank_h": geometry.effective_rank(embedded.h),
         "effective_rank_z": geometry.effective_rank(embedded.z),
-        "effective_negatives": geometry.effective_negatives(z, group, temperature=temperature),
+        **heat(subject.recipe, z, group),
         "width_h": embedded.h.shape[1],
         "width_z": embedded.z.shape[1],
     }

@@ -23,6 +23,8 @@ HOMES = (
     "contrapose.training.optim",
 )
 
+EITHER = (("temperature", "perplexity"),)  # setting one leaves the other out
+
 
 def describe(value: Any) -> Any:
     """The value as JSON: what a run folder records and a report prints."""
@@ -81,7 +83,11 @@ def assign(recipe: Any, path: str, text: str) -> Any:
             f"--set {path}={text}: {partial.func.__name__} has no {unknown(argument, settable)}"
         )
     new = parse(text, settable.get(argument, Any), f"--set {path}={text}")
-    replaced = functools.partial(partial.func, **(partial.keywords | {argument: new}))
+    keywords = dict(partial.keywords)
+    for pair in EITHER:
+        if argument in pair:
+            keywords = {k: v for k, v in keywords.items() if k not in pair}
+    replaced = functools.partial(partial.func, **(keywords | {argument: new}))
     return dataclasses.replace(recipe, **{name: replaced})
 
 

@@ -92,6 +92,15 @@ QUANTITIES = (
         lines=(("effective_negatives", "negatives", "solid"),),
     ),
     _Quantity(
+        id="temperature",
+        title="Temperature in force",
+        reading="What divides the similarities: constant where it was set, found anew in every "
+        "batch where a perplexity was.",
+        equation="exp H(r) = perplexity, r the softmax over negatives",
+        lines=(("temperature", "temperature", "solid"),),
+        missing="the loss has no temperature",
+    ),
+    _Quantity(
         id="gradient_norm",
         title="Gradient norm",
         reading="Length of the gradient (logarithmic). Spikes mean unstable steps; zero "

@@ -51,18 +51,24 @@ class Recipe:
                 raise ValueError(f"{name}={value}: use a positive number")
         if "size" in getattr(self.views, "keywords", {}):
             raise ValueError("views.size: a view's side is the recipe's `size`; set that alone")
-        temperature = getattr(self.loss, "keywords", {}).get("temperature")
+        keywords = getattr(self.loss, "keywords", {})
+        temperature, perplexity = keywords.get("temperature"), keywords.get("perplexity")
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(
                 f"temperature={temperature}: use a positive number, such as 0.1 or 0.5"
+            )
+        if perplexity is not None and not 1 < perplexity < math.inf:
+            raise ValueError(
+                f"perplexity={perplexity}: use an effective number of negatives above 1, such as 50"
             )
         if self.warmup > self.epochs:
             raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
 
     @property
-    def temperature(self) -> float:
-        """The loss's; 0.1 for the signals of a loss that has none."""
-        return float(getattr(self.loss, "keywords", {}).get("temperature", 0.1))
+    def temperature(self) -> float | None:
+        """The loss's; None where it has none, or one that follows from a perplexity."""
+        found = getattr(self.loss, "keywords", {}).get("temperature")
+        return None if found is None else float(found)
 
     @property
     def policy(self) -> Callable[..., Any]:
