@@ -39,7 +39,7 @@ def hard(
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     nearest, _ = topk(z, every, k, pairs=negatives(group))
-    return mean_over_anchors("hard", _against(similarity, nearest, temperature), where=count > 0)
+    return mean_over_anchors("hard", against(similarity, nearest, temperature), where=count > 0)
 
 
 def hard_quantile(
@@ -63,7 +63,7 @@ def hard_quantile(
     most = min(len(every), int(k.max())) if len(k) else 1
     nearest, _ = topk(z, every, most, pairs=negatives(group))
     kept = torch.arange(most, device=z.device) < k[:, None]
-    loss = _against(similarity, torch.where(kept, nearest, -math.inf), temperature)
+    loss = against(similarity, torch.where(kept, nearest, -math.inf), temperature)
     return mean_over_anchors("hard_quantile", loss, where=count > 0)
 
 
@@ -167,9 +167,15 @@ def hot_limit(
     return mean_over_anchors("hot_limit", loss, where=count > 0)
 
 
-def _against(similarity: Tensor, nearest: Tensor, temperature: float | Tensor) -> Tensor:
+def against(
+    similarity: Float[Tensor, " N"],
+    nearest: Float[Tensor, "N k"],
+    temperature: float | Float[Tensor, ""],
+) -> Float[Tensor, " N"]:
     """log(e^{p/t} + sum over chosen negatives e^{s/t}) - p/t; negatives of -inf are none."""
-    gap = safe_logsumexp((nearest - similarity[:, None]) / temperature)
+    none = nearest == -math.inf  # left out before the division: -inf / t has no derivative in t
+    gaps = (torch.where(none, 0.0, nearest) - similarity[:, None]) / temperature
+    gap = safe_logsumexp(torch.where(none, -math.inf, gaps))
     return torch.logaddexp(gap, torch.zeros_like(gap))
 
 
