@@ -67,6 +67,40 @@ def info_nce(query, key, match, *, temperature):
     return torch.nn.functional.cross_entropy(s, match)
 
 
+def matched(query, key, match):
+    """(s_i,match(i), the other similarities of row i)."""
+    s, j = query @ key.T, torch.arange(len(key))
+    others = torch.stack([row[j != m] for row, m in zip(s, match, strict=True)])
+    return s.gather(1, match[:, None]), others
+
+
+def hard_info_nce(query, key, match, *, temperature, k):
+    positive, others = matched(query, key, match)
+    s = torch.cat([positive, others.topk(k, dim=1).values], 1) / temperature
+    return -s.log_softmax(1)[:, 0].mean()
+
+
+def simple_info_nce(query, key, match, *, weight):
+    positive, others = matched(query, key, match)
+    return (weight * others.sum(1) - positive[:, 0]).mean()
+
+
+def hard_simple_info_nce(query, key, match, *, weight, k):
+    positive, others = matched(query, key, match)
+    return (weight * others.topk(k, dim=1).values.sum(1) - positive[:, 0]).mean()
+
+
+def supcon_memory(z, group, key, key_group, *, temperature):
+    loss = []
+    for i in range(len(z)):
+        other = torch.arange(len(z)) != i
+        s = torch.cat([z[other], key]) @ z[i] / temperature
+        p = torch.cat([group[other], key_group]) == group[i]
+        if p.any():
+            loss.append(s.logsumexp(0) - s[p].mean())
+    return torch.stack(loss).mean()
+
+
 def clip(image, text, *, scale):
     s, i = scale * image @ text.T, torch.arange(len(image))
     cross_entropy = torch.nn.functional.cross_entropy
@@ -348,6 +382,10 @@ ORACLE = {
             cold_limit,
             hot_limit,
             info_nce,
+            hard_info_nce,
+            simple_info_nce,
+            hard_simple_info_nce,
+            supcon_memory,
             clip,
             siglip,
             nnclr,

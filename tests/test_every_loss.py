@@ -15,7 +15,7 @@ from contrapose.verification.inputs import data, keywords
 
 EVERY = dict(inspect.getmembers(losses, inspect.isfunction))
 PARAMETERS = {name: inspect.signature(f).parameters for name, f in EVERY.items()}
-ON_GROUPS = [name for name in EVERY if "group" in PARAMETERS[name]]
+ON_GROUPS = [name for name in EVERY if {"group", "key"} & set(PARAMETERS[name]) == {"group"}]
 TEMPERED = [name for name in EVERY if {"temperature", "scale"} & set(PARAMETERS[name])]
 
 # What a loss is exempt from by its definition.
@@ -71,6 +71,20 @@ def test_the_gradient_is_the_derivative(name):
         return EVERY[name](*rows, **keywords(parameters))
 
     assert torch.autograd.gradcheck(f, z.clone().requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("name", TEMPERED)
+def test_a_learned_temperature_gets_its_gradient(name, groups):
+    arguments = keywords(PARAMETERS[name])
+    learned = [p for p in arguments if "Tensor" in str(PARAMETERS[name][p].annotation)]
+
+    def f(*values):
+        rows = data(PARAMETERS[name], z, GROUPS[groups])
+        return EVERY[name](*rows, **arguments | dict(zip(learned, values, strict=True)))
+
+    values = [torch.tensor(arguments[p]).double().requires_grad_() for p in learned]
+    assert learned and torch.autograd.gradcheck(f, values)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -28,6 +28,8 @@ def loss_of(name, x, y, rows):
     """The loss of the given rows: of the batch, or of towers x and y."""
     parameters = inspect.signature(EVERY[name]).parameters
     arguments = keywords(parameters)
+    if "key_group" in parameters:
+        return EVERY[name](x, CLASS[rows], normalize(Y, dim=1), CLASS.flip(0), **arguments)
     if "group" in parameters:
         group = CLASS if name.startswith("supcon") else IMAGE
         return EVERY[name](x, group[rows], **arguments)

@@ -33,8 +33,12 @@ from contrapose.losses.softmax import supcon as supcon
 from contrapose.losses.softmax import supcon_in as supcon_in
 from contrapose.losses.softmax import supcon_one_positive as supcon_one_positive
 from contrapose.losses.towers import clip as clip
+from contrapose.losses.towers import hard_info_nce as hard_info_nce
+from contrapose.losses.towers import hard_simple_info_nce as hard_simple_info_nce
 from contrapose.losses.towers import info_nce as info_nce
 from contrapose.losses.towers import n_pairs as n_pairs
 from contrapose.losses.towers import nnclr as nnclr
 from contrapose.losses.towers import relation_distillation as relation_distillation
 from contrapose.losses.towers import siglip as siglip
+from contrapose.losses.towers import simple_info_nce as simple_info_nce
+from contrapose.losses.towers import supcon_memory as supcon_memory

@@ -6,11 +6,19 @@ fit and for a temperature or scale that is not finite and above 0, and warn of r
 unit length. Every loss is a mean over the queries, of all processes inside `across`.
 """
 
+import math
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from contrapose.losses.checks import check_positive, check_towers
+from contrapose.losses.checks import (
+    check_groups,
+    check_positive,
+    check_towers,
+    mean_over_anchors,
+)
+from contrapose.losses.hardness import against
 from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
 from contrapose.similarity import (
     EVERY,
@@ -35,7 +43,9 @@ def info_nce(
     key: Float[Tensor, "M D"],
     match: Int[Tensor, " N"],
     *,
-    temperature: float | Float[Tensor, ""],
+    temperature: float | Float[Tensor, ""] | None = None,
+    perplexity: float | None = None,
+    per: Per = "batch",
     pairs: Pairs = EVERY,
 ) -> Float[Tensor, ""]:
     """InfoNCE (arXiv 1807.03748): `key[match[i]]` is query i's positive, every other a negative.
@@ -45,12 +55,16 @@ def info_nce(
     Keys are a memory bank, class prototypes, or another encoder's batch; inside `across` they are
     taken as given: the same on every process, or `everyone(key)`. Those without a gradient are
     taken as they are: a bank (Wu et al. 2018) starts with vectors that are not of unit length.
-    For a queue that may hold older entries of a query's image: `Pairs(row_id=image, col_id=images)`.
+    `Pairs(row_id=image, col_id=images)` keeps a queue's older entries of a query's image out of K.
+    `perplexity` in place of a temperature: as in `softmax.py`, over K(i).
     """
     query, key = _check_keys("info_nce", query, key, match)
-    check_positive("info_nce", temperature=temperature)
-    pull = paired(query, key[match]) / temperature
-    push = logsumexp(query, key, scale=1 / temperature, pairs=pairs)
+    t = temperature_in_force(
+        "info_nce", query, key, temperature=temperature, perplexity=perplexity, per=per,
+        negatives=lambda: pairs, match=match,
+    )  # fmt: skip
+    pull = paired(query, key[match]) / t
+    (push,) = tempered_logsumexps(query, key, t, (pairs,))
     if pairs is not EVERY:
         push = torch.where(_counted(pairs, match), push, torch.logaddexp(push, pull))
     return anchor_mean(push - pull)
@@ -140,7 +154,7 @@ def supcon_memory(
     if key.ndim != 2 or key.shape[1] != z.shape[1] or key_group.shape != key.shape[:1]:
         raise ValueError(
             f"supcon_memory: rows of shape {tuple(z.shape)} but keys of shape {tuple(key.shape)} "
-            f"with groups of shape {tuple(key_group.shape)}; give keys [M {z.shape[1]}] and M groups"
+            f"with groups of shape {tuple(key_group.shape)}; give keys [M {z.shape[1]}], M groups"
         )
     key, every = widen(key), everyone(z)
     push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
@@ -297,7 +311,7 @@ def _counted(pairs: Pairs, match: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
 
 def _nearest(
     name: str, query: Tensor, key: Tensor, match: Tensor, k: int, pairs: Pairs
-) -> Float[Tensor, "N k+1"]:
+) -> Float[Tensor, "N K"]:
     """Similarities of the k nearest keys besides the match; -inf in the places left over."""
     if not 1 <= k < len(key):
         raise ValueError(f"{name}: k={k} negatives among {len(key)} keys; use 1 to {len(key) - 1}")

@@ -38,20 +38,23 @@ def parameters_of(loss: Callable[..., Any]) -> Parameters:
 
 def keywords(parameters: Parameters, temperature: float = 0.2) -> dict[str, Any]:
     """The arguments a loss needs beyond its data, at a temperature (or at one over it)."""
-    given = VALUES | {"temperature": temperature, "scale": 1 / temperature}
-    given["generator"] = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    varied = {"temperature": temperature, "scale": 1 / temperature, "generator": generator}
+    given: dict[str, Any] = VALUES | varied
     return {name: given[name] for name in parameters if name in given}
 
 
 def data(
     parameters: Parameters, z: Float[Tensor, "N D"], group: Int[Tensor, " N"]
 ) -> tuple[Tensor, ...]:
-    """What a loss is given first: (z, group), (query, key, match) or two towers.
+    """What a loss is given first: (z, group), with a memory, (query, key, match) or two towers.
 
     Two towers are the two halves of z; where keys are a bank, all of z is the bank.
     """
     half = len(z) // 2
     numbers = torch.arange(len(z), device=z.device)
+    if "key_group" in parameters:
+        return z[:half], group[:half], z[half:], group.flip(0)[half:]
     if "group" in parameters:
         return z, group
     if "time" in parameters:
@@ -67,5 +70,5 @@ def data(
 
 def the_same_everywhere(parameters: Parameters) -> set[str]:
     """Which of the data are not rows of the batch: every process holds all of them."""
-    bank = {"key"} if "match" in parameters else set()
-    return bank | ({"classes", "support"} & set(parameters))
+    bank = {"key"} if {"match", "key_group"} & set(parameters) else set()
+    return bank | {"key_group"} & set(parameters) | ({"classes", "support"} & set(parameters))
