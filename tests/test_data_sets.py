@@ -15,6 +15,7 @@ from contrapose.data import (
     NAMED,
     ImageSet,
     NoSuchSplit,
+    balanced,
     exact_duplicates,
     hold_out,
     open_images,
@@ -103,6 +104,22 @@ def test_the_fingerprint_of_a_streaming_set_follows_its_files(tmp_path: Path) ->
     png(tmp_path, 1)
     os.utime(tmp_path / "1.png", ns=(1, 1))
     assert first == again != open_images(tmp_path, memory=0).fingerprint
+
+
+def test_a_balanced_subset_takes_as_many_of_each_class_and_grows_by_adding() -> None:
+    label = np.repeat([0, 1, 2, -1], [50, 30, 4, 6])
+    pixels = np.arange(90, dtype=np.uint8)[:, None, None] + np.zeros((90, 5, 5), np.uint8)
+    images = open_images((pixels, label))
+    few, more = balanced(images, 12, seed=3), balanced(images, 40, seed=3)
+    assert few.label is not None and more.label is not None
+    assert torch.bincount(few.label).tolist() == [4, 4, 4]
+    assert torch.bincount(more.label).tolist() == [18, 18, 4]
+    every = torch.arange(12)
+    assert set(few.batch(every)[:, 0, 0, 0].tolist()) <= set(
+        more.batch(torch.arange(40))[:, 0, 0, 0].tolist()
+    )
+    with pytest.raises(ValueError, match="it has 84 images to give"):
+        balanced(images, 85)
 
 
 def test_hold_out_keeps_classes_in_both_parts_and_nothing_twice() -> None:

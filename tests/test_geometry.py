@@ -118,6 +118,20 @@ def test_contrastive_accuracy_asks_whether_the_positive_is_nearest():
     assert geometry.contrastive_accuracy(z, lonely) == 1
 
 
+def test_local_separation_is_the_positive_and_the_sorted_negatives():
+    x, group = cloud()
+    _, s, other = pairs(x)
+    same = group[:, None] == group
+    positive = (s * (same & other)).sum(dim=1) / (same & other).sum(dim=1)
+    nearest = s.masked_fill(same, -9).sort(dim=1, descending=True).values[:, :5].mean(dim=0)
+    found = geometry.local_separation(x, group, k=5)
+    torch.testing.assert_close(
+        found, torch.cat([positive.mean()[None], nearest]), atol=1e-6, rtol=0
+    )
+    with pytest.raises(ValueError, match="k=37 negatives of 40 rows"):
+        geometry.local_separation(x, group, k=37)
+
+
 @pytest.mark.parametrize("tile", [7, 1024])
 def test_histogram_counts_every_pair_once(tile):
     x, group = cloud()

@@ -97,7 +97,7 @@ def train(
 def resume(
     run: Run | Path | str,
     *,
-    recipe: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
     images: Any = None,
     device: str = "auto",
     precision: str | None = None,
@@ -107,14 +107,20 @@ def resume(
 ) -> Run:
     """Continue a run where its newest checkpoint stands; on a CPU bit for bit.
 
-    recipe: needed again only where the run's recipe was your own file. images: needed again only
-    where they did not come from a name or a path.
+    recipe: needed again only where the run's recipe was your own file; or the recipe itself, where
+    it was given as one. images: needed again only where they did not come from a name or a path.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     written = run.read("recipe.json")
     opened = run_images(run, "train", images)
     source = without_held_out(opened, written["data"], written["recipe"]["seed"])
-    chosen = recipe_from(written["recipe"], None if recipe is None else recipes.module(recipe))
+    if isinstance(recipe, Recipe):
+        if describe(recipe) != written["recipe"]:
+            raise ValueError(f"{run.path} was begun with another recipe; start a new run")
+        chosen = recipe
+    else:
+        own = None if recipe is None else recipes.module(recipe)
+        chosen = recipe_from(written["recipe"], own)
     before = run.read("environment.json") if (run.path / "environment.json").exists() else {}
     device = choose_device(device)
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)

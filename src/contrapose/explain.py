@@ -16,13 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose import api, pictures, recipes
-from contrapose.augment import center, views
+from contrapose.augment import center
 from contrapose.data import ImageSet, evenly, exact_duplicates
 from contrapose.data.labels import read_labels
 from contrapose.encoders import Encoder
 from contrapose.evaluation import geometry, probes, scores
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
+from contrapose.evaluation.embed import embed_views as views_embedded
 from contrapose.evaluation.scores import Score
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.machine import choose_device
@@ -275,20 +276,12 @@ def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return loaded[name], loaded["label"] if "label" in loaded else None
 
 
-@torch.no_grad()
 def embed_views(
     subject: Subject, images: ImageSet
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
     """z of the recipe's views of each image, and which image each row shows."""
-    encoder = subject.encoder.to(subject.device).eval()
-    generator = torch.Generator(subject.device).manual_seed(subject.recipe.seed)
-    rows = []
-    for index in torch.split(torch.arange(len(images)), 256):
-        batch = images.batch(index).to(subject.device)
-        seen = views(subject.recipe.policy, batch, generator, n=2)
-        rows.append(torch.stack([encoder(view)[1].float().cpu() for view in seen]))
-    z = torch.cat(rows, dim=1)
-    return z.flatten(0, 1), torch.arange(len(images)).repeat(2)
+    recipe, device = subject.recipe, subject.device
+    return views_embedded(subject.encoder, images, recipe.policy, seed=recipe.seed, device=device)
 
 
 def labelled(images: ImageSet) -> ImageSet | None:

@@ -37,8 +37,10 @@ def describe(value: Any) -> Any:
     if callable(value):
         named = value if hasattr(value, "__qualname__") else type(value)
         return f"{named.__module__}.{named.__qualname__}"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [describe(v) for v in value]
+    if isinstance(value, dict):
+        return {k: describe(v) for k, v in value.items()}
     return value
 
 

@@ -28,6 +28,24 @@ def hold_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[Image
     return replace(images.subset(kept), split="train"), replace(images.subset(held), split="test")
 
 
+def balanced(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
+    """n of the images, as many of each class as of the others, in the order of the set.
+
+    Where a class has too few, the others give more; without labels all images are one class. Images
+    without a label (-1) are left out where others have one. ValueError for n beyond what there is.
+    """
+    y = np.zeros(len(images), np.int64) if images.label is None else images.label.numpy()
+    usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.arange(len(y))
+    if not 1 <= n <= len(usable):
+        raise ValueError(f"balanced: {n} of {images.name}; it has {len(usable)} images to give")
+    drawn = np.random.default_rng(seed).permutation(usable)
+    drawn = drawn[np.argsort(y[drawn], kind="stable")]  # class by class, shuffled within
+    first = np.searchsorted(y[drawn], y[drawn])
+    rank = np.arange(len(drawn)) - first
+    chosen = drawn[np.argsort(rank, kind="stable")[:n]]
+    return images.subset(torch.from_numpy(np.sort(chosen)))
+
+
 def stratified(
     label: Int[Tensor, " N"] | None, n: int, share: float, seed: int
 ) -> tuple[Int[Tensor, " K"], Int[Tensor, " H"]]:

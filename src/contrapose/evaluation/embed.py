@@ -1,14 +1,15 @@
 """Images in, representations out, in evaluation mode: asserted, not hoped for."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrapose.augment import center
+from contrapose.augment import center, views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 
@@ -65,6 +66,28 @@ def embed(
             "not finite: the weights diverged, or bf16 overflowed (try precision='fp32')"
         )
     return found
+
+
+@torch.no_grad()
+def embed_views(
+    encoder: Encoder,
+    images: ImageSet,
+    policy: Callable[..., Tensor],
+    *,
+    n: int = 2,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
+    """z of n views of each image, view by view, and which image each row shows; as `embed`."""
+    encoder.to(device).eval()
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = []
+    for index in torch.split(torch.arange(len(images)), batch_size):
+        seen = views(policy, images.batch(index).to(device), generator, n=n)
+        rows.append(torch.stack([encoder(view)[1].float().cpu() for view in seen]))
+    z = torch.cat(rows, dim=1)
+    return z.flatten(0, 1), torch.arange(len(images)).repeat(n)
 
 
 def _assert_evaluating(encoder: Encoder) -> None:

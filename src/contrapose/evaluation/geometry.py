@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.encoders import unit
-from contrapose.similarity import logsumexp, negatives, others, topk
+from contrapose.similarity import logsumexp, negatives, others, positive_similarity, topk
 
 
 def alignment(x: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, alpha: float = 2.0) -> float:
@@ -115,6 +115,27 @@ def contrastive_accuracy(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> f
     _, nearest = topk(x, x, 1, pairs=others(len(x), x.device))
     anchors = count[group] > 1
     return float((group[nearest[:, 0]] == group)[anchors].double().mean())
+
+
+def local_separation(
+    x: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, k: int = 10
+) -> Float[Tensor, " K1"]:
+    """Mean similarity of anchors to their positives, then to their k nearest rows of other groups.
+
+    [positive, n1, ..., nk], n1 the nearest, averaged over the anchors that have a positive (Wang &
+    Liu 2021, figure 8). Raises ValueError where there are no positives or fewer than k negatives.
+    """
+    x = _unit("local_separation", x)
+    x, group, count = _grouped("local_separation", x, group)
+    if k < 1 or len(x) - int(count.max()) < k:
+        raise ValueError(
+            f"local_separation: k={k} negatives of {len(x)} rows, {int(count.max())} of one group; "
+            f"use k from 1 to {len(x) - int(count.max())}"
+        )
+    anchors = count[group] > 1
+    nearest = topk(x, x, k, pairs=negatives(group))[0][anchors].double().mean(dim=0)
+    mean, _ = positive_similarity(x, group)
+    return torch.cat([mean[anchors].double().mean()[None], nearest])
 
 
 @dataclass(frozen=True)

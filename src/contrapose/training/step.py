@@ -65,7 +65,7 @@ def positive_groups(
 ) -> Int[Tensor, " B"]:
     """Which images are positives of each other: each alone, or those of one class.
 
-    An image without a label (-1) is alone in its group.
+    A class keeps its number. An image without a label (-1) is alone in its group.
     """
     alone = torch.arange(batch, device=device)
     if recipe.positives == "image":
@@ -75,9 +75,7 @@ def positive_groups(
             f"recipe {recipe.name!r} takes positives from classes, and these images have no "
             "labels; use --recipe simclr, or class subfolders"
         )
-    together = torch.where(label < 0, int(label.max()) + 1 + alone, label)
-    group: Tensor = torch.unique(together, return_inverse=True)[1]
-    return group
+    return torch.where(label < 0, int(label.max()) + 1 + alone, label)
 
 
 def _where(view: Tensor, h: Tensor, z: Tensor, loss: float, norm: float) -> str:
