@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from contrapose.experiments.form import Results, Verdict, worded
 
@@ -150,6 +149,8 @@ def _ordered(
     sweep = _sweep(results, measure, along, facts)
     if isinstance(sweep, Verdict):
         return sweep
+    from scipy import stats  # a second to import
+
     at, means = list(sweep), [statistics.fmean(v.values()) for v in sweep.values()]
     wrong = [
         f"{at[i]} to {at[i + 1]}"
@@ -209,6 +210,8 @@ def _paired(difference: Sequence[float], against: float) -> float | None:
     """p of the paired t test; None where it cannot be made."""
     if len(difference) < 2 or len(set(difference)) == 1:
         return None
+    from scipy import stats
+
     return float(stats.ttest_1samp(difference, against).pvalue)
 
 

@@ -1,0 +1,303 @@
+"""The standard job of an experiment: train an encoder, going on after a kill, and measure it.
+
+    Job(
+        name="digits-tau0.1-seed0", facts={"tau": 0.1}, seed=0,
+        call=partial(trained, images="digits", temperature=0.1, epochs=5, seed=0,
+                     measures=(linear_probe, uniformity)),
+    )
+
+A measure is a function (Trained) -> dict of numbers or lists; one of your own stands in your file,
+its arguments set by functools.partial. Controls are values, not switches: epochs=0 is the encoder
+before any training, recipe=partial(supervised, of="simclr", classes=10) learns from labels.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+
+from contrapose import api, recipes
+from contrapose.data import ImageSet, NoSuchSplit, balanced, hold_out, open_images
+from contrapose.encoders import Encoder, linear
+from contrapose.evaluation import geometry, probes
+from contrapose.evaluation.embed import Embedded, embed, embed_views
+from contrapose.evaluation.sgd_probe import PROTOCOLS
+from contrapose.evaluation.sgd_probe import sgd_probe as by_sgd
+from contrapose.experiments.folders import note_progress
+from contrapose.machine import choose_device
+from contrapose.partials import unknown
+from contrapose.training.loop import Progress
+from contrapose.training.recipe import Recipe
+from contrapose.training.run import Run
+
+Images = str | Path | Callable[..., ImageSet]
+VIEWS_OF = 2000  # test images of which views are embedded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a measure is given; embeddings are made once, when first asked for."""
+
+    encoder: Encoder
+    recipe: Recipe
+    train: ImageSet
+    test: ImageSet
+    device: str
+    seed: int
+    run: Run | None = None  # None: the encoder was not trained
+
+    @cached_property
+    def of_train(self) -> Embedded:
+        return self.embed(self.train)
+
+    @cached_property
+    def of_test(self) -> Embedded:
+        return self.embed(self.test)
+
+    @cached_property
+    def views_of_test(self) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
+        """z of two views of up to VIEWS_OF test images, and which image each row shows."""
+        few = balanced(self.test, min(VIEWS_OF, _usable(self.test)))
+        return embed_views(
+            self.encoder, few, self.recipe.policy, seed=self.seed, device=self.device
+        )
+
+    def embed(self, images: ImageSet) -> Embedded:
+        return embed(self.encoder, images, size=self.recipe.size, device=self.device)
+
+    def labels(self, images: ImageSet) -> Int[Tensor, " N"]:
+        if images.label is None:
+            raise ValueError(
+                f"{images.name} ({images.split}) has no labels; leave that measure out"
+            )
+        return images.label.to(self.device)
+
+
+Measure = Callable[[Trained], dict[str, Any]]
+
+
+def trained(
+    folder: Path,
+    *,
+    images: Images,
+    measures: Sequence[Measure],
+    recipe: str | Path | Recipe | Callable[..., Recipe] = "simclr",
+    changes: Sequence[str] = (),
+    encoder: str | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+    subset: int | None = None,
+    test_subset: int | None = None,
+    size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """What the measures find in an encoder trained in `folder`/run, its time and its images.
+
+    images: a name or path as for `contrapose train`, or a function (split="train" or "test") ->
+    ImageSet; where there is no test split a fifth is held out. subset, test_subset: so many images,
+    balanced over the classes, the same for every seed. recipe: as for `contrapose train`, or a
+    function (size, channels) -> Recipe; changes, encoder, epochs, batch_size and temperature vary
+    it as there. epochs=0 trains nothing. Checkpoints are removed once everything is measured.
+    """
+    train, test = both_splits(images, size, subset, test_subset)
+    chosen = _chosen(recipe, train)
+    chosen = api.changed(
+        chosen, train, encoder, epochs or None, batch_size, temperature, seed, changes
+    )
+    if epochs == 0:
+        run, network = None, api.build(chosen, train)
+    else:
+        run = _train(folder, chosen, train, device, precision)
+        network = api.build(chosen, train)
+        network.load_state_dict(load_file(run.path / "encoder.safetensors"))
+    seen = Trained(
+        encoder=network.eval(), recipe=chosen, train=train, test=test,
+        device=choose_device(device), seed=seed, run=run,
+    )  # fmt: skip
+    found: dict[str, Any] = {"n_train": len(train), "n_test": len(test)}
+    if run is not None:
+        found["train_seconds"] = run.read("status.json")["seconds"]
+    measuring = time.monotonic()
+    for measure in measures:
+        new = measure(seen)
+        if twice := sorted(found.keys() & new.keys()):
+            raise ValueError(f"{measure} gives {', '.join(twice)}, which was measured already")
+        found |= new
+    found["measure_seconds"] = round(time.monotonic() - measuring, 1)
+    if run is not None:
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    return found
+
+
+# ---- measures ------------------------------------------------------------------------------------
+
+
+def linear_probe(of: Trained, *, l2: float | None = None) -> dict[str, float]:
+    """Test accuracy of logistic regression on h, solved; l2 chosen on held-out training rows."""
+    x, y = of.of_train.h.to(of.device), of.labels(of.train)
+    fitted = probes.linear_probe(x, y, l2=probes.DECADES if l2 is None else l2, seed=of.seed)
+    return {"linear_probe": _share(fitted.predict(of.of_test.h.to(of.device)), of)}
+
+
+def sgd_probe(of: Trained, *, protocol: str = "wang_liu") -> dict[str, float]:
+    """Test accuracy of a linear classifier on h trained by a paper's protocol (PROTOCOLS)."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"sgd_probe: there is no protocol {unknown(protocol, PROTOCOLS)}")
+    x, y = of.of_train.h.to(of.device), of.labels(of.train)
+    fitted = by_sgd(x, y, PROTOCOLS[protocol], seed=of.seed)
+    return {"sgd_probe": _share(fitted.predict(of.of_test.h.to(of.device)), of)}
+
+
+def knn(of: Trained, *, k: int = 200) -> dict[str, float]:
+    """Test accuracy of the vote of the k nearest training images by h, weighted exp(s / 0.1)."""
+    y = of.labels(of.train)
+    voters = min(k, probes.most_neighbours(y))
+    scores = probes.knn(of.of_test.h.to(of.device), of.of_train.h.to(of.device), y, k=voters)
+    return {"knn": _share(scores.argmax(dim=1), of)}
+
+
+def uniformity(of: Trained) -> dict[str, float]:
+    """L_uniform (t = 2) of z of the test images without augmentation; negative is even.
+
+    Papers plot its negative, which is given as `minus_uniformity` beside it.
+    """
+    value = geometry.uniformity(of.of_test.z.to(of.device))
+    return {"uniformity": value, "minus_uniformity": -value}
+
+
+def tolerance(of: Trained) -> dict[str, float]:
+    """Mean similarity of z over pairs of test images of one class, without augmentation."""
+    return {"tolerance": geometry.tolerance(of.of_test.z.to(of.device), of.labels(of.test))}
+
+
+def effective_rank(of: Trained) -> dict[str, float]:
+    """RankMe of h and of z of the test images."""
+    seen = of.of_test
+    ranks = (geometry.effective_rank(seen.h), geometry.effective_rank(seen.z))
+    return dict(zip(("effective_rank_h", "effective_rank_z"), ranks, strict=True))
+
+
+def local_separation(of: Trained, *, k: int = 10) -> dict[str, list[float]]:
+    """Similarity of two views of a test image, then of its k nearest others; mean over anchors."""
+    z, group = of.views_of_test
+    return {"local_separation": geometry.local_separation(z, group, k=k).tolist()}
+
+
+# ---- controls ------------------------------------------------------------------------------------
+
+
+def supervised(
+    size: int, channels: int, *, of: str, classes: int, temperature: float = 0.1
+) -> Recipe:
+    """The recipe named `of` with its loss and head replaced by a classifier's: what labels teach.
+
+    Same views, backbone, optimiser and steps; each view is an example. Every image needs a label.
+    """
+    other = recipes.recipe_for(of, size, channels)
+    return dataclasses.replace(
+        other,
+        name=f"{other.name}-supervised",
+        head=partial(linear, dim=classes, batch_norm=False),
+        loss=partial(class_cross_entropy, temperature=temperature),
+        positives="class",
+    )
+
+
+def class_cross_entropy(
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float
+) -> Float[Tensor, ""]:
+    """-log softmax(z / T)[class]: the D = C entries of the unit-length z are the logits.
+
+    The loop hands every loss z of unit length, so logits lie in [-1/T, 1/T].
+    """
+    if len(group) and not 0 <= int(group.min()) <= int(group.max()) < z.shape[1]:
+        raise ValueError(
+            f"class_cross_entropy: classes {int(group.min())} to {int(group.max())}, z has "
+            f"{z.shape[1]} columns; give the head as many as there are classes, and every image "
+            "a label"
+        )
+    return F.cross_entropy(z / temperature, group)
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
+def both_splits(
+    images: Images, size: int | None, subset: int | None, test_subset: int | None
+) -> tuple[ImageSet, ImageSet]:
+    """(train, test), each balanced to so many images; a fifth held out without a test split."""
+
+    def split(name: str) -> ImageSet:
+        if isinstance(images, str | Path):
+            return open_images(images, split=name, size=size)
+        return images(split=name)
+
+    train = split("train")
+    try:
+        test = split("test")
+        if test.classes != train.classes and train.label is not None:
+            raise ValueError(
+                f"{train.name}: its test split has other classes than its training split"
+            )
+    except NoSuchSplit:
+        train, test = hold_out(train, api.HELD_OUT, seed=0)
+    train = train if subset is None else balanced(train, subset)
+    return train, test if test_subset is None else balanced(test, test_subset)
+
+
+def _chosen(recipe: str | Path | Recipe | Callable[..., Recipe], images: ImageSet) -> Recipe:
+    if isinstance(recipe, str | Path | Recipe):
+        return recipes.recipe_for(recipe, images.size, images.channels)
+    return recipe(size=images.size, channels=images.channels)
+
+
+def _train(folder: Path, recipe: Recipe, images: ImageSet, device: str, precision: str) -> Run:
+    """The finished run in `folder`/run: begun, continued, or found."""
+    path = folder / "run"
+
+    def watch(at: Progress) -> None:
+        note_progress(folder, at.step / at.steps)
+
+    if path.exists() and not (path / "recipe.json").exists():
+        shutil.rmtree(path)  # killed before anything was written
+    if not path.exists():
+        return api.train(
+            recipe, images, out=path, held_out=0.0, device=device, precision=precision, watch=watch
+        )
+    run = Run.open(path)
+    if not _finished(run):
+        api.resume(
+            run, recipe=recipe, images=images, device=device, precision=precision, watch=watch
+        )
+    return run
+
+
+def _finished(run: Run) -> bool:
+    written = (run.path / "status.json").exists() and (run.path / "encoder.safetensors").exists()
+    return written and run.read("status.json")["state"] == "finished"
+
+
+def _share(predicted: Int[Tensor, " N"], of: Trained) -> float:
+    """Share of the labelled test images whose class is named."""
+    label = of.labels(of.test)
+    known = label >= 0
+    return float((predicted[known] == label[known]).double().mean())
+
+
+def _usable(images: ImageSet) -> int:
+    """How many images `balanced` can give."""
+    if images.label is None:
+        return len(images)
+    return int((images.label >= 0).sum()) or len(images)

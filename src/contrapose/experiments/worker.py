@@ -1,0 +1,145 @@
+"""A process that runs jobs, one after the other: those that are neither done nor held by another.
+
+Workers need no dispatcher. Each goes through the whole list; the locks of the folders decide who
+does what, between the workers of one invocation as between two machines on one disk.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contrapose.experiments.folders import Place
+
+PATIENCE = 120.0  # s that a stopped job has to save its state
+STOPPED = 130  # exit status of a worker that was asked to end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Which jobs, in words that any process understands."""
+
+    experiment: str  # a name, or the absolute path of a file
+    scale: str
+    seeds: tuple[int, ...]
+    folder: str  # of the experiment; its jobs' folders are in it
+    invocation: str
+    threads: int
+    jobs: tuple[str, ...] = ()  # names; none: all
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> "Task":
+        given: dict[str, Any] = json.loads(text)
+        return cls(**given | {"seeds": tuple(given["seeds"]), "jobs": tuple(given["jobs"])})
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end."""
+
+
+def work(task: Task) -> None:
+    """Run every job of the task that is to be done. A job that fails is noted and left behind."""
+    import torch
+
+    from contrapose.experiments.engine import places
+
+    torch.set_num_threads(task.threads)
+    for place in places(task):
+        if task.jobs and place.job.name not in task.jobs:
+            continue
+        attempt(place, task)
+
+
+def attempt(place: "Place", task: Task) -> None:
+    """Run one job in its folder, unless it is done, held, or failed in this invocation before."""
+    import numpy as np
+    import torch
+
+    from contrapose.experiments.folders import HeldElsewhere, begin, fail, finish
+    from contrapose.machine import choose_bf16, choose_device, environment
+    from contrapose.training.loop import InterruptedTraining
+
+    with contextlib.suppress(HeldElsewhere), place.locked():
+        error = place.read("error.json") or {}
+        if place.state in ("finished", "changed") or error.get("invocation") == task.invocation:
+            return
+        begin(place, task.invocation)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(place.job.seed)
+        begun = time.monotonic()
+        device = choose_device("auto")
+        try:
+            with _logged(place.path / "log.txt"):
+                measured = place.job.call(place.path)
+            seconds = time.monotonic() - begun
+            finish(place, measured, seconds, environment(device, choose_bf16("auto", device)))
+        except InterruptedTraining:
+            raise Stopped from None
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}"
+            fail(place, task.invocation, words, traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """What is printed meanwhile, by libraries in C too, goes to the end of the file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with open(path, "a", encoding="utf-8") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
+
+
+def _end_with_parent() -> None:
+    """Stop as by SIGTERM when standard input closes: the process that started this one is gone."""
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def main() -> None:
+    task = Task.of(sys.argv[1])
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    _end_with_parent()
+    try:
+        work(task)
+    except Stopped:
+        sys.exit(STOPPED)
+
+
+if __name__ == "__main__":
+    main()
