@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 import contrapose
-from contrapose import encoders, recipes
+from contrapose import augment, encoders, recipes
 from contrapose.data import NAMED, ImageSet, NoSuchSplit, evenly, hold_out, open_images
+from contrapose.data.composed.spec import absolute
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.machine import choose_bf16, choose_device, environment
-from contrapose.partials import assign, describe, unknown
+from contrapose.partials import arguments, assign, describe, unknown
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe, recipe_from
 from contrapose.training.rehearsal import rehearse
@@ -71,8 +72,9 @@ def train(
             max_bad_share=max_bad_share,
         )
     )  # fmt: skip
-    chosen = recipes.recipe_for(recipe, source.size, source.channels)
+    chosen = recipes.recipe_for(recipe, source.size, source.shown)
     chosen = changed(chosen, source, encoder, epochs, batch_size, temperature, seed, changes)
+    chosen = beside_constants(chosen, source)
     asked = None if isinstance(images, ImageSet) else images
     if held_out is None:
         untested = chosen.positives == "class" and not has_test_split(asked, source)
@@ -115,6 +117,7 @@ def resume(
     opened = run_images(run, "train", images)
     source = without_held_out(opened, written["data"], written["recipe"]["seed"])
     if isinstance(recipe, Recipe):
+        recipe = beside_constants(recipe, source)
         if describe(recipe) != written["recipe"]:
             raise ValueError(f"{run.path} was begun with another recipe; start a new run")
         chosen = recipe
@@ -185,6 +188,22 @@ def changed(
     return recipe
 
 
+def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
+    """The recipe for images with channels that are no picture, such as random bits: its views leave
+    them as they are, and its backbone takes them."""
+    if not images.constant:
+        return recipe
+    views = recipe.views
+    if getattr(views, "func", None) is not augment.on_channels:
+        views = partial(augment.on_channels, views=views, channels=images.shown)
+    backbone = recipe.backbone
+    function = getattr(backbone, "func", backbone)
+    if "channels" in arguments(function):
+        given = getattr(backbone, "keywords", {}) | {"channels": images.channels}
+        backbone = partial(function, **given)
+    return dataclasses.replace(recipe, views=views, backbone=backbone)
+
+
 def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:
     """`resnet18` with the stem and channels that suit the images; `timm:NAME` for timm's."""
     known = {function.__name__: function for function in encoders.BACKBONES}
@@ -202,7 +221,7 @@ def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:
 
 def build(recipe: Recipe, images: ImageSet) -> Encoder:
     """The encoder of a recipe with weights drawn from its seed, whitening these images."""
-    sample = images.batch(evenly(len(images), MEASURED))
+    sample = images.batch(evenly(len(images), max(2, 3 * MEASURED // max(3, images.channels))))
     pixels = sample.float().div(255).transpose(0, 1).flatten(1)
     mean, std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=0.01).tolist()
     torch.manual_seed(recipe.seed)
@@ -254,7 +273,7 @@ def has_test_split(source: Any, images: ImageSet) -> bool:
     if not isinstance(source, str | Path):
         return False
     try:
-        open_images(source, split="test", size=images.size, channels=images.channels)
+        open_images(source, split="test", size=images.size, channels=images.shown)
     except NoSuchSplit:
         return False
     return True
@@ -274,7 +293,7 @@ def data_json(
         "max_bad_share": max_bad_share,
         "images": len(images),
         "size": images.size,
-        "channels": images.channels,
+        "channels": images.shown,
         "classes": list(images.classes),
         "fingerprint": images.fingerprint,
         "skipped": [f"{s.path}: {s.reason}" for s in images.skipped],
@@ -315,5 +334,4 @@ def command_line() -> str:
 
 def _absolute(source: str | Path) -> str:
     """A path that other working directories understand; a set's name stays what it is."""
-    there = Path(source).exists() and str(source) not in NAMED
-    return str(Path(source).resolve()) if there else str(source)
+    return absolute(str(source), keep=NAMED)

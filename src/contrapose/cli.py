@@ -205,6 +205,23 @@ def demo(
     _explain(run, "cpu", None)
 
 
+@app.command()
+def show(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    count: Annotated[int, typer.Option(help="Images on it.")] = 24,
+    size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
+) -> None:
+    """Draw a contact sheet of DATA: some images, with the labels of every feature they hold."""
+    from contrapose.data import open_images
+    from contrapose.data.composed import write_sheet
+
+    images = open_images(data, split=split, size=size)
+    typer.echo(f"{images!r}")
+    typer.echo(f"Written: {write_sheet(images, out, count=count)}")
+
+
 @app.command(name="list")
 def list_() -> None:
     """Show the recipes, named sets, encoders, heads, views, losses and optimisers there are."""

@@ -109,7 +109,7 @@ def print_findings(findings: Sequence[dict[str, str]]) -> None:
 def print_inventory() -> None:
     """Everything that a name on the command line can mean."""
     from contrapose import augment, encoders, losses, recipes
-    from contrapose.data import NAMED
+    from contrapose.data import COMPOSED, NAMED
     from contrapose.partials import alike, public_functions
     from contrapose.training import optim
 
@@ -127,6 +127,10 @@ def print_inventory() -> None:
 
     section("recipes (--recipe)", {name: recipes.summary(name) for name in recipes.names()})
     section("named sets (DATA)", {name: record.about for name, record in NAMED.items()})
+    section(
+        "composed sets (DATA, written as random-bits(mnist, bits=8))",
+        dict(zip(COMPOSED, first_lines(list(COMPOSED.values())).values(), strict=True)),
+    )
     section("encoders (--encoder)", first_lines(encoders.BACKBONES))
     section("heads (--set head=...)", first_lines(encoders.HEADS))
     usable = alike(losses.nt_xent)

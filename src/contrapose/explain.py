@@ -24,6 +24,7 @@ from contrapose.evaluation import geometry, probes, scores
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.evaluation.embed import embed_views as views_embedded
+from contrapose.evaluation.features import probes_of_features
 from contrapose.evaluation.scores import Score
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.machine import choose_device
@@ -116,6 +117,12 @@ def evaluate(
             confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
         )
     subject.run.write("evaluation.json", [asdict(score) for score in found])
+    if subject.train.features:
+        found += probes_of_features(
+            subject.encoder, spread(subject.train, PIXELS_FROM), subject.test,
+            size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
+            split=subject.split,
+        ).values()  # fmt: skip
     return found
 
 
@@ -329,7 +336,7 @@ def _score(
     k = min(200, max(5, len(train) // 50), len(train) - 1)  # 200 from 10,000 images on
     vote = f"{k} nearest of {len(train):,} training images vote exp(similarity / 0.1)"
     plain, learned = _probe(pixels(few), few.label, seed), _probe(of_train.h, label, seed)
-    shrunk = f"; control on raw pixels, {few.channels} x {_side(few)} x {_side(few)}"
+    shrunk = f"; control on raw pixels, {few.shown} x {_side(few)} x {_side(few)}"
     votes = learned.scores(of_test.h)
     rows: list[tuple[Tensor, str, str, scores.Features, str]] = [
         (votes, "linear probe accuracy", learned.protocol, "h", learned.chosen),
@@ -369,11 +376,11 @@ def pixels(images: ImageSet) -> Float[Tensor, "N P"]:
     """Raw pixels as features: what a classifier reads without any encoder."""
     side = _side(images)
     parts: Sequence[Tensor] = [
-        center(images.batch(index), side).flatten(1).cpu()
+        center(images.batch(index)[:, : images.shown], side).flatten(1).cpu()
         for index in torch.split(torch.arange(len(images)), 1024)
     ]
     return torch.cat(list(parts))
 
 
 def _side(images: ImageSet) -> int:
-    return min(images.size, 28 if images.channels == 1 else PIXEL_SIDE)
+    return min(images.size, 28 if images.shown == 1 else PIXEL_SIDE)

@@ -66,7 +66,7 @@ def contact_sheet(recipe: Recipe, images: ImageSet) -> UInt8[np.ndarray, "R V H 
     seen = make_views(recipe.policy, batch, torch.Generator().manual_seed(0), n=SHOWN_VIEWS)
     side = min(recipe.size, SHEET_SIDE)
     columns = [center(batch, side), *(center(view, side) for view in seen)]
-    return to_uint8(torch.stack(columns, dim=1))
+    return to_uint8(torch.stack(columns, dim=1)[:, :, : images.shown])
 
 
 def embedding_map(
@@ -120,7 +120,8 @@ def similarities(
 
 
 def thumbs(images: ImageSet, index: Int[Tensor, " B"]) -> UInt8[np.ndarray, "B H W C"]:
-    return to_uint8(center(images.batch(index).cpu(), min(images.size, THUMB)))
+    picture = images.batch(index)[:, : images.shown]
+    return to_uint8(center(picture.cpu(), min(images.size, THUMB)))
 
 
 def to_uint8(x: Float[Tensor, "*batch C H W"]) -> UInt8[np.ndarray, "*batch H W C"]:

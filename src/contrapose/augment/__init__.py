@@ -1,6 +1,7 @@
 """Views: batched augmentations on a tensor, each image its own draw, and the papers' policies."""
 
 from contrapose.augment.blur import Blur
+from contrapose.augment.channels import on_channels
 from contrapose.augment.colour import Grayscale, Jitter, Solarise
 from contrapose.augment.crop import draw_box, resized_crop
 from contrapose.augment.draw import chance, uniform
@@ -31,6 +32,7 @@ __all__ = [
     "instance_discrimination",
     "moco_v1",
     "moco_v2",
+    "on_channels",
     "render",
     "resized_crop",
     "simclr",

@@ -1,5 +1,7 @@
 """Images in: named sets, folders, Parquet shards and arrays, all as one kind of `ImageSet`."""
 
+from contrapose.data.composed import COMPOSED as COMPOSED
+from contrapose.data.dataset import Images as Images
 from contrapose.data.images import ImageSet as ImageSet
 from contrapose.data.images import NoSuchSplit as NoSuchSplit
 from contrapose.data.images import Skipped as Skipped

@@ -153,9 +153,12 @@ class ImageSet:
     fingerprint: str
     skipped: tuple[Skipped, ...] = ()  # files left out
     notes: Mapping[str, int] = field(default_factory=dict)  # what was converted -> images
+    features: Mapping[str, Int[Tensor, " N"]] = field(default_factory=dict)  # composed: all labels
+    constant: int = 0  # of the channels, the last ones that hold one value per image: no picture
 
     def __post_init__(self) -> None:
-        assert self.label is None or len(self.label) == len(self.pixels)
+        labels = [*self.features.values(), *([] if self.label is None else [self.label])]
+        assert all(len(label) == len(self.pixels) for label in labels)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -163,7 +166,8 @@ class ImageSet:
     def __repr__(self) -> str:
         shape = f"{self.channels} x {self.size} x {self.size}"
         labels = f"{len(self.classes)} classes" if self.classes else "no labels"
-        where = "in memory" if self.in_memory else "decoded on access"
+        made = "decoded" if isinstance(self.pixels, OnAccess) else "composed"
+        where = "in memory" if self.in_memory else f"{made} on access"
         parts = [f"{self.name} ({self.split})", f"{len(self):,} images {shape}", labels, where]
         parts += [f"{count:,} {note}" for note, count in self.notes.items()]
         parts += [f"{len(self.skipped):,} skipped"] if self.skipped else []
@@ -173,6 +177,11 @@ class ImageSet:
     def device(self) -> torch.device:
         """Where `batch` puts its images."""
         return self.pixels.device
+
+    @property
+    def shown(self) -> int:
+        """Channels that are a picture: all but the constant ones."""
+        return self.channels - self.constant
 
     @property
     def in_memory(self) -> bool:
@@ -192,6 +201,7 @@ class ImageSet:
             self,
             pixels=self.pixels.subset(place),
             label=None if self.label is None else self.label[place],
+            features={name: label[place] for name, label in self.features.items()},
             fingerprint=digest(self.fingerprint.encode(), place.numpy().tobytes()),
         )
 

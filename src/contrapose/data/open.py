@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from contrapose.data.arrays import from_array, from_npy, from_npz
 from contrapose.data.cache import data_root
+from contrapose.data.composed.spec import COMPOSED, is_call, open_call, usage
 from contrapose.data.decode import SUFFIXES, Fit
 from contrapose.data.folder import from_folder
 from contrapose.data.images import ImageSet, NoSuchSplit
@@ -39,7 +41,8 @@ def open_images(
     """Opens images as uint8 squares [C size size].
 
     `source`: a named set (`NAMED`; write ./name for a folder called like one), a folder of images
-    or of Parquet shards, a .parquet, .npz or .npy file, an array or tensor, or (array, labels).
+    or of Parquet shards, a .parquet, .npz or .npy file, an array or tensor, (array, labels), or a
+    composed set written as a call, "random-bits(mnist, bits=8)" (`COMPOSED`).
     `split`: train, test or unlabeled; a source without splits is all `train`.
     `size` in px: None keeps the short side that all images share (up to 256), else the largest
     short side, at most 224. `channels`: None is 1 if every image is grey, else 3. A test split is
@@ -54,6 +57,14 @@ def open_images(
     ValueError for anything that cannot be read in one way only.
     """
     _check(split, size, channels, fit, max_bad_share, memory)
+    if isinstance(source, str) and is_call(source) and not _there(source, root):
+        if labels is not None:
+            raise ValueError(f"{source}: a composed set has its own labels; choose with label=NAME")
+        again = partial(
+            open_images, root=root, download=download, fit=fit, max_bad_share=max_bad_share,
+            memory=memory,
+        )  # fmt: skip
+        return open_call(source, split, again, size=size, channels=channels)
     if isinstance(source, str | PathLike):
         name, listing = _from_name(str(source), split, root, download, memory)
     else:
@@ -100,6 +111,10 @@ def _from_path(path: Path, split: str, memory: int) -> Listing:
     raise ValueError(f"{path}: not a set of images; use a folder, or a .npz, .npy or .parquet file")
 
 
+def _there(source: str, root: str | Path | None) -> bool:
+    return Path(source).expanduser().exists() or (data_root(root) / source).exists()
+
+
 def _from_values(source: object, split: str) -> Listing:
     if split != "train":
         raise NoSuchSplit(f"an array has no {split!r} split; hold out a part of it")
@@ -126,6 +141,8 @@ def _unknown(source: str, path: Path, where: Path) -> Exception:
         hint = f"; did you mean {parent / near[0]}?" if near else ""
         missing = "" if parent.is_dir() else f" (nor is there a folder {parent})"
         return FileNotFoundError(f"{source}: no such file or folder{missing}{hint}")
+    if source.replace("_", "-") in COMPOSED:
+        raise ValueError(f"{source}: write the sets it is composed of, {usage(source)}")
     near = difflib.get_close_matches(source, NAMED, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return ValueError(

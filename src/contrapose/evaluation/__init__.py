@@ -2,6 +2,7 @@
 
 from contrapose.evaluation.embed import Embedded as Embedded
 from contrapose.evaluation.embed import embed as embed
+from contrapose.evaluation.features import probes_of_features as probes_of_features
 from contrapose.evaluation.geometry import SimilarityHistogram as SimilarityHistogram
 from contrapose.evaluation.geometry import alignment as alignment
 from contrapose.evaluation.geometry import contrastive_accuracy as contrastive_accuracy

@@ -1,0 +1,343 @@
+"""Sets whose images hold several features at once, and the labels of all of them.
+
+`composed.features["digit"]` is the class of the digit in each image, `features["image"]` that of
+the image behind it, and so on: a probe per feature. What an image holds follows from the seed, the
+split and its position (bits: from its pixels), so every process and epoch sees the same image.
+Settings are those of "Intriguing Properties of Contrastive Losses" (2011.02803), of its notebooks,
+or of a re-implementation where both are silent, as each function says.
+"""
+
+import colorsys
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from contrapose.data.composed import draws
+from contrapose.data.composed.canvas import (
+    By,
+    Canvas,
+    Glyphs,
+    Layout,
+    Tinted,
+    WithBits,
+    binary,
+)
+from contrapose.data.images import ImageSet, Pixels, digest
+from contrapose.partials import unknown
+
+Labels = Int[Tensor, " N"]
+Features = Mapping[str, tuple[Labels, tuple[str, ...]]]  # name -> (label of each image, classes)
+CORNERS = (0.15, 0.45, 0.75)  # of the side: 33, 100 and 168 of 224 px (the notebook)
+PRESENCE = 100  # classes up to which the presence of each is a feature
+_CHUNK = 4096  # images hashed at a time
+
+
+def many_digits(
+    glyphs: ImageSet,
+    *,
+    digits: int = 8,
+    placement: Literal["random", "grid"] = "random",
+    by: By = "addition",
+    canvas: int | None = None,
+    images: int | None = None,
+    channels: int = 1,
+    label: str | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """1 to 16 digits on a canvas, each drawn alone and uniformly from the glyphs.
+
+    placement="random": cut to the box of their ink, anywhere, overlaps included; "grid": in
+    different cells as large as a glyph. canvas: px, four glyphs wide by default (112 for MNIST, the
+    re-implementation's). images: as many as there are glyphs by default. Features: `digit` where
+    there is one, which is also the label; else `holds 0`, `holds 1` ... by number of the class, of
+    up to 100 classes.
+    """
+    if not 1 <= digits <= 16:
+        raise ValueError(f"many-digits: digits={digits} on a canvas; use 1 to 16")
+    side = 4 * glyphs.size if canvas is None else canvas
+    ink, digit, notes = _ink("many-digits", glyphs, side, glyphs.size)
+    n = _count("many-digits", glyphs, images)
+    which = draws.below(_key("many-digits", glyphs, seed), n, digits, len(glyphs))
+    if placement == "grid":
+        place = _cells(_key("many-digits, cells", glyphs, seed), n, digits, side, glyphs.size)
+    else:
+        free = draws.uniform(_key("many-digits, places", glyphs, seed), n, 2 * digits)
+        place = free.view(n, digits, 2)
+    own: dict[str, tuple[Labels, tuple[str, ...]]] = {}
+    if digits == 1 and glyphs.classes:
+        own["digit"] = digit[which[:, 0]], glyphs.classes
+    elif len(glyphs.classes) <= PRESENCE:
+        for c in range(len(glyphs.classes)):
+            own[f"holds {c}"] = (digit[which] == c).any(dim=1).long(), ("absent", "present")
+    named = _named(
+        many_digits, glyphs.name, digits=digits, placement=placement, by=by, canvas=canvas,
+        images=images, channels=channels, seed=seed,
+    )  # fmt: skip
+    pixels = Canvas(ink, digit, (Glyphs(which, place, glyphs.size),), side, channels, by)
+    made = _composed(named, pixels, glyphs, notes=notes)
+    return _with_features(made, own, label or ("digit" if "digit" in own else None))
+
+
+def digits_on_images(
+    images: ImageSet,
+    glyphs: ImageSet,
+    *,
+    unique: int | None = None,
+    glyph: int | None = None,
+    by: By = "maximum",
+    label: str | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """One digit pasted nine times over each image: the digit is easy, the image is hard.
+
+    unique=K: the digit is one of the first K glyphs, so that it carries log2 K bits; all of them by
+    default. Corners at 0.15, 0.45 and 0.75 of the side; the digit is `glyph` px wide, by default an
+    eighth of the side (28 of 224 px); the larger value wins: all as in the notebook. Features:
+    `image` (or those that the images have), `digit`, and with `unique` which `glyph` it is.
+    """
+    name = "digits-on-images"
+    count = len(glyphs) if unique is None else unique
+    if not 1 <= count <= len(glyphs):
+        raise ValueError(
+            f"{name}: unique={unique} glyphs, but {glyphs.name} ({glyphs.split}) has "
+            f"{len(glyphs):,}; use 1 to {len(glyphs)}"
+        )
+    size = max(1, round(images.size / 8)) if glyph is None else glyph
+    corner = torch.tensor([int(share * images.size) for share in CORNERS])
+    room = images.size - int(corner[-1])
+    if not 1 <= size <= room:
+        raise ValueError(
+            f"{name}: glyph={size} px does not fit on the {images.size} px of {images.name}, whose "
+            f"last corner is at {int(corner[-1])} px; use 1 to {room}"
+        )
+    _refuse_bits(name, images)
+    ink, digit, notes = _ink(name, glyphs, images.size, size, count)
+    which = draws.below(_key(name, images, seed), len(images), 1, count)
+    place = torch.cartesian_prod(corner, corner).expand(len(images), 9, 2)
+    own = {"digit": (digit[which[:, 0]], glyphs.classes)} if glyphs.classes else {}
+    if unique is not None:
+        own["glyph"] = which[:, 0], tuple(map(str, range(count)))
+    groups = (Glyphs(which, place, size),)
+    pixels = Canvas(ink, digit, groups, images.size, images.channels, by, images.pixels)
+    named = _named(
+        digits_on_images, images.name, glyphs.name, unique=unique, glyph=glyph, by=by, seed=seed
+    )
+    return _with_features(_composed(named, pixels, images, glyphs, notes=notes), own, label)
+
+
+def two_digits(
+    glyphs: ImageSet,
+    *,
+    fixed: int = 20,
+    varied: int = 40,
+    by: By = "addition",
+    canvas: int = 112,
+    images: int | None = None,
+    channels: int = 1,
+    label: str | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """Two digits of different sizes on a canvas: `fixed` and `varied` px wide, anywhere.
+
+    Each is resized, then cut to the box of its ink (the re-implementation: 20 px beside 20, 30 ...
+    80, on 112). Features: `fixed`, which is also the label, and `varied`: the classes of the two.
+    """
+    if min(fixed, varied) < 1:
+        raise ValueError(f"two-digits: fixed={fixed}, varied={varied}; use at least 1 px")
+    ink, digit, notes = _ink("two-digits", glyphs, canvas, max(fixed, varied))
+    n = _count("two-digits", glyphs, images)
+    which = draws.below(_key("two-digits", glyphs, seed), n, 2, len(glyphs))
+    place = draws.uniform(_key("two-digits, places", glyphs, seed), n, 4).view(n, 2, 2)
+    groups = tuple(
+        Glyphs(which[:, k : k + 1], place[:, k : k + 1], size)
+        for k, size in enumerate((fixed, varied))
+    )
+    named = _named(
+        two_digits, glyphs.name, fixed=fixed, varied=varied, by=by, canvas=canvas, images=images,
+        channels=channels, seed=seed,
+    )  # fmt: skip
+    pixels = Canvas(ink, digit, groups, canvas, channels, by)
+    made = _composed(named, pixels, glyphs, notes=notes)
+    if not glyphs.classes:
+        return made
+    own = {name: (digit[which[:, k]], glyphs.classes) for k, name in enumerate(("fixed", "varied"))}
+    return _with_features(made, own, label or "fixed")
+
+
+def random_bits(
+    images: ImageSet, *, bits: int = 8, label: str | None = None, seed: int = 0
+) -> ImageSet:
+    """`bits` more channels, each 0 or 1 all over an image, hashed from its pixels.
+
+    Views leave them alone, so that all views of an image share them; they are there at test too.
+    Equal images have equal bits, and the first bits are the same however many follow. Every image
+    is read once for this. Features: those of the images, and `bit 0` ...
+    """
+    if not 0 <= bits <= 32:
+        raise ValueError(f"random-bits: bits={bits} is out of range; use 0 to 32")
+    _refuse_bits("random-bits", images)
+    key = draws.key_of("random-bits", seed)
+    everything = torch.split(torch.arange(len(images)), _CHUNK)
+    value = torch.cat([draws.hashed(key, images.batch(index)) for index in everything])
+    value = value & (2**bits - 1)
+    own = {f"bit {j}": (one, ("0", "1")) for j, one in enumerate(binary(value, bits).unbind(dim=1))}
+    named = _named(random_bits, images.name, bits=bits, seed=seed)
+    made = _composed(named, WithBits(images.pixels, value, bits), images)
+    return _with_features(replace(made, constant=bits), own, label)
+
+
+def coloured(
+    images: ImageSet,
+    *,
+    colours: int = 8,
+    saturation: float = 0.5,
+    label: str | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """Each image in one of some colours, evenly spaced hues: what a colour histogram tells apart.
+
+    Crops share the colour of their image; jitter of the hue takes it away. Every pixel is
+    multiplied by the colour. Features: those of the images, and `colour`.
+    """
+    if not 2 <= colours <= 256:
+        raise ValueError(f"coloured: colours={colours}; use 2 to 256")
+    if not 0 < saturation <= 1:
+        raise ValueError(f"coloured: saturation={saturation}; use a number above 0, up to 1")
+    _refuse_bits("coloured", images)
+    which = draws.below(_key("coloured", images, seed), len(images), 1, colours)[:, 0]
+    own = {"colour": (which, tuple(f"hue {360 * k / colours:.0f}" for k in range(colours)))}
+    named = _named(coloured, images.name, colours=colours, saturation=saturation, seed=seed)
+    shade = _palette(colours, saturation)[which]
+    return _with_features(_composed(named, Tinted(images.pixels, shade), images), own, label)
+
+
+def layout(images: ImageSet, index: Int[Tensor, " B"]) -> Layout:
+    """Where the digits of these images lie and which they are; ValueError for other sets."""
+    pixels: Pixels | None = images.pixels
+    while pixels is not None and not isinstance(pixels, Canvas):
+        pixels = getattr(pixels, "base", None)
+    if pixels is None:
+        raise ValueError(f"layout: {images.name} has no digits whose places are known")
+    return pixels.layout(index)
+
+
+def features_of(images: ImageSet) -> dict[str, Labels]:
+    """Every label there is; a plain set's only one is called `image`."""
+    if images.features or images.label is None:
+        return dict(images.features)
+    return {"image": images.label}
+
+
+def _with_features(images: ImageSet, own: Features, label: str | None) -> ImageSet:
+    """The set with features of its own beside those of its base; `label` names the one to learn."""
+    every = dict(images.features)
+    for name, (value, _) in own.items():
+        if name in every:
+            raise ValueError(f"{images.name}: its images already have a feature {name!r}")
+        every[name] = value
+    if label is None:
+        return replace(images, features=every)
+    if label not in every:
+        raise ValueError(f"{images.name}: label={label}: no feature {unknown(label, every)}")
+    if label in own:
+        classes = own[label][1]
+    elif images.label is not None and torch.equal(every[label], images.label):
+        classes = images.classes
+    else:
+        classes = tuple(map(str, range(int(every[label].max()) + 1)))
+    print_ = digest(images.fingerprint.encode(), label.encode())
+    return replace(images, features=every, label=every[label], classes=classes, fingerprint=print_)
+
+
+def _composed(
+    named: tuple[str, str],
+    pixels: Pixels,
+    base: ImageSet,
+    *others: ImageSet,
+    notes: Mapping[str, int] | None = None,
+) -> ImageSet:
+    """The base with other pixels; a canvas without images behind it has no label of theirs."""
+    alone = isinstance(pixels, Canvas) and pixels.base is None
+    prints = [part.fingerprint.encode() for part in (base, *others)]
+    return replace(
+        base,
+        name=named[0],
+        pixels=pixels,
+        label=None if alone else base.label,
+        classes=() if alone else base.classes,
+        channels=pixels.channels,
+        size=pixels.side,
+        fingerprint=digest(named[1].encode(), base.split.encode(), *prints),
+        skipped=(*base.skipped, *(skipped for part in others for skipped in part.skipped)),
+        notes={**base.notes, **(notes or {})},
+        features={} if alone else features_of(base),
+    )
+
+
+def _named(function: Callable[..., ImageSet], *sets: str, **options: object) -> tuple[str, str]:
+    """(the set as one would ask for it, the same with every option)"""
+    name = function.__name__.replace("_", "-")
+    usual = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    every = [f"{key}={value}" for key, value in options.items()]
+    asked = [f"{key}={value}" for key, value in options.items() if value != usual[key]]
+    return f"{name}({', '.join([*sets, *asked])})", f"{name}({', '.join([*sets, *every])})"
+
+
+def _key(name: str, images: ImageSet, seed: int) -> int:
+    return draws.key_of(name, images.split, seed)
+
+
+def _cells(key: int, n: int, digits: int, side: int, size: int) -> Int[Tensor, "N k 2"]:
+    """Corners of different cells of the grid."""
+    across = side // size
+    if digits > across**2:
+        raise ValueError(
+            f"many-digits: digits={digits} in a grid, but {side} px have {across**2} cells of "
+            f"{size} px; use fewer digits, a larger canvas or placement=random"
+        )
+    cell = draws.distinct(key, n, digits, across**2)
+    return torch.stack([cell // across, cell % across], dim=2) * size
+
+
+def _ink(
+    name: str, glyphs: ImageSet, side: int, size: int, count: int | None = None
+) -> tuple[UInt8[Tensor, "G H W"], Labels, dict[str, int]]:
+    """(bright ink on black, class of each glyph, notes) of the first `count` glyphs."""
+    if glyphs.channels != 1:
+        raise ValueError(
+            f"{name}: glyphs are grey, and {glyphs.name} has {glyphs.channels} channels; open it "
+            "with channels=1"
+        )
+    if size > side:
+        raise ValueError(
+            f"{name}: a glyph of {size} px does not fit on a canvas of {side} px; use a larger one"
+        )
+    index = torch.arange(len(glyphs) if count is None else count)
+    ink, notes = glyphs.batch(index)[:, 0].cpu(), {}
+    if ink.float().mean() > 127.5:  # dark strokes on light paper, as Omniglot has them
+        ink, notes = 255 - ink, {"glyphs inverted, dark ink on light paper": len(ink)}
+    label = torch.full((len(ink),), -1) if glyphs.label is None else glyphs.label[index]
+    return ink, label, notes
+
+
+def _count(name: str, glyphs: ImageSet, images: int | None) -> int:
+    if images is not None and images < 1:
+        raise ValueError(f"{name}: images={images}; use at least 1")
+    return len(glyphs) if images is None else images
+
+
+def _refuse_bits(name: str, images: ImageSet) -> None:
+    if images.constant:
+        raise ValueError(
+            f"{name}: {images.name} already has random bits; write random-bits(...) outermost, once"
+        )
+
+
+def _palette(colours: int, saturation: float) -> UInt8[Tensor, "K 3"]:
+    shades = [colorsys.hsv_to_rgb(k / colours, saturation, 1.0) for k in range(colours)]
+    return torch.tensor(shades).mul(255).round().byte()

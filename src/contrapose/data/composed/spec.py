@@ -1,0 +1,148 @@
+"""Composed sets by a line of text: `random-bits(digits-on-images(cifar10, mnist), bits=10)`.
+
+A call of one of the functions in `COMPOSED`; its sets are whatever `open_images` takes as text, its
+options those of the function.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Container
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from contrapose.data.composed.sets import (
+    coloured,
+    digits_on_images,
+    many_digits,
+    random_bits,
+    two_digits,
+)
+from contrapose.data.images import ImageSet, NoSuchSplit
+from contrapose.partials import arguments, parse, unknown
+
+COMPOSED: dict[str, Callable[..., ImageSet]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (many_digits, digits_on_images, two_digits, random_bits, coloured)
+}
+_CALL = re.compile(r"\s*([A-Za-z][\w-]*)\s*\((.*)\)\s*", re.DOTALL)
+_OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)
+
+
+def is_call(text: str) -> bool:
+    """Whether the text is written as a call; whether it can be opened is another matter."""
+    return _CALL.fullmatch(text) is not None
+
+
+def usage(name: str) -> str:
+    """`digits-on-images(IMAGES, GLYPHS, unique=none, glyph=none, by=maximum, ...)`"""
+    function = COMPOSED[name]
+    options = [
+        f"{p.name}={'none' if p.default is None else p.default}"
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    return f"{name}({', '.join([*(s.upper() for s in _sets(function)), *options])})"
+
+
+def open_call(
+    text: str,
+    split: str,
+    open_set: Callable[..., ImageSet],
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+) -> ImageSet:
+    """The set that the text describes; `open_set(text, split=, size=, channels=)` opens its parts.
+
+    size and channels are those of the images that come out. Raises what `open_set` raises, and
+    ValueError for a call that cannot be read, with the nearest name.
+    """
+    name, parts, options = _parsed(text)
+    function = COMPOSED[name]
+    sets, settable = _sets(function), arguments(function)
+    if len(parts) != len(sets):
+        wanted = " and ".join(s.upper() for s in sets)
+        raise ValueError(f"{text}: {name} takes {wanted}, got {len(parts)}; write {usage(name)}")
+    given: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in settable:
+            raise ValueError(f"{text}: {name} has no {unknown(key, settable)}")
+        given[key] = parse(value, settable[key], f"{text}: {key}={value}")
+    for key, asked in (("canvas", size), ("channels", channels)):
+        if key in settable and asked is not None and given.setdefault(key, asked) != asked:
+            raise ValueError(f"{text}: {key}={given[key]}, but {asked} is asked for; use one")
+    opened = []
+    for role, part in zip(sets, parts, strict=True):
+        if role == "images":
+            how: dict[str, Any] = {"split": split, "size": size, "channels": channels}
+        else:
+            # the same K glyphs in every split: a feature is whether an encoder tells them apart
+            same = given.get("unique") is not None
+            how = {"split": "train" if same else split, "channels": 1}
+        opened.append(_opened(name, role, part, open_set, how))
+    made = function(*opened, **given)
+    if channels not in (None, made.shown):
+        raise ValueError(f"{text}: channels={channels}, but its images have {made.shown}")
+    return replace(made, name=text.strip())
+
+
+def absolute(text: str, keep: Container[str] = ()) -> str:
+    """A path, or the paths in a call, as other working directories understand them; names that are
+    in `keep` stay."""
+    if text in keep:
+        return text
+    found = _CALL.fullmatch(text)
+    if found is None or Path(text).exists():
+        return str(Path(text).resolve()) if Path(text).exists() else text
+    parts = [p if _OPTION.fullmatch(p) else absolute(p, keep) for p in _split(found[2])]
+    return f"{found[1]}({', '.join(parts)})"
+
+
+def _opened(
+    name: str, role: str, part: str, open_set: Callable[..., ImageSet], how: dict[str, Any]
+) -> ImageSet:
+    try:
+        return open_set(part, **how)
+    except (ValueError, FileNotFoundError) as error:
+        if type(error) not in (ValueError, FileNotFoundError, NoSuchSplit):
+            raise
+        raise type(error)(f"{name}: its {role}: {error}") from error
+
+
+def _parsed(text: str) -> tuple[str, list[str], dict[str, str]]:
+    found = _CALL.fullmatch(text)
+    assert found is not None
+    name = found[1].replace("_", "-")
+    if name not in COMPOSED:
+        raise ValueError(
+            f"{text}: no such file or folder, and no composed set {unknown(name, COMPOSED)}"
+        )
+    parts: list[str] = []
+    options: dict[str, str] = {}
+    for part in _split(found[2]):
+        option = _OPTION.fullmatch(part)
+        if option is None:
+            parts.append(part)
+        elif option[1] in options:
+            raise ValueError(f"{text}: {option[1]} is given twice")
+        else:
+            options[option[1]] = option[2].strip()
+    return name, parts, options
+
+
+def _split(text: str) -> list[str]:
+    """What stands between the commas that are in no parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _sets(function: Callable[..., ImageSet]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -1,0 +1,89 @@
+"""A probe per feature: what of a composed set an encoder lets one read, with intervals."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose.data import ImageSet
+from contrapose.data.composed import features_of
+from contrapose.encoders import Encoder
+from contrapose.evaluation import probes, scores
+from contrapose.evaluation.embed import embed
+from contrapose.evaluation.scores import Score
+
+
+def probes_of_features(
+    encoder: Encoder,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    size: int | None = None,
+    features: Sequence[str] | None = None,
+    l2: float | Sequence[float] = probes.DECADES,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    split: str | None = None,
+) -> dict[str, Score]:
+    """{feature: accuracy on `test` of a linear probe of h fitted on `train`}.
+
+    size: px of the images that the encoder sees, by default as they are stored. features: those to
+    read, by default all that both sets have; of a plain set its label, called `image`. A feature
+    without two classes in training, or none of them in test, is left out with a warning; one that
+    was asked for by name raises ValueError, as does an unknown one.
+    """
+    size = train.size if size is None else size
+    h, of_test = (embed(encoder, images, size=size, device=device).h for images in (train, test))
+    return read_features(
+        h, train, of_test, test, names=features, l2=l2, seed=seed, split=split or test.split
+    )
+
+
+def read_features(
+    x: Float[Tensor, "N D"],
+    train: ImageSet,
+    x_test: Float[Tensor, "M D"],
+    test: ImageSet,
+    *,
+    names: Sequence[str] | None = None,
+    l2: float | Sequence[float] = probes.DECADES,
+    seed: int = 0,
+    split: str = "test",
+    of: scores.Features = "h",
+) -> dict[str, Score]:
+    """The same for rows that came from anywhere: another encoder, pixels, a supervised control."""
+    label, test_label = features_of(train), features_of(test)
+    for name in names or ():
+        if name not in label or name not in test_label:
+            both = [known for known in label if known in test_label]
+            raise ValueError(
+                f"features: {train.name} has no {name!r} in train and test; it has "
+                f"{', '.join(both) or 'none'}"
+            )
+    found = {}
+    for name in names or [name for name in label if name in test_label]:
+        seen, rows = torch.unique(label[name][label[name] >= 0], return_counts=True)
+        known, strange = _known(test_label[name], seen)
+        if names is None and (len(seen) < 2 or bool((known < 0).all())):
+            warnings.warn(
+                f"{train.name}: nothing to tell apart in {name!r}, left out", stacklevel=3
+            )
+            continue
+        single = len(rows) > 0 and int(rows.min()) < 2  # then nothing can be held out to choose l2
+        probe = probes.linear_probe(x, label[name], l2=1.0 if single else l2, seed=seed)
+        often = float((known[known >= 0] == seen[rows.argmax()]).double().mean())
+        left = f"; {strange:,} of classes without a training row left out" if strange else ""
+        found[name] = scores.accuracy(
+            probe.scores(x_test), known, metric=f"{name}: linear probe accuracy",
+            protocol=f"{probe.protocol}{left}; the most common class alone: {often:.3f}",
+            split=split, seed=seed, features=of, chosen=probe.chosen,
+        )  # fmt: skip
+    return found
+
+
+def _known(label: Int[Tensor, " M"], seen: Int[Tensor, " C"]) -> tuple[Int[Tensor, " M"], int]:
+    """The labels with -1 for classes that training has not, and how many those are."""
+    strange = ~torch.isin(label, seen) & (label >= 0)
+    return torch.where(strange, -1, label), int(strange.sum())
