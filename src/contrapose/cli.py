@@ -206,6 +206,34 @@ def demo(
 
 
 @app.command()
+def verify(
+    only: Annotated[str | None, typer.Option(metavar="LOSS,...", help="These losses.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="In under a minute.")] = False,
+    json: Annotated[Path | None, typer.Option(help="A file for every number.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, max=3, help="Processes to start.")] = 3,
+    device: Device = "auto",
+) -> None:
+    """Prove the losses: gradients on many ranks against one process in float64.
+
+    On GPUs, or several machines: torchrun --nproc-per-node 8 -m contrapose verify
+    """
+    from contrapose import verification
+    from contrapose.verification.table import checking, print_record
+
+    with checking() as watch:
+        record = verification.verify(
+            _names(only), quick=quick, ranks=ranks, device=device, out=json, watch=watch
+        )
+    if record is None:  # this is not the first process of torchrun
+        return
+    print_record(record)
+    if json is not None:
+        typer.echo(f"Written: {json}")
+    if record.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
@@ -274,6 +302,11 @@ def _explain(run: "Run", device: str, recipe: str | None) -> None:
         page = write_report([run.path])
     print_findings(found["verdict"])
     typer.echo(f"Report: {page}")
+
+
+def _names(given: str | None) -> list[str]:
+    """`a,b` as a list; nothing where nothing was given."""
+    return [name.strip() for name in (given or "").split(",") if name.strip()]
 
 
 def _stop(message: str, code: int, prefix: str = "error: ") -> Any:

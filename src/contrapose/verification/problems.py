@@ -1,0 +1,147 @@
+"""A loss with its operands: solved by one process in float64, or by many in any precision."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from contrapose.similarity import across, dense, using
+from contrapose.verification.inputs import data, keywords, parameters_of, the_same_everywhere
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows on the sphere in groups of one, two, three and five, in no order."""
+
+    name: str
+    rows: int
+    dim: int
+    temperature: float
+
+    def z(self) -> Float[Tensor, "N D"]:
+        generator = torch.Generator().manual_seed(self.rows)
+        return normalize(torch.randn(self.rows, self.dim, generator=generator).double(), dim=1)
+
+    def group(self) -> Int[Tensor, " N"]:
+        sizes = torch.tensor([1, 2, 2, 3, 5, 2, 3, 2, 1, 3]).repeat(1 + self.rows // 24)
+        group = torch.arange(len(sizes)).repeat_interleave(sizes)[: self.rows]
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(1))
+        return 10 * group[order]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A loss, and its gradient in everything differentiable by the name of the argument."""
+
+    loss: float
+    gradient: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A loss and what it is called with.
+
+    `instead`: settings that stand in place of a temperature.
+    """
+
+    loss: Callable[..., Tensor]
+    inputs: Inputs
+    instead: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        per = dict(self.instead).get("per")
+        return self.loss.__name__ + (f" ppl/{per}" if per else "")
+
+    @cached_property
+    def data(self) -> dict[str, Tensor]:
+        parameters = parameters_of(self.loss)
+        given = data(parameters, self.inputs.z(), self.inputs.group())
+        return dict(zip(parameters, given, strict=False))
+
+    @cached_property
+    def spread(self) -> set[str]:
+        """The data that are rows of the batch: processes hold different ones."""
+        return self.data.keys() - the_same_everywhere(parameters_of(self.loss))
+
+    @property
+    def rows(self) -> int:
+        return len(self.data[min(self.spread)])
+
+    def settings(self) -> dict[str, Any]:
+        """The keywords; those that may be learned are tensors."""
+        parameters = parameters_of(self.loss)
+        given = keywords(parameters, self.inputs.temperature)
+        learned = {name for name in given if "Tensor" in str(parameters[name].annotation)}
+        given = {k: torch.tensor(v).double() if k in learned else v for k, v in given.items()}
+        if self.instead:
+            del given["temperature"]
+        return given | dict(self.instead)
+
+    def expected(self, precision: torch.dtype) -> Outcome:
+        """By definition: whole matrices, float64, one process. Operands are rounded before."""
+        with using(dense):
+            return self.solved(precision, compute=torch.float64)
+
+    def solved(
+        self,
+        precision: torch.dtype,
+        *,
+        rows: slice = slice(None),
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | str = "cpu",
+        compute: torch.dtype | None = None,
+    ) -> Outcome:
+        """What a process finds with some of the rows; the others of `group` hold the rest."""
+
+        def operand(name: str, x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            x = x[rows] if name in self.spread else x
+            if not x.is_floating_point():
+                return x.to(device)
+            # a learned number is kept in float32 at least, as optimisers do
+            rounded = x.to(precision if x.ndim else torch.promote_types(precision, torch.float32))
+            return rounded.to(device, compute or rounded.dtype, copy=True).requires_grad_()
+
+        operands = {k: operand(k, x) for k, x in (self.data | self.settings()).items()}
+        joined = contextlib.nullcontext() if group is None else across(group)
+        with warnings.catch_warnings(), joined:
+            warnings.simplefilter("ignore")  # of rows without a positive: they are meant
+            loss = self.loss(**operands)
+        torch.autograd.backward(loss)
+        gradient = {
+            name: (torch.zeros_like(x) if x.grad is None else x.grad).double().cpu()
+            for name, x in operands.items()
+            if isinstance(x, Tensor) and x.is_floating_point()
+        }
+        return Outcome(float(loss.detach()), gradient)
+
+    def joined(self, parts: Sequence[Outcome]) -> Outcome:
+        """What the processes found, put together as DDP does it: by the mean over processes.
+
+        Of a row, which one process holds, that is its gradient over the number of processes.
+        """
+        gradient = {}
+        for name in parts[0].gradient:
+            pieces = [part.gradient[name] / len(parts) for part in parts]
+            whole = torch.cat(pieces) if name in self.spread else torch.stack(pieces).sum(dim=0)
+            gradient[name] = whole
+        return Outcome(sum(part.loss for part in parts) / len(parts), gradient)
+
+
+def problems(loss: Callable[..., Tensor], inputs: Inputs) -> list[Problem]:
+    """The loss at a temperature and, where it takes one, at a perplexity."""
+    found = [Problem(loss, inputs)]
+    if "perplexity" in parameters_of(loss):
+        for per in ("batch", "anchor"):
+            found.append(Problem(loss, inputs, (("perplexity", 5.0), ("per", per))))
+    return found

@@ -1,0 +1,172 @@
+"""All checks, on all processes: each process solves its part, the first one judges."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from contrapose import losses
+from contrapose.machine import environment
+from contrapose.partials import public_functions, unknown
+from contrapose.training.run import as_json_bytes, replace_file
+from contrapose.verification.checks import (
+    ARITHMETIC,
+    COLD,
+    LAST_PLACE,
+    MANY,
+    PRECISIONS,
+    SMALL,
+    Check,
+    Layout,
+    judged,
+    layouts,
+)
+from contrapose.verification.problems import Outcome, Problem, problems
+from contrapose.verification.processes import Place, processes
+
+FORMAT = 1
+LEFT_OUT = {
+    "triplet_distance_weighted": "draws its negatives: others on other ranks, in other precisions"
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was checked, what was not and why, and how long it took."""
+
+    checks: list[Check]
+    left_out: dict[str, str]
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if not check.passed]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "passed": not self.failures,
+            "checks": [asdict(check) for check in self.checks],
+            "left_out": self.left_out,
+            "tolerance": {
+                "arithmetic": ARITHMETIC,
+                "and of a gradient, for its last place": LAST_PLACE,
+                "times": "max(1, 0.05 / temperature)",
+            },
+            "seconds": self.seconds,
+            "environment": self.environment,
+        }
+
+
+def verify(
+    only: Sequence[str] = (),
+    *,
+    quick: bool = False,
+    ranks: int = 3,
+    device: str = "auto",
+    out: Path | None = None,
+    watch: Callable[[str, int, int], None] = lambda loss, done, of: None,
+) -> Record | None:
+    """Check the losses named in `only`, or all; None on other processes than the first.
+
+    Starts `ranks` processes, or joins those of torchrun. quick: 24 rows at one temperature, and
+    half precision on one and on three processes only; without it all of that at a temperature of
+    0.005 too, and 1,100 rows in float64. out: a JSON file of every check. Raises ValueError for a
+    name that is no loss, FileNotFoundError where `out` cannot be.
+    """
+    names = chosen(only)
+    if out is not None and not out.parent.is_dir():
+        raise FileNotFoundError(f"--json {out}: there is no folder {out.parent}; make it first")
+    start = time.perf_counter()
+    with processes(ranks, device, work, names, quick) as place:
+        checks = work(place, names, quick, watch)
+        found = environment(place.device, False) | {"ranks": place.world}
+    seconds = round(time.perf_counter() - start, 1)
+    if place.rank:
+        return None
+    left_out = {name: why for name, why in LEFT_OUT.items() if name in (only or LEFT_OUT)}
+    record = Record(checks, left_out, seconds, found)
+    if out is not None:
+        replace_file(out, as_json_bytes(record.as_json()))
+    return record
+
+
+def chosen(only: Sequence[str]) -> list[str]:
+    known = public_functions(losses)
+    for name in only:
+        if name not in known:
+            raise ValueError(f"verify --only {name}: no loss {unknown(name, known)}")
+    return [name for name in known if name in (only or known) and name not in LEFT_OUT]
+
+
+def work(
+    place: Place,
+    names: Sequence[str],
+    quick: bool,
+    watch: Callable[[str, int, int], None] = lambda loss, done, of: None,
+) -> list[Check]:
+    """This process' part of every check; on the first process what came of them."""
+    checks: list[Check] = []
+    for done, name in enumerate(names):
+        watch(name, done, len(names))
+        loss = public_functions(losses)[name]
+        mine = [solve(place, *case) for case in cases(loss, place.world, quick)]
+        found = place.gathered(mine)
+        if found:
+            checks += judge(cases(loss, place.world, quick), found)
+    watch("", len(names), len(names))
+    return checks
+
+
+Case = tuple[Problem, Layout, str]
+
+
+def cases(loss: Callable[..., Tensor], world: int, quick: bool) -> Iterator[Case]:
+    """In one order on every process, since they go through them together."""
+    for inputs in (SMALL,) if quick else (SMALL, COLD, MANY):
+        for problem in problems(loss, inputs):
+            for precision in PRECISIONS:
+                for layout in layouts(world):
+                    if wanted(problem, precision, layout, quick):
+                        yield problem, layout, precision
+
+
+def wanted(problem: Problem, precision: str, layout: Layout, quick: bool) -> bool:
+    """Many rows in float64 only: some are so near each other that float32 chooses others."""
+    if problem.inputs is MANY:
+        return precision == "fp64"
+    if problem.inputs is COLD and not {"temperature", "scale"} & problem.settings().keys():
+        return False
+    return not quick or precision == "fp64" or layout.name in ("1 rank", "3 ranks")
+
+
+def solve(place: Place, problem: Problem, layout: Layout, precision: str) -> Outcome | str | None:
+    """This process' part; the error where there was one; nothing where it has no part."""
+    ranks = len(layout.shares)
+    if place.rank >= ranks:
+        return None
+    try:
+        return problem.solved(
+            PRECISIONS[precision],
+            rows=layout.slices(problem.rows)[place.rank],
+            group=place.groups[ranks],
+            device=place.device,
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def judge(of: Iterator[Case], found: Sequence[Sequence[Outcome | str | None]]) -> Iterator[Check]:
+    """Every check of one loss, from what the processes found."""
+    expected: dict[tuple[Problem, str], Outcome] = {}
+    for (problem, layout, precision), *parts in zip(of, *found, strict=True):
+        if (key := (problem, precision)) not in expected:
+            expected[key] = problem.expected(PRECISIONS[precision])
+        errors = [part for part in parts if isinstance(part, str)]
+        outcomes = [part for part in parts if isinstance(part, Outcome)]
+        whole = errors[0] if errors else problem.joined(outcomes)
+        yield judged(problem, layout, precision, whole, expected[key])
