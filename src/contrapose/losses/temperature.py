@@ -183,7 +183,7 @@ class Tiles:
         scale = torch.as_tensor(scale, dtype=self.top.dtype, device=self.top.device)
         scale = scale.expand(len(self.top))
         sum0, sum1, sum2 = (torch.zeros_like(self.top) for _ in range(3))
-        for I, below in self._below():
+        for I, below in self.below():
             e = (below * scale[I, None]).exp_()
             sum0[I] += e.sum(dim=1)
             sum1[I] += e.mul_(below).sum(dim=1)
@@ -198,7 +198,7 @@ class Tiles:
             (log_sum - scale * mean).clamp(min=0),
         )
 
-    def _below(self) -> Iterator[tuple[slice, Tensor]]:
+    def below(self) -> Iterator[tuple[slice, Tensor]]:
         """(rows, s_ij - top_i) of every tile: never above 0, so that no exponential overflows."""
         if self._kept is not None:
             yield from self._kept
