@@ -179,12 +179,18 @@ def embed(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run, or several.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="One run, or several; or one experiment's folder."),
+    ],
     out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
 ) -> None:
     """Write one self-contained HTML file about RUN, or several side by side."""
-    from contrapose.report import write_report
+    from contrapose.report import write_experiment, write_report
 
+    if len(runs) == 1 and (runs[0] / "experiment.json").is_file():
+        typer.echo(f"Report: {write_experiment(runs[0], out)}")
+        return
     typer.echo(f"Report: {write_report(runs, out)}")
 
 
@@ -234,6 +240,54 @@ def verify(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="An experiment from --list, or your own Python file."),
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show each with its cost at each scale.")
+    ] = False,
+    scale: Annotated[
+        str | None, typer.Option(help="smoke, cpu or paper; cpu, where there is one, without it.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to K-1.", metavar="K")] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Processes at a time, each with its share of the cores.")
+    ] = 1,
+    on: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For Slurm or Ray: timeout_min=600, num_gpus=0.5."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the experiment's folder is made.")] = Path(
+        "runs"
+    ),
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Run anew jobs whose definition changed since.")
+    ] = False,
+) -> None:
+    """Reproduce a paper's figure or table: run what is missing, then say which claims hold.
+
+    Stop it at any time: the same command goes on. Exit status 0: all is done, 1: a job failed,
+    3: jobs are left to another process.
+    """
+    from contrapose import reproduce as reproducing
+
+    if list_ or name is None:
+        reproducing.print_experiments()
+        return
+    from contrapose.api import command_line
+
+    status = reproducing.run(
+        name, scale=scale, seeds=seeds, jobs=jobs, on=on, out=out, redo=redo,
+        resources=resource or (), command=command_line(),
+    )  # fmt: skip
+    if status:
+        raise typer.Exit(status)
+
+
+@app.command()
 def show(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
@@ -280,7 +334,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CONTRAPOSE_TRACEBACK"):
             raise
-        if type(error).__name__ == "InterruptedTraining":
+        if type(error).__name__ in ("InterruptedTraining", "StoppedByUser"):
             _stop(str(error), 130, "")
         if isinstance(error, ValueError | OSError | ImportError | ArithmeticError):
             _stop(str(error), 2)

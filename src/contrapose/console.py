@@ -108,7 +108,7 @@ def print_findings(findings: Sequence[dict[str, str]]) -> None:
 
 def print_inventory() -> None:
     """Everything that a name on the command line can mean."""
-    from contrapose import augment, encoders, losses, recipes
+    from contrapose import augment, encoders, experiments, losses, recipes
     from contrapose.data import COMPOSED, NAMED
     from contrapose.partials import alike, public_functions
     from contrapose.training import optim
@@ -140,4 +140,6 @@ def print_inventory() -> None:
     section("views (--set views=...)", first_lines(list(alike(augment.simclr).values())))
     section("optimisers (--set optimizer=...)", first_lines(optim.OPTIMISERS))
     section("schedules (--set schedule=...)", first_lines(optim.SCHEDULES))
-    section("experiments", {"none": "this version has none"})
+    found = {name: experiments.experiment(name) for name in experiments.names()}
+    described = {name: f"{e.title} ({', '.join(e.costs)})" for name, e in found.items()}
+    section("experiments (contrapose reproduce)", described)

@@ -1,6 +1,7 @@
-"""Run folders in, one self-contained HTML file out. Imports no torch: any laptop reads any run."""
+"""Folders of runs and experiments in, one self-contained HTML file out. Imports no torch."""
 
+from contrapose.report.experiment import read_experiment, write_experiment
 from contrapose.report.page import write_report
 from contrapose.report.run_folder import FORMAT, Run, read_run
 
-__all__ = ["FORMAT", "Run", "read_run", "write_report"]
+__all__ = ["FORMAT", "Run", "read_experiment", "read_run", "write_experiment", "write_report"]

@@ -64,7 +64,7 @@ def curve_chart(
                     "hovertemplate": "%{y:.1%}" if share else "%{y:.4g}",
                 }
             )
-    layout = _layout("epoch" if by_epoch else "step")
+    layout = plain_layout("epoch" if by_epoch else "step")
     layout["hovermode"] = "x unified"
     if log:
         layout["yaxis"] |= {"type": "log"} | _log_ticks(traces)
@@ -105,7 +105,7 @@ def similarity_chart(similarity: Similarity) -> Figure:
                 "hoverinfo": "text",
             }
         )
-    layout = _layout("cosine similarity")
+    layout = plain_layout("cosine similarity")
     layout["yaxis"] |= {
         "rangemode": "tozero",
         "showticklabels": False,
@@ -175,7 +175,7 @@ def path_chart(
         )
     if not traces:
         return None
-    layout = _layout(x_title)
+    layout = plain_layout(x_title)
     layout["yaxis"]["title"] = {"text": y_title, "standoff": 8, "font": {"size": 11}}
     layout["hovermode"] = "closest"
     return {"data": traces, "layout": layout}
@@ -221,7 +221,7 @@ def confusion_chart(confusion: Confusion, names: list[str]) -> tuple[Figure, int
         "range": [-0.5, len(shown) - 0.5],
         "tickfont": {"size": 11 if len(shown) <= 20 else 8},
     }
-    layout = _layout("predicted")
+    layout = plain_layout("predicted")
     layout["xaxis"] |= ticks | {"tickangle": -45}
     layout["yaxis"] |= ticks | {
         "range": [len(shown) - 0.5, -0.5],
@@ -237,7 +237,7 @@ def map_chart(runs: Sequence[Run], run: int, classes: Classes) -> Figure | None:
     if points is None:
         return None
     ids = classes.of(run, points.label)
-    layout = _layout("")
+    layout = plain_layout("")
     bare = {
         "showgrid": False,
         "zeroline": False,
@@ -259,7 +259,7 @@ def map_chart(runs: Sequence[Run], run: int, classes: Classes) -> Figure | None:
     return {"points": point, "layout": layout}
 
 
-def _layout(x_title: str) -> dict[str, Any]:
+def plain_layout(x_title: str) -> dict[str, Any]:
     axis = {
         "gridcolor": "var(--grid)",
         "zeroline": False,

@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     read = _distinct([read_run(Path(run)) for run in runs])
     if out is None:
         out = read[0].path / "report.html" if len(read) == 1 else Path("report.html")
-    _write(out, render(read))
+    write_text(out, render(read))
     return out
 
 
@@ -55,30 +55,40 @@ def render(runs: Sequence[Run]) -> str:
     pictures = [run_pictures(runs, k, classes, figures) for k in range(len(runs))]
     training, geometry = training_panels(runs), geometry_panels(runs)
     figures |= {panel.id: panel.figure for panel in (*training, *geometry) if panel.figure}
-    plotly = get_plotlyjs()
-    script = "\n".join(_own(name) for name in SCRIPTS)
     data = {
         "figures": figures,
         "classes": [{"name": c.name, "colour": c.colour, "symbol": c.symbol} for c in classes.all],
     }
+    return assemble(
+        "page.html",
+        SCRIPTS,
+        data,
+        runs=runs,
+        several=len(runs) > 1,
+        classes=classes,
+        pictures=pictures,
+        training=training,
+        geometry=geometry,
+        numbers=[[number(score) for score in run.scores] for run in runs],
+        score_rows=compare_scores(runs) if len(runs) > 1 else [],
+        recipe_rows=compare_recipes(runs) if len(runs) > 1 else [],
+    )
+
+
+def assemble(template: str, scripts: Sequence[str], data: dict[str, Any], **values: Any) -> str:
+    """A page of this look: the template with its styles, its scripts, and the data they read."""
+    plotly = get_plotlyjs()
+    script = "\n".join(_own(name) for name in scripts)
     return (
         _templates()
-        .get_template("page.html")
+        .get_template(template)
         .render(
-            runs=runs,
-            several=len(runs) > 1,
-            classes=classes,
-            pictures=pictures,
-            training=training,
-            geometry=geometry,
-            numbers=[[number(score) for score in run.scores] for run in runs],
-            score_rows=compare_scores(runs) if len(runs) > 1 else [],
-            recipe_rows=compare_recipes(runs) if len(runs) > 1 else [],
             css=Markup(_own("page.css")),
             script=Markup(script),
             data=json_block(data),
             plotly=Markup(_packed(plotly)),
             hashes=[_hash(script), _hash(plotly)],
+            **values,
         )
     )
 
@@ -129,7 +139,7 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-def _write(out: Path, text: str) -> None:
+def write_text(out: Path, text: str) -> None:
     """Beside, then renamed: a reader sees the old page or the new one, never a part."""
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")

@@ -1,0 +1,2 @@
+// A page without maps: everything page.js needs.
+start();

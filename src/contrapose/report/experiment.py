@@ -1,0 +1,370 @@
+"""The report of an experiment: experiment.json in, one HTML page and a Markdown table out."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contrapose.report.experiment_charts import themed
+from contrapose.report.numbers import MISSING, duration, leaf
+from contrapose.report.page import assemble, write_text
+from contrapose.report.run_folder import Json
+
+FORMAT = 1
+SMOKE = (
+    "Scale smoke shows that the experiment runs. On so little data a claim says little, "
+    "unless it is exact."
+)
+NOT_PAPER = (
+    "This is scale {scale}, not the protocol behind the published numbers: the distance says how "
+    "far this scale is, not how well the paper reproduces."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    sentence: str
+    source: str
+    evidence: str
+    level: str  # good, bad, warn or info, as the page colours it
+    word: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Ours beside a published number; without one, only the mean of ours."""
+
+    ours: str
+    spread: str = ""  # "± 0.004"
+    seeds: int = 0
+    published: str = ""
+    distance: str = ""
+    source: str = ""
+    why: str = ""  # there is no number of ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Settings by measures. Facts that never change stand above the table."""
+
+    same: str
+    facts: tuple[str, ...]
+    measures: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[Cell | None, ...]], ...]
+
+
+def read_experiment(folder: Path) -> Json:
+    """experiment.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
+    file = folder / "experiment.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no experiment.json; it is written by `contrapose reproduce`"
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); run `contrapose reproduce` again") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(
+            f"{file} is no experiment of format {FORMAT}, which this version reads; "
+            "run `contrapose reproduce` again"
+        )
+    return found
+
+
+def write_experiment(folder: Path, out: Path | None = None) -> Path:
+    """Write report.html (or `out`) and, beside it, results.md; where the page lies."""
+    found = read_experiment(folder)
+    page = folder / "report.html" if out is None else out
+    write_text(page, render(found, folder))
+    write_text(page.with_name("results.md"), markdown(found))
+    return page
+
+
+def render(found: Json, folder: Path) -> str:
+    """The page as text."""
+    drawn = [f["figure"] for f in found["figures"]]
+    figures = {f"figure_{k}": themed(f) for k, f in enumerate(drawn) if f is not None}
+    return assemble(
+        "experiment.html",
+        ("page.js", "experiment.js"),
+        {"figures": figures, "classes": []},
+        e=found,
+        folder=folder,
+        claims=[claim(c) for c in found["claims"]],
+        lead=lead(found),
+        notices=notices(found),
+        published=published_grid(found),
+        measured=measured_grid(found),
+        sources=sources(found),
+        figures=figures,
+        jobs=_jobs(found),
+        failed=[job for job in found["jobs"] if job["state"] == "failed"],
+        seconds=_seconds(found),
+        not_paper="" if found["scale"] == "paper" else NOT_PAPER.format(scale=found["scale"]),
+    )
+
+
+def claim(given: Json) -> Claim:
+    holds, evidence = given["holds"], str(given["evidence"])
+    if holds is not None:
+        word, level = ("Holds", "good") if holds else ("Does not hold", "bad")
+    elif evidence.startswith("not tested"):
+        word, level = "Not tested", "info"
+    else:
+        word, level = "Undecided", "warn"
+    return Claim(
+        sentence=given["sentence"],
+        source=given["source"],
+        evidence=evidence.removeprefix("not tested: ").removeprefix("undecided: "),
+        level=level,
+        word=word,
+    )
+
+
+def lead(found: Json) -> tuple[str, str, str]:
+    """(level, headline, sentence) of all claims together."""
+    words = [claim(c).word for c in found["claims"]]
+    count = {word: words.count(word) for word in dict.fromkeys(words)}
+    n, held = len(words), count.get("Holds", 0)
+    if not n:
+        return "info", "No claims", "This experiment measures; it claims nothing."
+    rest = []
+    if no := count.get("Does not hold", 0):
+        rest.append(f"{no} {'does' if no == 1 else 'do'} not hold")
+    for word in ("Undecided", "Not tested"):
+        if word in count:
+            rest.append(f"{count[word]} {word.lower()}")
+    untested = count.get("Not tested", 0) == n
+    level = "good" if held == n else "bad" if no else "info" if untested else "warn"
+    headline = f"{held} of {n} claim{'s' * (n > 1)} {'holds' if held == 1 else 'hold'}"
+    return level, headline, ", ".join(rest) + "." if rest else ""
+
+
+def notices(found: Json) -> list[tuple[str, str]]:
+    """(level, sentence): what the reader must know before believing a number."""
+    jobs, said = found["jobs"], []
+    states = [job["state"] for job in jobs]
+    if failed := states.count("failed"):
+        said.append(("bad", f"{failed} of {len(jobs)} jobs failed; their errors are below."))
+    if waiting := sum(state in ("waiting", "changed") for state in states):
+        said.append(("warn", f"{waiting} of {len(jobs)} jobs have no result yet."))
+    if found["scale"] == "smoke":
+        said.append(("info", SMOKE))
+    if len(found["seeds"]) == 1:
+        said.append(("info", "One seed: no spread and no test. --seeds 3 gives both."))
+    versions = sorted({str(job["contrapose"]) for job in jobs if job["contrapose"]})
+    if len(versions) > 1:
+        said.append(("warn", f"The results are of several versions: {', '.join(versions)}."))
+    if len(found["environments"]) > 1:
+        words = f"The results were made in {len(found['environments'])} environments, listed below."
+        said.append(("info", words))
+    return said
+
+
+def published_grid(found: Json) -> Grid | None:
+    """Ours beside the published numbers: settings down, measures across."""
+    numbers = found["published"]
+    if not numbers:
+        return None
+    measures = list(dict.fromkeys(n["measure"] for n in numbers))
+    cells: dict[tuple[Any, ...], dict[str, Cell]] = {}
+    facts = list(dict.fromkeys(name for n in numbers for name in n["at"]))
+    for n in numbers:
+        at = tuple(n["at"].get(name) for name in facts)
+        cells.setdefault(at, {})[n["measure"]] = _beside(n)
+    return _grid(facts, measures, cells)
+
+
+def measured_grid(found: Json) -> Grid | None:
+    """Mean and spread over seeds of every declared measure that is a number."""
+    facts = list(dict.fromkeys(name for job in found["jobs"] for name in job["facts"]))
+    names = list(
+        dict.fromkeys(
+            name
+            for measure in found["measures"]
+            for job in found["jobs"]
+            for name in scalars(job["measures"])
+            if name == measure or name.startswith(f"{measure}.")
+        )
+    )
+    cells: dict[tuple[Any, ...], dict[str, Cell]] = {}
+    values: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for job in found["jobs"]:
+        at = tuple(job["facts"].get(name) for name in facts)
+        row = values.setdefault(at, {})
+        for name, value in scalars(job["measures"]).items():
+            row.setdefault(name, []).append(value)
+    for at, row in values.items():
+        cells[at] = {name: _ours(row[name]) for name in names if name in row}
+    return _grid(facts, names, cells) if names else None
+
+
+def sources(found: Json) -> list[str]:
+    return list(dict.fromkeys(str(n["source"]) for n in found["published"]))
+
+
+def scalars(measures: Mapping[str, Any], path: str = "") -> dict[str, float]:
+    """The numbers of nested measures by dotted path; lists are left to the figures."""
+    found: dict[str, float] = {}
+    for name, value in measures.items():
+        if isinstance(value, dict):
+            found |= scalars(value, f"{path}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{path}{name}"] = float(value)
+    return found
+
+
+def markdown(found: Json) -> str:
+    """The same in Markdown: claims, ours beside published, means, notes; for docs/results."""
+    jobs = found["jobs"]
+    done = sum(job["state"] == "finished" for job in jobs)
+    machines = "; ".join(_machine(m) for m in found["environments"])
+    lines = [
+        f"# {found['title']}",
+        "",
+        f"{found['source']}. Scale {found['scale']}, {_plural(len(found['seeds']), 'seed')}, "
+        f"{done} of {len(jobs)} jobs, {duration(_seconds(found))} of computing"
+        + (f" on {machines}." if machines else "."),
+        "",
+    ]
+    if found["command"]:
+        lines += ["```sh", str(found["command"]), "```", ""]
+    lines += [f"{words}\n" for level, words in notices(found) if level != "info" or words == SMOKE]
+    if found["claims"]:
+        lines += ["## Claims", "", "| verdict | claim | evidence |", "|---|---|---|"]
+        for c in map(claim, found["claims"]):
+            lines.append(f"| {c.word} | {_md(c.sentence)} ({_md(c.source)}) | {_md(c.evidence)} |")
+        lines.append("")
+    if (grid := published_grid(found)) is not None:
+        lines += ["## Ours beside the published numbers", ""]
+        lines += [f"{grid.same}.", ""] if grid.same else []
+        lines += _md_grid(grid, with_published=True)
+        scale = "" if found["scale"] == "paper" else " " + NOT_PAPER.format(scale=found["scale"])
+        lines += ["", f"Published: {'; '.join(sources(found))}.{scale}", ""]
+    if (grid := measured_grid(found)) is not None:
+        lines += ["## Measured", ""]
+        lines += [f"{grid.same}.", ""] if grid.same else []
+        lines += _md_grid(grid, with_published=False)
+        lines.append("")
+    lines += [f"- {_md(name)}: {_md(about)}" for name, about in found["measures"].items()]
+    if found["notes"]:
+        lines += ["", "## Choices", "", *(f"- {_md(note)}" for note in found["notes"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _md_grid(grid: Grid, *, with_published: bool) -> list[str]:
+    head = (*grid.facts, *grid.measures)
+    lines = ["| " + " | ".join(map(_md, head)) + " |", "|" + "---|" * len(head)]
+    for facts, cells in grid.rows:
+        words = []
+        for cell in cells:
+            if cell is None:
+                words.append("")
+            elif with_published:
+                ours = f"{cell.ours} {cell.spread}".strip() if not cell.why else MISSING
+                away = f", {cell.distance}" if cell.distance else ""
+                words.append(f"{ours} (published {cell.published}{away})")
+            else:
+                words.append(f"{cell.ours} {cell.spread}".strip())
+        lines.append("| " + " | ".join(map(_md, (*facts, *words))) + " |")
+    return lines
+
+
+def _grid(
+    facts: Sequence[str], measures: Sequence[str], cells: Mapping[tuple[Any, ...], dict[str, Cell]]
+) -> Grid:
+    columns = list(zip(*cells, strict=True))
+    varies = [k for k, column in enumerate(columns) if len(set(column)) > 1]
+    varies = varies or list(range(len(facts)))[:1]
+    same = [f"{facts[k]} {leaf(columns[k][0])}" for k in range(len(facts)) if k not in varies]
+    return Grid(
+        same=", ".join(same),
+        facts=tuple(facts[k] for k in varies),
+        measures=tuple(measures),
+        rows=tuple(
+            (tuple(_fact(at[k]) for k in varies), tuple(row.get(m) for m in measures))
+            for at, row in cells.items()
+        ),
+    )
+
+
+def _beside(number: Json) -> Cell:
+    """Both to the digits that were printed, ours with one more where it has a spread."""
+    printed = repr(number["published"])
+    digits = min(len(printed.partition(".")[2]), 5) if "e" not in printed else 5
+    published = _fixed(number["published"], digits)
+    if number["ours"] is None:
+        return Cell(ours=MISSING, published=published, source=number["source"], why=number["why"])
+    spread = number["spread"]
+    return Cell(
+        ours=_fixed(number["ours"], digits),
+        spread="" if spread is None else f"± {_fixed(spread, digits)}",
+        seeds=number["seeds"],
+        published=published,
+        distance=_fixed(number["distance"], digits, sign=True),
+        source=number["source"],
+    )
+
+
+def _ours(values: Sequence[float]) -> Cell:
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return Cell(ours=_short(mean), seeds=1)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return Cell(ours=_short(mean), spread=f"± {_short(spread, 2)}", seeds=len(values))
+
+
+def _jobs(found: Json) -> list[tuple[str, str, str, dict[str, str]]]:
+    """(name, state, seconds, every number) of each job."""
+    return [
+        (
+            job["name"],
+            job["state"],
+            MISSING if job["seconds"] is None else duration(job["seconds"]),
+            {name: _short(v) for name, v in scalars(job["measures"]).items()},
+        )
+        for job in found["jobs"]
+    ]
+
+
+def _seconds(found: Json) -> float:
+    return float(sum(job["seconds"] or 0 for job in found["jobs"]))
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    device = environment.get("device")
+    name = environment.get("cpu") if device == "cpu" else device
+    return (
+        f"{name}, {_plural(int(environment.get('threads', 1)), 'thread')} a job, "
+        f"{environment.get('precision')}, torch {environment.get('torch')}"
+    )
+
+
+def _fact(value: Any) -> str:
+    return MISSING if value is None else leaf(value)
+
+
+def _short(value: float, digits: int = 4) -> str:
+    """Four significant digits: what differs between settings is often the third."""
+    text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}g}"
+    return text.replace("-", "−").replace("e−0", "e−")
+
+
+def _fixed(value: float, digits: int, sign: bool = False) -> str:
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def _plural(n: int, word: str) -> str:
+    return f"{n} {word}{'s' * (n != 1)}"
+
+
+def _md(text: str) -> str:
+    """Text in a Markdown table: no cell ends early, no markup begins."""
+    text = " ".join(str(text).split())
+    for character in "\\|<*`[":
+        text = text.replace(character, f"\\{character}")
+    return text

@@ -1,0 +1,73 @@
+"""The figures of an experiment in the look of the page: any plotly figure, both themes, a phone.
+
+An experiment says what is drawn; fonts, background, axes and colours that it leaves open are set
+here. Names that came with the data are shown as written, never read as markup.
+"""
+
+from typing import Any
+
+from contrapose.report.charts import Figure, plain_layout
+from contrapose.report.classes import plot_text
+
+COLOURS = [f"var(--r{k})" for k in range(8)]
+HEAT = [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]]
+_SET_HERE = ("template", "width", "height", "paper_bgcolor", "plot_bgcolor", "font", "title")
+
+
+def themed(drawn: dict[str, Any]) -> Figure:
+    """A plotly figure (data, layout) as this page draws it."""
+    asked = {k: v for k, v in drawn.get("layout", {}).items() if k not in _SET_HERE}
+    layout = plain_layout("")
+    axes = {k: layout.pop(k) for k in ("xaxis", "yaxis")}
+    named = {k for k in asked if k.startswith(("xaxis", "yaxis"))} | set(axes)
+    for name in named:
+        layout[name] = _axis(axes[name[:5]], asked.pop(name, None) or {})
+    data = [_trace(trace) for trace in drawn["data"] if isinstance(trace, dict)]
+    shown = [t for t in data if t.get("name") and t.get("showlegend", True)]
+    layout["colorway"] = COLOURS
+    layout["showlegend"] = len(shown) > 1
+    layout["legend"] = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    layout["margin"] |= {"t": 16 + 22 * -(-len(shown) // 4) if len(shown) > 1 else 16}
+    layout["hovermode"] = "closest"
+    for annotation in asked.get("annotations", []):
+        annotation.setdefault("font", {}).setdefault("color", "var(--muted)")
+    return {"data": data, "layout": _merged(layout, asked)}
+
+
+def _axis(base: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    title = asked.get("title", "")
+    text = title.get("text", "") if isinstance(title, dict) else title
+    axis = {k: v for k, v in base.items() if k != "nticks" or asked.get("type") != "log"}
+    if asked.get("type") == "log":
+        axis["dtick"] = asked.get("dtick", None)
+    axis = _merged(axis, {k: v for k, v in asked.items() if k != "title"})
+    axis["title"] = {"text": str(text or ""), "standoff": 8, "font": {"size": 12}}
+    if "ticktext" in axis:
+        axis["ticktext"] = [plot_text(str(t)) for t in axis["ticktext"]]
+    return {k: v for k, v in axis.items() if v is not None}
+
+
+def _trace(trace: dict[str, Any]) -> dict[str, Any]:
+    trace = dict(trace)
+    for name in ("x", "y", "text", "labels"):
+        if isinstance(trace.get(name), list):
+            trace[name] = [plot_text(v) if isinstance(v, str) else v for v in trace[name]]
+    if "name" in trace:
+        trace["name"] = plot_text(str(trace["name"]))
+    if trace.get("type") in ("heatmap", "contour"):
+        trace.setdefault("colorscale", HEAT)
+        bar = {"thickness": 12, "outlinewidth": 0, "tickfont": {"color": "var(--muted)"}}
+        trace["colorbar"] = _merged(bar, trace.get("colorbar") or {})
+    for bars in ("error_x", "error_y"):
+        if isinstance(trace.get(bars), dict):
+            trace[bars] = {"thickness": 1.4, "width": 3} | trace[bars]
+    return trace
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` where it says something, at any depth; else `base`."""
+    both = base | over
+    for name in base.keys() & over.keys():
+        if isinstance(base[name], dict) and isinstance(over[name], dict):
+            both[name] = _merged(base[name], over[name])
+    return both
