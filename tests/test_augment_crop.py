@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from scipy.stats import ks_2samp
+from scipy.stats import chi2_contingency, ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from contrapose.augment import Blur, center, chance, draw_box, resized_crop
+from contrapose.augment import Blur, center, chance, draw_box, draw_box_tf, resized_crop
 from contrapose.augment.resample import matrix, multiply
 
 MODE = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -83,6 +83,39 @@ def test_boxes_follow_torchvisions_law(height, width):
     assert ks_2samp(w * h, theirs[:, 2] * theirs[:, 3]).pvalue > 0.01
 
 
+# counts of top, left, height and width = 0, 1, ... of 40,000 and 200,000 boxes drawn by
+# tf.image.sample_distorted_bounding_box (TensorFlow 2.21, not seeded) with bounding_boxes the whole
+# image, min_object_covered=0.1 and aspect_ratio_range=(3/4, 4/3)
+TF_BOXES = {
+    (28, 28, 0.5): (
+        [12458, 7216, 5829, 4470, 3503, 2668, 1800, 1099, 696, 261],
+        [14033, 7621, 5811, 4322, 3267, 2239, 1436, 721, 402, 148],
+        [0] * 18 + [2512, 3415, 4022, 4721, 5100, 4562, 4032, 3445, 3040, 2810, 2341],
+        [0] * 18 + [1502, 2263, 3086, 4005, 4911, 5071, 4943, 4156, 3696, 3364, 3003],
+    ),
+    (12, 9, 0.08): (
+        [43638, 37225, 33602, 28330, 23073, 16173, 10649, 5983, 1327],
+        [105955, 41829, 26748, 16120, 7914, 1434],
+        [0] * 3 + [12224, 36810, 33311, 33027, 33364, 22391, 14142, 8666, 4511, 1554],
+        [0] * 3 + [8264, 32039, 33956, 31559, 30076, 31643, 32463],
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", TF_BOXES, ids=str)
+def test_boxes_follow_tensorflows_law(setting):
+    height, width, smallest = setting
+    ours = draw_box_tf(100_000, height, width, seeded(3), area=(smallest, 1.0))
+    for column, theirs in zip(ours.unbind(dim=1), TF_BOXES[setting], strict=True):
+        assert int(column.max()) < len(theirs)
+        counts = torch.bincount(column, minlength=len(theirs)).tolist()
+        both = [pair for pair in zip(counts, theirs, strict=True) if sum(pair)]
+        assert all(min(pair) > 0 for pair in both)  # no value that only one of them draws
+        assert chi2_contingency(list(zip(*both, strict=True))).pvalue > 1e-3
+    area = ours[:, 2] * ours[:, 3] / (height * width)
+    assert area.min() >= max(smallest, 0.1) and area.max() <= 1
+
+
 @pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10), (20, 20), (1, 9), (37, 90)])
 def test_a_box_that_never_fits_is_torchvisions_centre(height, width):
     area, ratio = (3.0, 4.0), (3 / 4, 4 / 3)  # larger than the image
@@ -143,5 +176,6 @@ def test_center_is_the_evaluation_transform():
 
 @pytest.mark.parametrize("wrong", [{"area": (0.0, 1.0)}, {"area": (0.5, 0.2)}, {"ratio": (-1, 1)}])
 def test_impossible_boxes_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        draw_box(2, 8, 8, seeded(), **wrong)
+    for draw in (draw_box, draw_box_tf):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            draw(2, 8, 8, seeded(), **wrong)

@@ -10,9 +10,11 @@ from contrapose.encoders import (
     BACKBONES,
     HEADS,
     Encoder,
+    keras_defaults,
     linear,
     mlp,
     none,
+    notebook_conv,
     resnet18,
     resnet34,
     resnet50,
@@ -202,6 +204,29 @@ def test_timm_networks_report_their_width():
     ]:
         backbone = timm(name=name, channels=1, **options).eval()
         assert backbone(torch.rand(2, 1, 32, 32)).shape == (2, backbone.width)
+
+
+def test_notebook_conv_has_the_notebooks_sizes():
+    """Kernels 9 (1 + b) 32, 9 32 64, 9 64 64; a dense layer from 2 x 2 x 64; 2 a channel for BN."""
+    backbone = notebook_conv(channels=6)
+    kernels = 9 * (6 * 32 + 32 * 64 + 64 * 64) + 2 * 2 * 64 * 128
+    assert parameters(backbone) == kernels + 2 * (32 + 64 + 64 + 128)
+    assert backbone(torch.rand(2, 6, 28, 28)).shape == (2, backbone.width)
+    with pytest.raises(ValueError, match="28 px"):
+        backbone(torch.rand(2, 6, 32, 32))
+
+
+def test_keras_defaults_are_kerass():
+    torch.manual_seed(0)
+    module = keras_defaults(
+        torch.nn.Sequential(torch.nn.Conv2d(50, 70, 3), torch.nn.BatchNorm2d(70))
+    )
+    bound = (6 / (9 * 50 + 9 * 70)) ** 0.5
+    kernel = module[0].weight.detach()
+    assert bound * 0.99 < kernel.max() <= bound and -bound <= kernel.min() < -0.99 * bound
+    assert abs(float(kernel.std()) / (bound / 3**0.5) - 1) < 0.02  # 31,500 uniform numbers
+    assert not module[0].bias.any()
+    assert (module[1].momentum, module[1].eps) == (0.01, 1e-3)
 
 
 def test_every_public_function_is_listed_once():

@@ -8,9 +8,11 @@ import torch
 
 from contrapose.encoders import Encoder, mlp, resnet18
 from contrapose.training.optim import (
+    adam,
     adamw,
     constant,
     lars,
+    linear,
     linear_scaling,
     no_scaling,
     sgd,
@@ -51,6 +53,24 @@ def test_lars_follows_its_equations_in_float64():
             torch.testing.assert_close(w.detach(), expected[name], rtol=1e-12, atol=1e-12)
 
 
+def test_adams_decay_is_a_penalty_on_the_squares_of_matrices():
+    """Keras's l2(a): loss + a |w|^2 under plain Adam is weight_decay = 2a."""
+    penalty, decayed = 0.01, two_layers()
+    penalised = copy.deepcopy(decayed)
+    ours = adam(decayed, 0.1, weight_decay=2 * penalty, eps=1e-7)
+    plain = torch.optim.Adam(penalised.parameters(), lr=0.1, eps=1e-7)
+    for step in range(3):
+        fill_gradients(decayed, step)
+        fill_gradients(penalised, step)
+        penalised[0].weight.grad += torch.autograd.grad(
+            penalty * penalised[0].weight.square().sum(), penalised[0].weight
+        )[0]
+        ours.step()
+        plain.step()
+    for w, expected in zip(decayed.parameters(), penalised.parameters(), strict=True):
+        torch.testing.assert_close(w, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("weight, grad", [(0.0, 1.0), (1.0, 0.0)])
 def test_lars_trusts_fully_where_a_norm_is_zero(weight, grad):
     module = torch.nn.Linear(2, 2, bias=False)
@@ -60,7 +80,7 @@ def test_lars_trusts_fully_where_a_norm_is_zero(weight, grad):
     assert torch.equal(module.weight.detach(), torch.full((2, 2), weight - 0.5 * grad))
 
 
-@pytest.mark.parametrize("build", [sgd, adamw, lars])
+@pytest.mark.parametrize("build", [sgd, adam, adamw, lars])
 def test_bn_and_biases_are_neither_decayed_nor_adapted(build):
     backbone = resnet18()
     encoder = Encoder(backbone, mlp(backbone.width), mean=[0.0] * 3, std=[1.0] * 3)
@@ -91,7 +111,7 @@ def test_decay_of_vectors_can_be_asked_for():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("build", [sgd, adamw, lars])
+@pytest.mark.parametrize("build", [sgd, adam, adamw, lars])
 def test_a_restored_optimiser_goes_on_bit_for_bit(build):
     through, resumed = two_layers(), two_layers()
     optimiser = build(through, 0.1)
@@ -126,6 +146,8 @@ def test_steps_drop_at_the_milestones():
     with pytest.raises(ValueError, match="160 / 200"):
         steps(0, 200, milestones=(160, 190))
     assert constant(7, 10) == 1.0 and constant(1, 10, warmup=4) == 0.25
+    assert [linear(step, 10, warmup=2) for step in (1, 2, 6, 10)] == [0.5, 1, 0.5, 0]
+    assert linear(3, 3, warmup=3) == 1.0
 
 
 def test_schedules_refuse_impossible_progress():

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors
 import torch
@@ -24,6 +24,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from contrapose.partials import describe, revive
 
 Stem = Literal["imagenet", "cifar"]
+M = TypeVar("M", bound=nn.Module)
 
 
 class Encoder(nn.Module):
@@ -132,6 +133,22 @@ def unit(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     return x / torch.where(length < 1e-6, 1.0, length)
 
 
+def keras_defaults(module: M) -> M:
+    """Draw the weights and set the batch norms of `module` as Keras's layers begin; returns it.
+
+    Kernels U(-l, l) with l = sqrt(6 / (fan_in + fan_out)) (Glorot), biases 0; running statistics
+    keep 0.99 of themselves a step, and batch norm's eps is 1e-3.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.momentum, layer.eps = 0.01, 1e-3
+    return module
+
+
 # ---- backbones: a module with `width` ------------------------------------------------------------
 
 
@@ -191,6 +208,15 @@ def small_conv(*, channels: int = 1, width: int = 256) -> nn.Module:
     if width < 8 or width % 8:
         raise ValueError(f"small_conv: width={width}; use a positive multiple of 8")
     return _SmallConv(channels, width)
+
+
+def notebook_conv(*, channels: int = 1) -> nn.Module:
+    """Three unpadded 3x3 convolutions of stride 2 (32, 64, 64 channels) and a dense layer of 128.
+
+    The network of the random-bits notebook of "Intriguing Properties" (2011.02803) with its
+    `keras_defaults`, for images of 28 px only; no layer has a bias, each has BN and ReLU.
+    """
+    return keras_defaults(_NotebookConv(channels))
 
 
 def timm(*, name: str, channels: int = 3, **options: Any) -> nn.Module:
@@ -269,7 +295,17 @@ def mlp(
     return nn.Sequential(*modules)
 
 
-BACKBONES = (resnet18, resnet34, resnet50, resnet101, resnet152, resnet200, small_conv, timm)
+BACKBONES = (
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnet200,
+    small_conv,
+    notebook_conv,
+    timm,
+)
 HEADS = (none, linear, mlp)
 
 
@@ -331,3 +367,22 @@ class _SmallConv(nn.Module):
             raise ValueError(f"small_conv: images of {tuple(x.shape[2:])} px; needs at least 4 px")
         features: Tensor = self.layers(x)
         return features.mean(dim=(2, 3))
+
+
+class _NotebookConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.width = 128
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise((channels, 32, 64, 64)):
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, bias=False)]
+            layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+        dense = nn.Linear(2 * 2 * 64, self.width, bias=False)  # 28 -> 13 -> 6 -> 2 px
+        layers += [nn.Flatten(), dense, nn.BatchNorm1d(self.width), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (28, 28):
+            raise ValueError(f"notebook_conv: images of {tuple(x.shape[2:])} px; it takes 28 px")
+        h: Tensor = self.layers(x)
+        return h

@@ -3,7 +3,7 @@
 from contrapose.augment.blur import Blur
 from contrapose.augment.channels import on_channels
 from contrapose.augment.colour import Grayscale, Jitter, Solarise
-from contrapose.augment.crop import draw_box, resized_crop
+from contrapose.augment.crop import draw_box, draw_box_tf, resized_crop
 from contrapose.augment.draw import chance, uniform
 from contrapose.augment.policies import (
     crop_flip,
@@ -29,6 +29,7 @@ __all__ = [
     "crop_flip",
     "digits",
     "draw_box",
+    "draw_box_tf",
     "instance_discrimination",
     "moco_v1",
     "moco_v2",

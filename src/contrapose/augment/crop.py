@@ -47,6 +47,51 @@ def draw_box(
     return torch.stack(drawn, dim=1).long()
 
 
+def draw_box_tf(
+    count: int,
+    height: int,
+    width: int,
+    generator: Generator,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    covered: float = 0.1,
+) -> Int[Tensor, "B 4"]:
+    """(top, left, height, width) px by the law of TensorFlow's sample_distorted_bounding_box, the
+    whole image being the object: what SimCLR's code and its notebooks crop with.
+
+    width/height ~ U(ratio); the height is uniform among the whole px whose area is permitted; top
+    is uniform among 0 .. H-h-1, so the last place is never taken, and so for left. A box that does
+    not fit or holds less than `covered` of the image is drawn again (SimCLR's area 0.08 is in truth
+    0.1); after 10 attempts (TensorFlow: 100) the whole image is taken. In float32, as there.
+    Raises ValueError unless 0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1].
+    """
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(f"draw_box_tf: asked for area={area}; use 0 < low <= high <= 1")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"draw_box_tf: asked for ratio={ratio}; use 0 < low <= high")
+    smallest, largest = (share * height * width for share in area)
+    aspect = uniform(count, *ratio, generator, ATTEMPTS)
+    low, high = ((size / aspect).sqrt().round() for size in (smallest, largest))
+    wide = ((width + 0.5 - 1e-7) / aspect).floor()  # the tallest that is no wider than the image
+    wide = torch.where((wide * aspect).round() > width, wide - 1, wide)
+    high = torch.where((high * aspect).round() > width, wide, high).clamp_max(height)
+    low = low.minimum(high)
+    h = low + (uniform(count, 0.0, 1.0, generator, ATTEMPTS) * (high - low + 1)).floor()
+    h = torch.where(h * (h * aspect).round() < smallest, h + 1, h)  # rounding is forgiven one px
+    h = torch.where(h * (h * aspect).round() > largest, h - 1, h)
+    w = (h * aspect).round()
+    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+    fits &= (h * w >= max(smallest, covered * height * width)) & (h * w <= largest)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    h = torch.where(found, h.gather(1, first)[:, 0], height)
+    w = torch.where(found, w.gather(1, first)[:, 0], width)
+    place = uniform(count, 0.0, 1.0, generator, 2)
+    top, left = (place[:, 0] * (height - h)).floor(), (place[:, 1] * (width - w)).floor()
+    return torch.stack([top, left, h, w], dim=1).long()
+
+
 def _centre_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
     """The largest centred box with ratio[0] <= width/height <= ratio[1]."""
     h = max(min(height, round(width / ratio[0])), 1)

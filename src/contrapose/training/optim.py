@@ -32,6 +32,23 @@ def sgd(
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
+def adam(
+    module: nn.Module,
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    eps: float = 1e-8,
+    decay_vectors: bool = False,
+) -> torch.optim.Adam:
+    """Adam (1412.6980); weight_decay w is added to the gradient, before its moments.
+
+    Keras's l2(a), a penalty a |w|^2, is weight_decay = 2a; its eps is 1e-7.
+    """
+    groups = _groups("adam", module, lr, weight_decay, decay_vectors)
+    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps)
+
+
 def adamw(
     module: nn.Module,
     lr: float,
@@ -144,6 +161,14 @@ def constant(step: float, steps: float, warmup: float = 0) -> float:
     return step / warmup if step < warmup else 1.0
 
 
+def linear(step: float, steps: float, warmup: float = 0) -> float:
+    """Linear from 1 down to 0 at `steps`, after an optional linear warm-up."""
+    _check("linear", step, steps, warmup)
+    if step < warmup:
+        return step / warmup
+    return 1.0 if steps == warmup else (steps - step) / (steps - warmup)
+
+
 def linear_scaling(lr: float, batch_size: int) -> float:
     """lr B / 256, B in images: the rate is given per 256 images (SimCLR)."""
     return lr * batch_size / 256
@@ -159,8 +184,8 @@ def no_scaling(lr: float, batch_size: int) -> float:
     return lr
 
 
-OPTIMISERS = (sgd, adamw, lars)
-SCHEDULES = (warmup_cosine, steps, constant)
+OPTIMISERS = (sgd, adam, adamw, lars)
+SCHEDULES = (warmup_cosine, steps, constant, linear)
 SCALINGS = (linear_scaling, sqrt_scaling, no_scaling)
 
 
