@@ -24,7 +24,7 @@ def spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{_short(values[0])} (one seed)"
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
-    return f"{_short(mean)} \N{PLUS-MINUS SIGN} {_short(deviation)} ({len(values)} seeds)"
+    return f"{_short(mean)} \N{PLUS-MINUS SIGN} {deviation:.2g} ({len(values)} seeds)"
 
 
 def higher(

@@ -148,9 +148,11 @@ def notices(found: Json) -> list[tuple[str, str]]:
     jobs, said = found["jobs"], []
     states = [job["state"] for job in jobs]
     if failed := states.count("failed"):
-        said.append(("bad", f"{failed} of {len(jobs)} jobs failed; their errors are below."))
+        theirs = "its error is" if failed == 1 else "their errors are"
+        said.append(("bad", f"{failed} of {_plural(len(jobs), 'job')} failed; {theirs} below."))
     if waiting := sum(state in ("waiting", "changed") for state in states):
-        said.append(("warn", f"{waiting} of {len(jobs)} jobs have no result yet."))
+        have = "has" if waiting == 1 else "have"
+        said.append(("warn", f"{waiting} of {_plural(len(jobs), 'job')} {have} no result yet."))
     if found["scale"] == "smoke":
         said.append(("info", SMOKE))
     if len(found["seeds"]) == 1:
@@ -174,7 +176,8 @@ def published_grid(found: Json) -> Grid | None:
     facts = list(dict.fromkeys(name for n in numbers for name in n["at"]))
     for n in numbers:
         at = tuple(n["at"].get(name) for name in facts)
-        cells.setdefault(at, {})[n["measure"]] = _beside(n)
+        digits = max(_printed(m["published"]) for m in numbers if m["measure"] == n["measure"])
+        cells.setdefault(at, {})[n["measure"]] = _beside(n, digits)
     return _grid(facts, measures, cells)
 
 
@@ -291,11 +294,15 @@ def _grid(
     )
 
 
-def _beside(number: Json) -> Cell:
-    """Both to the digits that were printed, ours with one more where it has a spread."""
-    printed = repr(number["published"])
-    digits = min(len(printed.partition(".")[2]), 5) if "e" not in printed else 5
-    published = _fixed(number["published"], digits)
+def _printed(value: float) -> int:
+    """Decimals with which a number was printed, at most five."""
+    text = repr(value)
+    return 5 if "e" in text else min(len(text.partition(".")[2]), 5)
+
+
+def _beside(number: Json, digits: int) -> Cell:
+    """Ours to as many decimals as the most precise number printed of this measure."""
+    published = _fixed(number["published"], _printed(number["published"]))
     if number["ours"] is None:
         return Cell(ours=MISSING, published=published, source=number["source"], why=number["why"])
     spread = number["spread"]

@@ -23,6 +23,9 @@ def themed(drawn: dict[str, Any]) -> Figure:
     for name in named:
         layout[name] = _axis(axes[name[:5]], asked.pop(name, None) or {})
     data = [_trace(trace) for trace in drawn["data"] if isinstance(trace, dict)]
+    for name in named:
+        if _of_words(data, name):  # "0.07" and the like are names here, not places on a line
+            layout[name].setdefault("type", "category")
     shown = [t for t in data if t.get("name") and t.get("showlegend", True)]
     layout["colorway"] = COLOURS
     layout["showlegend"] = len(shown) > 1
@@ -45,6 +48,14 @@ def _axis(base: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     if "ticktext" in axis:
         axis["ticktext"] = [plot_text(str(t)) for t in axis["ticktext"]]
     return {k: v for k, v in axis.items() if v is not None}
+
+
+def _of_words(data: list[dict[str, Any]], axis: str) -> bool:
+    """Whether every trace on the axis places itself by words."""
+    letter, number = axis[0], axis[5:]
+    mine = [t.get(letter) for t in data if t.get(f"{letter}axis", letter)[1:] == number]
+    lists = [v for v in mine if isinstance(v, list) and v]
+    return bool(lists) and all(isinstance(v, str) for values in lists for v in values)
 
 
 def _trace(trace: dict[str, Any]) -> dict[str, Any]:
