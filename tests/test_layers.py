@@ -15,10 +15,11 @@ BELOW = {
     "encoders": set(),
     "data": set(),
     "losses": {"similarity"},
+    "keys": {"similarity", "encoders"},
     "evaluation": BOTTOM | {"losses"},
-    "training": BOTTOM | {"losses", "evaluation"},
-    "recipes": BOTTOM | {"losses", "evaluation", "training"},
-    "experiments": BOTTOM | {"losses", "evaluation", "training", "recipes"},
+    "training": BOTTOM | {"losses", "keys", "evaluation"},
+    "recipes": BOTTOM | {"losses", "keys", "evaluation", "training"},
+    "experiments": BOTTOM | {"losses", "keys", "evaluation", "training", "recipes"},
     "report": set(),
 }
 

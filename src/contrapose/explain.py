@@ -27,6 +27,7 @@ from contrapose.evaluation.embed import embed_views as views_embedded
 from contrapose.evaluation.features import probes_of_features
 from contrapose.evaluation.scores import Score
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
+from contrapose.keys.contrast import InBatch
 from contrapose.machine import choose_device
 from contrapose.partials import unknown
 from contrapose.training.recipe import Recipe, recipe_from
@@ -116,13 +117,13 @@ def evaluate(
             confusion=scores.confusion(named, test.label, classes).numpy(),
             confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
         )
-    subject.run.write("evaluation.json", [asdict(score) for score in found])
     if subject.train.features:
         found += probes_of_features(
             subject.encoder, spread(subject.train, PIXELS_FROM), subject.test,
             size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
             split=subject.split,
         ).values()  # fmt: skip
+    subject.run.write("evaluation.json", [asdict(score) for score in found])
     return found
 
 
@@ -171,7 +172,7 @@ def signals_of_run(
         "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
         "effective_rank_h": geometry.effective_rank(embedded.h),
         "effective_rank_z": geometry.effective_rank(embedded.z),
-        **heat(subject.recipe, z, group),
+        **heat(subject.recipe, z, InBatch(group)),
         "width_h": embedded.h.shape[1],
         "width_z": embedded.z.shape[1],
     }

@@ -13,11 +13,12 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 HOMES = (
     "contrapose.losses",
+    "contrapose.keys",
     "contrapose.augment",
     "contrapose.encoders",
     "contrapose.training.optim",
@@ -71,13 +72,22 @@ def assign(recipe: Any, path: str, text: str) -> Any:
         raise ValueError(f"--set {path}={text}: the recipe has no {unknown(name, fields)}")
     value = getattr(recipe, name)
     if not argument:
-        new = _other_function(value, path, text) if callable(value) else None
-        if new is None:
+        field = next(f for f in dataclasses.fields(recipe) if f.name == name)
+        if field.default is None and text.lower() == "none":
+            new = None
+        elif callable(value) or "like" in field.metadata:
+            new = _other_function(value, path, text, field.metadata)
+        else:
             annotation = typing.get_type_hints(type(recipe))[name]
             new = parse(text, annotation, f"--set {path}={text}")
         return dataclasses.replace(recipe, **{name: new})
     if not callable(value):
-        raise ValueError(f"--set {path}={text}: {name} is a value ({value!r}) without arguments")
+        field = next(f for f in dataclasses.fields(recipe) if f.name == name)
+        like = field.metadata.get("like", "").rpartition(".")[2]
+        hint = f"; put --set {name}={like} before it, for instance" if like else ""
+        raise ValueError(
+            f"--set {path}={text}: {name} is a value ({value!r}) without arguments{hint}"
+        )
     partial = value if isinstance(value, functools.partial) else functools.partial(value)
     settable = arguments(partial.func)
     if argument not in settable and not _takes_any(partial.func):
@@ -120,12 +130,21 @@ def unknown(name: str, known: Iterable[str]) -> str:
     return f"{name!r}{hint} Available: {', '.join(known) or '(none)'}"
 
 
+def given(function: Callable[..., Any]) -> list[str]:
+    """Names of what the caller passes: positional parameters without a default."""
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+    ]
+
+
 def alike(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     """The public functions that could stand in its place, called with the same values."""
     home = _home(function)
     assert home is not None
     found = public_functions(importlib.import_module(home))
-    return {name: f for name, f in found.items() if _given(f) == _given(function)}
+    return {name: f for name, f in found.items() if given(f) == given(function)}
 
 
 def public_functions(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
@@ -172,8 +191,13 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [float, str] if annotation in (inspect.Parameter.empty, Any) else [annotation]
 
 
-def _other_function(value: Any, path: str, text: str) -> Any:
-    """`--set loss=dcl`: a function of the same module family, keeping the arguments it shares."""
+def _other_function(value: Any, path: str, text: str, metadata: Mapping[str, Any]) -> Any:
+    """`--set loss=dcl`: a function of the same module family, keeping the arguments it shares.
+
+    Metadata of the field: `like` names a function that stands for a value of None, `any` permits
+    functions of the family that are called otherwise, `keep` = False drops the old arguments.
+    """
+    value = _function(metadata["like"], None) if value is None else value
     current = value.func if isinstance(value, functools.partial) else value
     kept = value.keywords if isinstance(value, functools.partial) else {}
     home = _home(current)
@@ -182,19 +206,12 @@ def _other_function(value: Any, path: str, text: str) -> Any:
             f"--set {path}={text}: {path} is your own function; change it in your file"
         )
     choices = alike(current)
+    if metadata.get("any"):
+        choices |= public_functions(importlib.import_module(home))
     if text not in choices:
         raise ValueError(f"--set {path}={text}: {home} has no {unknown(text, choices)}")
-    names = arguments(choices[text])
+    names = arguments(choices[text]) if metadata.get("keep", True) else {}
     return functools.partial(choices[text], **{k: v for k, v in kept.items() if k in names})
-
-
-def _given(function: Callable[..., Any]) -> list[str]:
-    """Names of what the caller passes: positional parameters without a default."""
-    return [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
-    ]
 
 
 def _home(function: Callable[..., Any]) -> str | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
+from contrapose.keys.sources import Source
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.signals import measure, online_knn
@@ -122,6 +123,7 @@ class _Training:
         self.lr = recipe.scaling(recipe.lr, recipe.batch_size)
         encoder.to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
+        self.source = source_of_keys(recipe, encoder, len(images))
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.images = images.to(torch.device(device))
         self.at, seconds = 0, 0.0
@@ -131,6 +133,8 @@ class _Training:
             _same_images(state, images, run)
             encoder.load_state_dict(weights)
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.source is not None:
+                self.source.load_state_dict(state["keys"])
             torch.set_rng_state(state["torch"])
             self.at, seconds = state["step"], state["seconds"]
             if state["device"] == self.generator.device.type:
@@ -163,15 +167,25 @@ class _Training:
         label = None
         if self.images.label is not None:
             label = self.images.label[index].to(self.device)
-        batch = self.images.batch(index)
         seen = step(
-            self.encoder, self.optimizer, batch, label, recipe, self.generator, bf16=self.bf16
+            self.encoder,
+            self.optimizer,
+            self.images.batch(index),
+            label,
+            recipe,
+            self.generator,
+            index=index.to(self.device),
+            source=self.source,
+            bf16=self.bf16,
         )
         self.at += 1
         row = None
         if self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps):
             clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
             row = clock | {"lr": self.lr * factor} | measure(seen, recipe) | self._knn()
+        if self.source is not None and seen.entries is not None:
+            self.source.update(self.encoder, seen.entries)
+        if row is not None:
             self.run.append_metrics(row)
         speed = self.at * recipe.batch_size / max(self.seconds, 1e-9)
         return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row)
@@ -181,13 +195,16 @@ class _Training:
         return tenth or time.monotonic() - self.saved > CHECKPOINT_SECONDS
 
     def save(self) -> None:
-        if not all(bool(w.isfinite().all()) for w in self.encoder.state_dict().values()):
-            raise NonFiniteError("the update made a weight NaN or infinite")
+        keys = None if self.source is None else self.source.state_dict()
+        for name, held in (("a weight", self.encoder.state_dict()), ("a key", keys or {})):
+            if not all(bool(x.isfinite().all()) for x in held.values()):
+                raise NonFiniteError(f"the update made {name} NaN or infinite")
         state = {
             "device": self.generator.device.type,
             "step": self.at,
             "seconds": self.seconds,
             "optimizer": self.optimizer.state_dict(),
+            "keys": keys,
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
             "fingerprint": self.images.fingerprint,
@@ -228,6 +245,21 @@ class _Training:
         found = online_knn(self.encoder, self.images, self.recipe, self.device, self.bf16)
         self.encoder.train()
         return {"knn": found}
+
+
+def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> Source | None:
+    """What the recipe's `keys` makes for this encoder and as many images; None: the batch."""
+    if recipe.keys is None:
+        return None
+    weight = next(encoder.parameters())
+    blank = weight.new_zeros(1, encoder.channels, recipe.size, recipe.size)
+    modes = [(module, module.training) for module in encoder.modules()]
+    with torch.no_grad():
+        width = encoder.eval()(blank)[1].shape[1]
+    for module, training in modes:
+        module.training = training
+    source: Source = recipe.keys(encoder, images, width).to(weight.device)
+    return source
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Int[Tensor, " n"]:

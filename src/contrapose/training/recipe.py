@@ -5,7 +5,7 @@ It prints, is written to the run folder as JSON, and varies by `dataclasses.repl
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal
@@ -22,10 +22,14 @@ class Recipe:
     views: Callable[..., Any]  # policy(image, generator, size=) -> one view of each image
     backbone: Callable[..., Any]  # () -> module with `width`: image -> h
     head: Callable[..., Any]  # (width) -> module: h -> z
-    loss: Callable[..., Any]  # (z, group) -> scalar
+    loss: Callable[..., Any] = field(metadata={"any": True})  # (z, group) -> scalar; with `keys`
+    # as their kind says, (query, key, match) for instance
     optimizer: Callable[..., Any]  # (module, lr=) -> torch.optim.Optimizer
     schedule: Callable[..., Any]  # (epoch, epochs, warmup=) -> factor of lr
     scaling: Callable[..., Any]  # (lr, batch_size) -> lr
+    keys: Callable[..., Any] | None = field(  # (encoder, images, dim) -> source; None: the batch
+        default=None, metadata={"like": "contrapose.keys.sources.bank", "keep": False}
+    )
     positives: Literal["image", "class"] = "image"
     number_of_views: int = 2
     size: int = 32  # px, side of a view
@@ -34,17 +38,19 @@ class Recipe:
     warmup: float = 10  # epochs
     lr: float = 0.3  # before `scaling`
     clip: float | None = None  # largest norm of the gradient
+    chunk: int | None = None  # views per pass through the encoder (gradient caching); None: all
     seed: int = 0
 
     def __post_init__(self) -> None:
         at_least: list[tuple[str, float, str]] = [
-            ("number_of_views", 2, "a positive pair needs two"),
+            ("number_of_views", 2 if self.keys is None else 1, "a positive pair needs two"),
+            ("chunk", 1, "views; none embeds a batch at once"),
             ("size", 1, "pixels"),
             ("batch_size", 2, "every image needs another one as a negative"),
             ("warmup", 0, "epochs"),
         ]
         for name, low, why in at_least:
-            if not getattr(self, name) >= low:
+            if getattr(self, name) is not None and not getattr(self, name) >= low:
                 raise ValueError(f"{name}={getattr(self, name)}: use at least {low} ({why})")
         for name, value in (("epochs", self.epochs), ("lr", self.lr), ("clip", self.clip)):
             if value is not None and not (0 < value < math.inf):
@@ -78,5 +84,6 @@ class Recipe:
 
 def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Recipe:
     """The recipe that `describe` wrote; ValueError where it names a function outside `own`."""
-    functions = {"views", "backbone", "head", "loss", "optimizer", "schedule", "scaling"}
-    return Recipe(**{k: revive(v, own) if k in functions else v for k, v in described.items()})
+    functions = {"views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys"}
+    called = {k for k in functions if described.get(k) is not None}
+    return Recipe(**{k: revive(v, own) if k in called else v for k, v in described.items()})

@@ -6,12 +6,17 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
+from contrapose import losses
+from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
-from contrapose.training.loop import shuffled
+from contrapose.keys.contrast import Contrast, InBatch
+from contrapose.partials import describe, given, public_functions
+from contrapose.training.loop import shuffled, source_of_keys
 from contrapose.training.recipe import Recipe
-from contrapose.training.step import positive_groups
+from contrapose.training.step import lasting_groups, positive_groups
 
 
 def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
@@ -20,9 +25,9 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
     What cannot run says so here, before a folder is made: ValueError that names the recipe's field.
     The random state is left as it was.
     """
-    few = images.batch(torch.arange(min(4, len(images)))).cpu()
     trial = copy.deepcopy(network).train()
     index = shuffled(len(images), recipe.seed, 0)[: recipe.batch_size]
+    few = index[:4]
     label = None if images.label is None else images.label[index]
     group = positive_groups(recipe, label, len(index), torch.device("cpu"))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
@@ -31,19 +36,48 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
         with _part("schedule"):
             recipe.schedule(0.0, recipe.epochs, warmup=recipe.warmup)
         with _part("views"):
-            view = recipe.policy(few, torch.Generator().manual_seed(0))
+            policy, generator = recipe.policy, torch.Generator().manual_seed(0)
+            view = make_views(policy, images.batch(few).cpu(), generator, n=recipe.number_of_views)
         with _part("backbone and head"):
-            z = trial(view)[1]
+            width = trial(view.flatten(0, 1))[1].shape[1]
+        contrast: Contrast = InBatch(group.repeat(recipe.number_of_views))
+        z = _random_rows(len(index) * recipe.number_of_views, width)
+        with _part("keys"):
+            source = source_of_keys(recipe, trial, len(images))
+            if source is not None:
+                z = _random_rows(len(source.queries(view)) * len(few), width)
+                lasting = lasting_groups(recipe, None if label is None else label[:4], few)
+                entries = source.entries(view, z, few, lasting)
+                source.update(trial, entries)
+                contrast = source.contrast(len(z), entries)
         with _part("loss"):
-            rows = len(index) * recipe.number_of_views
-            many = torch.nn.functional.normalize(torch.randn(rows, z.shape[1]), dim=1)
-            many.requires_grad_()
-            value = recipe.loss(many, group.repeat(recipe.number_of_views))
-            value.backward()
+            _fitting(recipe, contrast)
+            value = contrast.loss(recipe.loss, z)
+            value.backward()  # type: ignore[no-untyped-call]
             if not value.isfinite():
                 raise ValueError(f"it is {float(value)} on random embeddings")
         with _part("optimizer"):
             recipe.optimizer(trial, lr=lr)
+
+
+def _random_rows(rows: int, width: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, width), dim=1).requires_grad_()
+
+
+def _fitting(recipe: Recipe, contrast: Contrast) -> None:
+    """Refuse a loss of another kind than the keys', with the names of those that would do."""
+    takes = given(recipe.loss)
+    if len(takes) == len(contrast.takes):
+        return
+    fit = [name for name, f in public_functions(losses).items() if given(f) == [*contrast.takes]]
+    name, source = (
+        None if f is None else describe(getattr(f, "func", f)).rpartition(".")[2]
+        for f in (recipe.loss, recipe.keys)
+    )
+    raise ValueError(
+        f"{name} takes ({', '.join(takes)}), and with keys={source} a loss is given "
+        f"({', '.join(contrast.takes)}); use --set loss=NAME with one of {', '.join(fit)}"
+    )
 
 
 @contextlib.contextmanager

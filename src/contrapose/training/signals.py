@@ -1,18 +1,20 @@
 """What can be seen while training, most of it without a label."""
 
 import warnings
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from contrapose.data import ImageSet, evenly
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, unit
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
-from contrapose.losses.temperature import entropy, temperature_at
-from contrapose.similarity import negatives
+from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
+from contrapose.losses.temperature import Tiles, entropy, temperature_at
+from contrapose.similarity import Pairs, paired, topk
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import Step
 
@@ -21,20 +23,21 @@ WATCHED = 1000  # images that the online kNN classifies, each by the others
 
 
 def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
-    """The signals of one batch: a metrics.jsonl row without its clock."""
-    z, group, h = seen.z, seen.group, seen.h
+    """The signals of one batch: a metrics.jsonl row without its clock.
+
+    Taken before the source of keys takes the batch in.
+    """
+    z, h, contrast = seen.z, seen.h, seen.contrast
     row = {
         "loss": seen.loss,
-        "chance": chance(recipe, z, group),
+        "chance": chance(recipe, z, contrast),
         "gradient_norm": seen.gradient_norm,
-        "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
-        "alignment": geometry.alignment(z, group),
+        **positives(z, contrast),
         "uniformity": geometry.uniformity(z),
         "effective_rank_h": geometry.effective_rank(h),
         "effective_rank_z": geometry.effective_rank(z),
+        **heat(recipe, z, contrast),
     }
-    if bool((group != group[0]).any()):
-        row |= heat(recipe, z, group)
     if seen.label is not None:
         known = seen.label >= 0
         classes = torch.bincount(seen.label[known])
@@ -43,33 +46,76 @@ def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
     return {name: float(value) for name, value in row.items()}
 
 
-def heat(recipe: Recipe, z: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> dict[str, float]:
+def positives(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
+    """Alignment with the positives, and how often the nearest candidate is one of them.
+
+    With a bank or a queue the one positive is the row's key, the candidates are all keys; with a
+    memory they are the other rows and all keys. Nothing where no row has a positive.
+    """
+    if isinstance(contrast, Matched):
+        key, match = contrast.key, contrast.match
+        own = unit(key[match])
+        nearest, index = topk(z, key, 1, pairs=contrast.pairs)
+        right = (index[:, 0] == match) | (nearest[:, 0] < paired(z, key[match]))
+        apart = (unit(z) - own).square().sum(dim=1)
+        return {
+            "contrastive_accuracy": float(right.float().mean()),
+            "alignment": float(apart.mean()),
+        }
+    if isinstance(contrast, Grouped):
+        names = torch.cat([contrast.group, contrast.key_group])
+        row_id = torch.arange(len(names), device=z.device)
+        pairs = Pairs(row_id=row_id[: len(z)], col_id=row_id)
+        nearest, index = topk(z, torch.cat([z, contrast.key]), 1, pairs=pairs)
+        near = contrast.group == names[index[:, 0]]
+        _, number, size = names.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+        some = size[number[: len(z)]] > 1
+        if not some.any():
+            return {}
+        found = {"contrastive_accuracy": float(near[some].float().mean())}
+    else:
+        found = {"contrastive_accuracy": geometry.contrastive_accuracy(z, contrast.group)}
+    if len(torch.unique(contrast.group)) < len(contrast.group):
+        found["alignment"] = geometry.alignment(z, contrast.group)
+    return found
+
+
+def heat(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
     """The temperature in force on these rows, and the effective negatives that it gives.
 
     With a perplexity the temperature is the one that gives it here; where every anchor has its own,
     their median. For a loss without one, effective negatives are those at NEUTRAL. Nothing where
-    the perplexity is more than there are negatives here.
+    there are no negatives here, or fewer than the perplexity.
     """
-    pairs, t = negatives(group), recipe.temperature
+    key, pairs, match = contrast.negatives(z)
+    fewest = int(Tiles(z, key, pairs, match).count.min())
+    t, keywords = recipe.temperature, getattr(recipe.loss, "keywords", {})
+    perplexity = keywords.get("perplexity")
+    if fewest <= (perplexity or 0):
+        return {}
     found: float | Tensor = NEUTRAL if t is None else t
-    keywords = getattr(recipe.loss, "keywords", {})
-    if (perplexity := keywords.get("perplexity")) is not None:
-        if len(group) - int(torch.unique(group, return_counts=True)[1].max()) <= perplexity:
-            return {}
+    if perplexity is not None:
+        per = keywords.get("per", "batch")
         with warnings.catch_warnings(action="ignore"):  # the step itself has warned
-            per = keywords.get("per", "batch")
-            found = temperature_at(z, z, perplexity=perplexity, per=per, pairs=pairs)
+            found = temperature_at(z, key, perplexity=perplexity, per=per, pairs=pairs, match=match)
         t = float(found.median())
-    felt = float(entropy(z, z, scale=1 / found, pairs=pairs).exp().mean())
+    felt = float(entropy(z, key, scale=1 / found, pairs=pairs, match=match).exp().mean())
     return ({} if t is None else {"temperature": t}) | {"effective_negatives": felt}
 
 
-def chance(recipe: Recipe, z: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> float:
-    """The loss of an encoder that gives every image the same embedding: ln(2B-1) for NT-Xent."""
+def chance(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> float:
+    """The loss of an encoder that gives every image the same embedding: ln(2B-1) for NT-Xent.
+
+    With keys, theirs are the same embedding too: ln(n) for InfoNCE against a bank of n.
+    """
     same = torch.zeros_like(z)
     same[:, 0] = 1.0
+    if not isinstance(contrast, InBatch):
+        key = torch.zeros_like(contrast.key)
+        key[:, 0] = 1.0
+        contrast = replace(contrast, key=key)
     with warnings.catch_warnings(action="ignore"):  # equal embeddings have every temperature
-        return float(recipe.loss(same, group))
+        return float(contrast.loss(recipe.loss, same))
 
 
 def online_knn(

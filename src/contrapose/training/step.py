@@ -9,6 +9,9 @@ from torch import Tensor
 
 from contrapose.augment import views as make_views
 from contrapose.encoders import Encoder
+from contrapose.keys import chunked
+from contrapose.keys.contrast import Contrast, InBatch
+from contrapose.keys.sources import Entries, Source
 from contrapose.training.recipe import Recipe
 
 
@@ -26,6 +29,8 @@ class Step:
     z: Float[Tensor, "N D"]
     group: Int[Tensor, " N"]
     label: Int[Tensor, " N"] | None
+    contrast: Contrast  # what the rows were compared with
+    entries: Entries | None  # for the source of the keys to take in
 
 
 def step(
@@ -36,28 +41,42 @@ def step(
     recipe: Recipe,
     generator: torch.Generator,
     *,
+    index: Int[Tensor, " B"] | None = None,
+    source: Source | None = None,
     bf16: bool = False,
 ) -> Step:
-    """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights."""
-    view = make_views(recipe.policy, image, generator, n=recipe.number_of_views).flatten(0, 1)
-    view = view.contiguous(memory_format=torch.channels_last)
+    """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights.
+
+    source, index: where keys come from if not from the batch, and which images these are. The
+    source is left as it was: `source.update(encoder, seen.entries)` takes the batch's keys in.
+    """
+    view = make_views(recipe.policy, image, generator, n=recipe.number_of_views)
+    query = view if source is None else source.queries(view)
+    rows = query.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    group = positive_groups(recipe, label, len(image), image.device)
+    entries = None
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-        h, z = encoder(view)
-    group = positive_groups(recipe, label, len(image), image.device).repeat(recipe.number_of_views)
-    loss = recipe.loss(z, group)
+        h, z = encoder(rows) if recipe.chunk is None else chunked(encoder, rows, chunk=recipe.chunk)
+        contrast: Contrast = InBatch(group.repeat(len(query)))
+        if source is not None:
+            assert index is not None
+            entries = source.entries(view, z, index, lasting_groups(recipe, label, index))
+            contrast = source.contrast(len(z), entries)
+    loss = contrast.loss(recipe.loss, z)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     parameters = [p for p in encoder.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()  # one synchronisation
     if not (math.isfinite(value) and math.isfinite(size)):
-        raise NonFiniteError(_where(view, h, z, value, size))
+        raise NonFiniteError(_where(rows, h, z, value, size))
     if recipe.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
     optimizer.step()
-    repeated = None if label is None else label.repeat(recipe.number_of_views)
-    return Step(value, size, h.detach().float(), z.detach().float(), group, repeated)
+    repeated = None if label is None else label.repeat(len(query))
+    h, z = h.detach().float(), z.detach().float()
+    return Step(value, size, h, z, group.repeat(len(query)), repeated, contrast, entries)
 
 
 def positive_groups(
@@ -76,6 +95,15 @@ def positive_groups(
             "labels; use --recipe simclr, or class subfolders"
         )
     return torch.where(label < 0, int(label.max()) + 1 + alone, label)
+
+
+def lasting_groups(
+    recipe: Recipe, label: Int[Tensor, " B"] | None, index: Int[Tensor, " B"]
+) -> Int[Tensor, " B"]:
+    """`positive_groups` by names that mean the same in every batch, for keys that outlive one."""
+    if recipe.positives == "image" or label is None:
+        return index
+    return torch.where(label < 0, -1 - index, label)
 
 
 def _where(view: Tensor, h: Tensor, z: Tensor, loss: float, norm: float) -> str:

@@ -1,0 +1,11 @@
+"""Where keys come from besides the batch: queues, banks, slow encoders; and batches of any size."""
+
+from contrapose.keys.caching import cached as cached
+from contrapose.keys.caching import chunked as chunked
+from contrapose.keys.momentum import MomentumEncoder as MomentumEncoder
+from contrapose.keys.momentum import momentum_copy as momentum_copy
+from contrapose.keys.sources import bank as bank
+from contrapose.keys.sources import memory as memory
+from contrapose.keys.sources import queue as queue
+from contrapose.keys.stores import Bank as Bank
+from contrapose.keys.stores import Queue as Queue

@@ -1,0 +1,72 @@
+"""What the rows of one step are compared with: each kind calls a loss with what it has.
+
+`negatives(z)` says the same as (key, pairs, match): keys, which of them count as negatives, and the
+one key of each row that never does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose.similarity import EVERY, Pairs, negatives
+
+Loss = Callable[..., Tensor]
+Negatives = tuple[Float[Tensor, "M D"], Pairs, Int[Tensor, " N"] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class InBatch:
+    """The other rows of the batch: loss(z, group)."""
+
+    group: Int[Tensor, " N"]
+
+    takes: ClassVar[tuple[str, ...]] = ("z", "group")
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        return loss(z, self.group)
+
+    def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
+        return z, negatives(self.group), None
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Keys of which row i's positive is `key[match[i]]`: loss(query, key, match, pairs=...)."""
+
+    key: Float[Tensor, "M D"]
+    match: Int[Tensor, " N"]
+    pairs: Pairs = EVERY
+
+    takes: ClassVar[tuple[str, ...]] = ("query", "key", "match")
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        rule: dict[str, Any] = {} if self.pairs is EVERY else {"pairs": self.pairs}
+        return loss(z, self.key, self.match, **rule)
+
+    def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
+        return self.key, self.pairs, self.match
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """The batch and older keys, positives where groups agree: loss(z, group, key, key_group)."""
+
+    group: Int[Tensor, " N"]
+    key: Float[Tensor, "M D"]
+    key_group: Int[Tensor, " M"]
+
+    takes: ClassVar[tuple[str, ...]] = ("z", "group", "key", "key_group")
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        return loss(z, self.group, self.key, self.key_group)
+
+    def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
+        every = torch.cat([self.group, self.key_group])
+        return torch.cat([z, self.key]), Pairs("different", self.group, every), None
+
+
+Contrast = InBatch | Matched | Grouped

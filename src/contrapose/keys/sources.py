@@ -1,0 +1,163 @@
+"""Where the keys of a training run come from: what a recipe's `keys` makes.
+
+`bank(encoder, images, dim, momentum=0.5)` and its like are called once, when training begins, with
+the encoder, the number of images and the width of z; a recipe binds the other arguments. In every
+step a source says which views the trained encoder embeds, makes the batch's own keys, and hands the
+loss what it contrasts with; after the step it takes the batch's keys in.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from contrapose.encoders import unit
+from contrapose.keys.contrast import Contrast, Grouped, Matched
+from contrapose.keys.momentum import MomentumEncoder
+from contrapose.keys.stores import Bank, Queue
+from contrapose.similarity import Pairs
+
+Views = Float[Tensor, "V B C S S"]
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Keys of one batch as a source takes them in, without gradient."""
+
+    key: Float[Tensor, "N D"]
+    index: Int[Tensor, " N"]  # which image
+    group: Int[Tensor, " N"]  # means the same in every batch
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a recipe's `keys` makes: an nn.Module, whose state is part of every checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+    def queries(self, view: Views) -> Views:
+        """The views that the trained encoder embeds."""
+
+    def entries(
+        self, view: Views, z: Tensor, index: Int[Tensor, " B"], group: Int[Tensor, " B"]
+    ) -> Entries:
+        """This batch's keys; `z` are the rows of `queries`, view by view."""
+
+    def contrast(self, rows: int, entries: Entries) -> Contrast:
+        """What those rows are compared with, before the entries are taken in."""
+
+    def update(self, encoder: nn.Module, entries: Entries) -> None:
+        """After the step: take the entries in, follow the encoder."""
+
+
+def bank(encoder: nn.Module, images: int, dim: int, *, momentum: float = 0.5) -> "FromBank":
+    """Every image's own slot is its positive, all other slots negatives (Wu et al., CVPR 2018).
+
+    v_i <- normalised m v_i + (1 - m) z_i after each step, m = `momentum`. One view is enough; with
+    several, each is compared with the slot, which moves towards their mean. Losses: `info_nce`,
+    `hard_info_nce`, `simple_info_nce`, `hard_simple_info_nce`. Memory: images x dim numbers.
+    """
+    return FromBank(Bank(images, dim, momentum))
+
+
+def queue(
+    encoder: nn.Module, images: int, dim: int, *, size: int = 65536, momentum: float = 0.999
+) -> "FromQueue":
+    """A momentum copy of the encoder makes the keys, a queue keeps the last `size` (MoCo).
+
+    The last view of an image is its key, embedded by the copy, the other views are queries. The
+    negatives of a query are the queue's keys but for older ones of its own image, not the batch's
+    (arXiv 1911.05722, algorithm 1). The queue starts full of random directions, as in the authors'
+    code. After each step the copy follows with `momentum` and the keys enter the queue. Losses: as
+    for `bank`.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"keys.queue: momentum={momentum}; use 0 <= momentum <= 1")
+    ring = Queue(size, dim)
+    ring.push(unit(torch.randn(size, dim)), torch.full((size,), -1))
+    return FromQueue(ring, MomentumEncoder(encoder), momentum)
+
+
+def memory(encoder: nn.Module, images: int, dim: int, *, size: int = 8192) -> "FromMemory":
+    """Rows of the batch and the last `size` embeddings before it, as they were then (XBM).
+
+    Cross-batch memory (arXiv 1912.06798): embeddings drift slowly, so recent ones serve as keys
+    without a second encoder. Positives are those of the anchor's class, or of its image where a
+    recipe's positives are images. It starts empty. Loss: `supcon_memory`.
+    """
+    return FromMemory(Queue(size, dim))
+
+
+class FromBank(nn.Module):
+    def __init__(self, bank: Bank) -> None:
+        super().__init__()
+        self.bank = bank
+
+    def queries(self, view: Views) -> Views:
+        return view
+
+    def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:
+        return Entries(z.detach(), index.repeat(len(view)), group.repeat(len(view)))
+
+    def contrast(self, rows: int, entries: Entries) -> Matched:
+        return Matched(self.bank.key, entries.index)
+
+    def update(self, encoder: nn.Module, entries: Entries) -> None:
+        self.bank.push(entries.key, entries.index)
+
+
+class FromQueue(nn.Module):
+    def __init__(self, queue: Queue, copy: MomentumEncoder, momentum: float) -> None:
+        super().__init__()
+        self.queue, self.copy, self.momentum = queue, copy, momentum
+
+    def queries(self, view: Views) -> Views:
+        if len(view) < 2:
+            raise ValueError(
+                "keys.queue needs two views of an image, a query and a key: --set number_of_views=2"
+            )
+        return view[:-1]
+
+    def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:
+        _, key = self.copy(view[-1].contiguous(memory_format=torch.channels_last))
+        return Entries(key, index, group)
+
+    def contrast(self, rows: int, entries: Entries) -> Matched:
+        new, times = entries.index, rows // max(1, len(entries.index))
+        key = torch.cat([entries.key, self.queue.key])
+        older = torch.zeros(len(key), dtype=torch.long, device=key.device)
+        older[len(new) :] = 1  # negatives are older: of another group than any row
+        pairs = Pairs(
+            "different",
+            row_group=older.new_zeros(rows),
+            col_group=older,
+            row_id=new.repeat(times),
+            col_id=torch.cat([new, self.queue.index]),
+        )
+        return Matched(key, torch.arange(len(new), device=key.device).repeat(times), pairs)
+
+    def update(self, encoder: nn.Module, entries: Entries) -> None:
+        self.queue.push(entries.key, entries.index, entries.group)
+        self.copy.update(encoder, self.momentum)
+
+
+class FromMemory(nn.Module):
+    def __init__(self, queue: Queue) -> None:
+        super().__init__()
+        self.queue = queue
+
+    def queries(self, view: Views) -> Views:
+        return view
+
+    def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:
+        return Entries(z.detach(), index.repeat(len(view)), group.repeat(len(view)))
+
+    def contrast(self, rows: int, entries: Entries) -> Grouped:
+        return Grouped(entries.group, self.queue.key, self.queue.group)
+
+    def update(self, encoder: nn.Module, entries: Entries) -> None:
+        self.queue.push(entries.key, entries.index, entries.group)
