@@ -1,0 +1,231 @@
+"""S1 equations 6 and 7: what the contrastive loss becomes at extreme temperatures, and teaches.
+
+    contrapose reproduce temperature_limits --scale cpu --jobs 2
+
+Numerically on drawn embeddings, and trained: the cold limit is a triplet loss without margin, the
+hot limit the simple loss. Negatives in the batch.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contrapose.encoders import unit
+from contrapose.experiments import evidence
+from contrapose.experiments.evidence import all_of
+from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
+from contrapose.experiments.wang_liu import (
+    COLD,
+    CONTRASTIVE,
+    IN_BATCH,
+    SCALES,
+    SIMPLE,
+    UNTRAINED,
+    job,
+)
+from contrapose.losses import cold_limit, hot_limit, nt_xent
+
+TRAINED = 0.3  # temperature of the ordinary loss beside the limits: S1's best on CIFAR-10
+NEARLY_COLD = 0.01
+SCALED = 0.07  # the cold limit is a loss over t: this t, the lowest of S1, sets its scale
+COLD_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+HOT_GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
+IMAGES, WIDTH = 256, 32
+MARGIN = 0.02  # of accuracy: what is called clearly better or worse
+
+
+def numerically(folder: Path, *, seed: int) -> dict[str, Any]:
+    """Distance of NT-Xent from its limits, in float64, and how it should fall."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(IMAGES, WIDTH, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, IMAGES, WIDTH, generator=generator, dtype=torch.float64)
+    z, group = unit((image + noise).flatten(0, 1)), torch.arange(IMAGES).repeat(2)
+    rows = 2 * IMAGES
+    candidates = (z @ z.T)[~torch.eye(rows, dtype=torch.bool)].view(rows, rows - 1)
+    variance = float(candidates.var(dim=1, correction=0).mean())
+
+    def left(limit: Any, t: float) -> float:
+        return float(nt_xent(z, group, temperature=t) - limit(z, group, temperature=t))
+
+    return {
+        "cold_left": [t * left(cold_limit, t) for t in COLD_GRID],
+        "cold_bound": [t * math.log(rows - 1) for t in COLD_GRID],
+        "hot_left": [left(hot_limit, t) for t in HOT_GRID],
+        "hot_expected": [variance / (2 * t**2) for t in HOT_GRID],
+    }
+
+
+def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
+    (data,) = SCALES[scale].data[:1]
+    found = []
+    for seed in seeds:
+        call = partial(numerically, seed=seed)
+        facts: dict[str, Any] = {"data": "drawn", "protocol": None, "loss": None, "tau": None}
+        found.append(Job(name=f"numerically-seed{seed}", call=call, facts=facts, seed=seed))
+        make = partial(job, scale=scale, seed=seed, data=data, protocol=IN_BATCH)
+        found += [
+            make(loss=COLD, tau=SCALED),
+            make(loss=CONTRASTIVE, tau=NEARLY_COLD),
+            make(loss=CONTRASTIVE, tau=TRAINED),
+            make(loss=SIMPLE),
+            make(loss=UNTRAINED, trained_for=0),
+        ]
+    return found
+
+
+def becomes_triplet(results: Results) -> Verdict:
+    """Between 0 and t log(candidates): so much a log-sum-exp can be above its largest term."""
+    left, bound = (
+        results.curve("cold_left", data="drawn"),
+        results.curve("cold_bound", data="drawn"),
+    )
+    if not left:
+        return Verdict.not_tested("no result")
+    inside = all(-1e-9 <= a <= b for a, b in zip(left, bound, strict=True))
+    words = ", ".join(f"{a:.1e} at {t:g}" for t, a in zip(COLD_GRID, left, strict=True))
+    return Verdict(inside and left == sorted(left), f"t L less the limit: {words}")
+
+
+def becomes_linear(results: Results) -> Verdict:
+    """What is left falls as Var(s) / (2 t^2): within a tenth of it from t = 10 on."""
+    left = results.curve("hot_left", data="drawn")
+    if not left:
+        return Verdict.not_tested("no result")
+    share = [a / b for a, b in zip(left, results.curve("hot_expected", data="drawn"), strict=True)]
+    words = ", ".join(f"{s:.3f} at {t:g}" for t, s in zip(HOT_GRID, share, strict=True))
+    far = [s for t, s in zip(HOT_GRID, share, strict=True) if t >= 10]
+    evidence_ = f"what is left over Var(s) / (2 t^2): {words}"
+    return Verdict(all(abs(s - 1) < 0.1 for s in far), evidence_)
+
+
+def cold_learns_nothing(results: Results) -> Verdict:
+    """Not clearly above the encoder before training, and clearly below the ordinary loss."""
+    here = _trained(results)
+    above = evidence.higher(here, "accuracy", {"loss": COLD}, {"loss": UNTRAINED}, by=MARGIN)
+    nothing = Verdict(None if above.holds is None else not above.holds, above.evidence)
+    plain = {"loss": CONTRASTIVE, "tau": TRAINED}
+    return all_of(nothing, evidence.higher(here, "accuracy", plain, {"loss": COLD}, by=MARGIN))
+
+
+def simple_is_worse(results: Results) -> Verdict:
+    plain = {"loss": CONTRASTIVE, "tau": TRAINED}
+    return evidence.higher(_trained(results), "accuracy", plain, {"loss": SIMPLE}, by=MARGIN)
+
+
+def simple_is_not_uniform(results: Results) -> Verdict:
+    plain = {"loss": CONTRASTIVE, "tau": TRAINED}
+    return evidence.higher(_trained(results), "uniformity", plain, {"loss": SIMPLE})
+
+
+def _trained(results: Results) -> Results:
+    return results.where(protocol=IN_BATCH)
+
+
+def bars(results: Results) -> Any:
+    found = _trained(results)
+    settings: list[tuple[str, dict[str, Any]]] = [
+        ("untrained", {"loss": UNTRAINED}),
+        ("triplet without margin (t to 0)", {"loss": COLD}),
+        (f"contrastive, t = {NEARLY_COLD:g}", {"loss": CONTRASTIVE, "tau": NEARLY_COLD}),
+        (f"contrastive, t = {TRAINED:g}", {"loss": CONTRASTIVE, "tau": TRAINED}),
+        ("simple (t to infinity)", {"loss": SIMPLE}),
+    ]
+    y = [found.mean("accuracy", **at) for _, at in settings]
+    if all(map(math.isnan, y)):
+        return None
+    x = [name for name, _ in settings]
+    layout = {"yaxis": {"title": {"text": "linear accuracy"}}}
+    return {"data": [{"type": "bar", "x": x, "y": y}], "layout": layout}
+
+
+def residuals(results: Results) -> Any:
+    left = results.curve("cold_left", data="drawn"), results.curve("hot_left", data="drawn")
+    if not left[0]:
+        return None
+    expected = results.curve("hot_expected", data="drawn")
+    lines = [
+        ("t L less the cold limit", COLD_GRID, left[0]),
+        ("L less the hot limit", HOT_GRID, left[1]),
+        ("Var(s) / (2 t^2)", HOT_GRID, expected),
+    ]
+    axes = {
+        "xaxis": {"type": "log", "title": {"text": "temperature"}},
+        "yaxis": {"type": "log", "title": {"text": "what is left"}, "exponentformat": "e"},
+    }
+    traces = [
+        {"type": "scatter", "mode": "lines+markers", "name": name, "x": list(x), "y": y}
+        for name, x, y in lines
+    ]
+    return {"data": traces, "layout": axes}
+
+
+EXPERIMENT = Experiment(
+    name="temperature_limits",
+    title="At extreme temperatures the contrastive loss teaches little",
+    source="S1 equations 6 and 7, section 3.2 (Wang & Liu, CVPR 2021)",
+    jobs=jobs,
+    measures={
+        "cold_left": "t L less the cold limit's, by temperature",
+        "cold_bound": "t log(candidates): the most it can be",
+        "hot_left": "L less the hot limit, by temperature",
+        "hot_expected": "Var(s) / (2 t^2)",
+        "accuracy": "test accuracy of a linear classifier on h",
+        "uniformity": "-L_uniform of z, t = 2, test images without augmentation",
+        "tolerance": "mean similarity of z of two test images of one class",
+        "local_separation": "similarity of two views, then of the ten nearest other images",
+        "knn": "accuracy of a vote of the 200 nearest training images by h",
+        "train_seconds": "training time, s",
+    },
+    claims=(
+        Claim(
+            "Towards temperature 0 the loss is a triplet loss without margin on the nearest "
+            "negative.",
+            "S1 eq. 6 [S1]",
+            becomes_triplet,
+        ),
+        Claim(
+            "Towards an infinite temperature the loss is the simple loss, lambda = 1/(N-1).",
+            "S1 eq. 7 [S1], lambda and the rate [D]",
+            becomes_linear,
+        ),
+        Claim(
+            "The triplet loss without margin learns nothing useful.",
+            "S1 section 3.2 [S1]",
+            cold_learns_nothing,
+        ),
+        Claim(
+            f"The simple loss is clearly worse than the ordinary one: by more than {MARGIN:g}.",
+            "S1 table 1 [S1]",
+            simple_is_worse,
+        ),
+        Claim(
+            "The simple loss does not make embeddings uniform.",
+            "S1 table 1 [S1]",
+            simple_is_not_uniform,
+        ),
+    ),
+    figures=(
+        Figure(
+            "Accuracy at the limits",
+            bars,
+            "The encoder before training is what nothing learned looks like.",
+        ),
+        Figure(
+            "Distance from the limits",
+            residuals,
+            "Logarithmic. Towards the left the cold limit is reached, to the right the hot one, "
+            "at the rate that the variance of the similarities predicts.",
+        ),
+    ),
+    costs={"smoke": "20 s", "cpu": "12 min on 2 cores"},
+    notes=(
+        "S1 says that the triplet loss without margin cannot learn any useful information; how it "
+        "was trained was not found. Here: in the batch, the optimiser of the other losses; useful "
+        f"means a linear classifier more than {MARGIN:g} above one on the encoder before training.",
+        "lambda = 1/(number of negatives) is what equation 7 implies; S1 does not print it.",
+    ),
+)
