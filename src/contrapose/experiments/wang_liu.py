@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from contrapose import losses
 from contrapose.data import NAMED, ImageSet, balanced, open_images
@@ -31,6 +33,7 @@ from contrapose.experiments.trained import (
 )
 from contrapose.experiments.trained import uniformity as l_uniform
 from contrapose.recipes import instance_discrimination
+from contrapose.similarity import Pairs, paired, topk
 from contrapose.training.recipe import Recipe
 
 BANK, IN_BATCH = "bank", "in-batch"
@@ -39,6 +42,21 @@ COLD = "cold"  # S1's eq. 6: a triplet loss without margin, on the nearest negat
 UNTRAINED = "untrained"  # the encoder before training: its loss is never called
 HARDEST = 4095  # negatives that the hard losses keep of S1's banks
 ALPHA = HARDEST / 50_000  # as a share: S1's alpha on CIFAR; for banks and batches of other sizes
+
+
+def cold_limit_of_keys(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    match: Int[Tensor, " N"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """InfoNCE as its temperature goes to 0 (S1, eq. 6): max(nearest negative - positive, 0) / t."""
+    every = torch.arange(len(key), device=key.device)
+    nearest, _ = topk(query, key, 1, pairs=Pairs(row_id=match, col_id=every))
+    return ((nearest[:, 0] - paired(query, key[match])).relu() / temperature).mean()
+
+
 LOSSES: Mapping[tuple[str, str], Any] = {
     (BANK, CONTRASTIVE): losses.info_nce,
     (BANK, SIMPLE): losses.simple_info_nce,
@@ -48,6 +66,7 @@ LOSSES: Mapping[tuple[str, str], Any] = {
     (IN_BATCH, SIMPLE): losses.simple,
     (IN_BATCH, HARD): losses.hard,
     (IN_BATCH, HARD_SIMPLE): losses.hard_simple,
+    (BANK, COLD): cold_limit_of_keys,
     (IN_BATCH, COLD): losses.cold_limit,
     (IN_BATCH, UNTRAINED): losses.nt_xent,
 }
