@@ -1,6 +1,7 @@
 """Identities between losses, limits known in closed form, and the papers' own formulas."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -248,3 +249,42 @@ def test_n_pairs_is_info_nce_at_temperature_one():
 def test_values_out_of_range_are_refused(loss, bad):
     with pytest.raises(ValueError, match=r"=(0\.0|-1\.0|1\.0); give a"):
         loss(z, image, temperature=T, **bad)
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 100])
+def test_surplus_positives_leave_numerator_and_denominator(views, k):  # SupCon, table 5
+    images = torch.tensor([4, 9, 2, 7, 5])
+    group = torch.tensor([0, 0, 1, 0, 0]).repeat(views)
+    x, image = torch.cat([z, z.roll(1, 1)])[: 5 * views], images.repeat(views)
+    s, kept_by, each = x @ x.T / T, torch.zeros(5 * views), []
+    for i in range(5 * views):
+        order = sorted(images[group[:5] == group[i]].tolist())
+        start = order.index(int(image[i]))
+        after = [*order[start:], *order[:start]]  # the anchor's image, those after it, from the top
+        rows = [r for a in after for r in range(5 * views) if image[r] == a]
+        at = rows.index(i)  # its view: from there on in every image
+        rows = [*rows[at + 1 : views], *rows[:at], *rows[at + views :], *rows[views : at + views]][
+            :k
+        ]
+        if rows:
+            kept_by[rows] += 1
+            negative = s[i][group != group[i]]
+            push = torch.cat([s[i][rows], negative]).logsumexp(0)
+            each.append(push - s[i][rows].mean())
+    with warnings.catch_warnings(action="ignore"):  # the lonely image
+        ours = losses.supcon(x, group, temperature=T, max_positives=k, image=image)
+    torch.testing.assert_close(ours, torch.stack(each).mean())
+    assert len(set(kept_by[group == 0].tolist())) == 1  # every row serves as often
+
+
+def test_a_cap_on_positives_above_their_number_is_supcon():
+    ours = losses.supcon(z, label, temperature=T, max_positives=2 * B, image=image)
+    torch.testing.assert_close(ours, losses.supcon(z, label, temperature=T))
+    alone = losses.supcon(z, image, temperature=T, max_positives=1, image=image)
+    torch.testing.assert_close(alone, losses.nt_xent(z, image, temperature=T))
+
+
+def test_a_cap_on_positives_needs_to_know_the_views():
+    with pytest.raises(ValueError, match="max_positives=1 with image=None"):
+        losses.supcon(z, label, temperature=T, max_positives=1)

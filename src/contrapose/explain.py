@@ -172,7 +172,7 @@ def signals_of_run(
         "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
         "effective_rank_h": geometry.effective_rank(embedded.h),
         "effective_rank_z": geometry.effective_rank(embedded.z),
-        **heat(subject.recipe, z, InBatch(group)),
+        **heat(subject.recipe, z, InBatch(group, group)),
         "width_h": embedded.h.shape[1],
         "width_z": embedded.z.shape[1],
     }

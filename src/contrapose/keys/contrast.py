@@ -4,6 +4,7 @@
 one key of each row that never does.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,11 +24,14 @@ class InBatch:
     """The other rows of the batch: loss(z, group)."""
 
     group: Int[Tensor, " N"]
+    image: Int[Tensor, " N"]  # for a loss with a keyword of that name
 
     takes: ClassVar[tuple[str, ...]] = ("z", "group")
 
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        return loss(z, self.group)
+        asked = inspect.signature(loss).parameters.get("image")
+        told = asked is not None and asked.kind is asked.KEYWORD_ONLY
+        return loss(z, self.group, **({"image": self.image} if told else {}))
 
     def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
         return z, negatives(self.group), None

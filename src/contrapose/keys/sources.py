@@ -39,7 +39,7 @@ class Source(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
-    def queries(self, view: Views) -> Views:
+    def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         """The views that the trained encoder embeds."""
 
     def entries(
@@ -97,7 +97,7 @@ class FromBank(nn.Module):
         super().__init__()
         self.bank = bank
 
-    def queries(self, view: Views) -> Views:
+    def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         return view
 
     def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:
@@ -115,7 +115,7 @@ class FromQueue(nn.Module):
         super().__init__()
         self.queue, self.copy, self.momentum = queue, copy, momentum
 
-    def queries(self, view: Views) -> Views:
+    def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         if len(view) < 2:
             raise ValueError(
                 "keys.queue needs two views of an image, a query and a key: --set number_of_views=2"
@@ -150,7 +150,7 @@ class FromMemory(nn.Module):
         super().__init__()
         self.queue = queue
 
-    def queries(self, view: Views) -> Views:
+    def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         return view
 
     def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:

@@ -60,8 +60,8 @@ class Queue(nn.Module):
     def push(
         self,
         key: Float[Tensor, "N D"],
-        index: Int[Tensor, " N"],
-        group: Int[Tensor, " N"] | None = None,
+        index: Int[Tensor, "..."],
+        group: Int[Tensor, "..."] | None = None,
     ) -> None:
         """Take in N keys of the images `index` (of all processes inside `across`).
 
@@ -106,7 +106,7 @@ class Bank(nn.Module):
         return len(self.key)
 
     @torch.no_grad()
-    def push(self, key: Float[Tensor, "N D"], index: Int[Tensor, " N"]) -> None:
+    def push(self, key: Float[Tensor, "N D"], index: Int[Tensor, "..."]) -> None:
         """Move the slots `index` towards `key` (of all processes inside `across`). O(N D).
 
         Raises ValueError for keys of another width, ids of another length or outside the bank.

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrapose.losses.capped import capped_supcon
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
 from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
 from contrapose.similarity import (
@@ -58,14 +59,31 @@ def supcon(
     perplexity: float | None = None,
     per: Per = "batch",
     anchor: Bool[Tensor, " N"] | None = None,
+    max_positives: int | None = None,
+    image: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
     """SupCon, sum outside the log (arXiv 2004.11362, eq. 2).
 
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  mean_{p in P(i)} s_ip/t
     `anchor` keeps only some rows in the mean, all rows stay candidates: the first view of each
     image, or the samples of the current task (Co2L's asymmetric loss, arXiv 2106.14413, eq. 3).
+    `max_positives` keeps at most so many positives of an anchor (table 5), its other views first;
+    the others leave P(i) and A(i). `image` says which rows are views of one image; `capped.py`
+    says which other positives are kept. With 1 and two views only the other view is. Training
+    gives `image` itself. Raises ValueError for max_positives below 1 or without `image`.
     """
-    return _supcon("supcon", z, group, temperature, perplexity, per, anchor)
+    if max_positives is None:
+        return _supcon("supcon", z, group, temperature, perplexity, per, anchor)
+    if max_positives < 1 or image is None or image.shape != group.shape:
+        raise ValueError(
+            f"supcon: max_positives={max_positives} with image="
+            f"{None if image is None else tuple(image.shape)} for {len(z)} rows; give at least 1, "
+            "and the image of each row, so that views of one are known"
+        )
+    z = check_groups("supcon", z, group)
+    t = _temperature("supcon", z, everyone(z), group, temperature, perplexity, per)
+    loss, count = capped_supcon(z, group, image, t, max_positives)
+    return mean_over_anchors("supcon", loss, count > 0, among=anchor)
 
 
 def supcon_in(

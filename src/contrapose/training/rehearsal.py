@@ -40,7 +40,8 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
             view = make_views(policy, images.batch(few).cpu(), generator, n=recipe.number_of_views)
         with _part("backbone and head"):
             width = trial(view.flatten(0, 1))[1].shape[1]
-        contrast: Contrast = InBatch(group.repeat(recipe.number_of_views))
+        views_of = torch.arange(len(index)).repeat(recipe.number_of_views)
+        contrast: Contrast = InBatch(group.repeat(recipe.number_of_views), views_of)
         z = _random_rows(len(index) * recipe.number_of_views, width)
         with _part("keys"):
             source = source_of_keys(recipe, trial, len(images))

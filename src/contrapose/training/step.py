@@ -57,7 +57,8 @@ def step(
     entries = None
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         h, z = encoder(rows) if recipe.chunk is None else chunked(encoder, rows, chunk=recipe.chunk)
-        contrast: Contrast = InBatch(group.repeat(len(query)))
+        views_of = torch.arange(len(image), device=image.device).repeat(len(query))
+        contrast: Contrast = InBatch(group.repeat(len(query)), views_of)
         if source is not None:
             assert index is not None
             entries = source.entries(view, z, index, lasting_groups(recipe, label, index))
