@@ -20,6 +20,7 @@ BELOW = {
     "training": BOTTOM | {"losses", "keys", "evaluation"},
     "recipes": BOTTOM | {"losses", "keys", "evaluation", "training"},
     "experiments": BOTTOM | {"losses", "keys", "evaluation", "training", "recipes"},
+    "verification": {"similarity", "losses", "keys", "training"},
     "report": set(),
 }
 

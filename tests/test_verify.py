@@ -41,10 +41,29 @@ for function in (nt_xent, supcon_in, dcl):
 main()
 """
 
+RAISES = """
+from contrapose import losses
+from contrapose.cli import main
+right = losses.dcl
+
+def dcl(z, group, *, temperature):
+    if len(z) == 12 and not group[0] == FIRST:
+        raise ArithmeticError("of this process alone")
+    return right(z, group, temperature=temperature)
+
+from contrapose.verification.checks import SMALL
+FIRST = SMALL.group()[0]
+dcl.__module__ = "contrapose.losses"
+losses.dcl = dcl
+if __name__ == "__main__":
+    main()
+"""
+
 
 def test_the_losses_pass_and_the_numbers_are_written(tmp_path):
     done = contrapose(
-        "verify", "--quick", "--only", "nt_xent,clip", "--ranks", 2, "--json", "proof.json",
+        "verify", "--quick", "--only", "hard,simple_info_nce,supcon_memory", "--ranks", 2,
+        "--json", "proof.json",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,10 +71,11 @@ def test_the_losses_pass_and_the_numbers_are_written(tmp_path):
     assert "checks passed" in done.stdout and "FAILED" not in done.stdout
     record = json.loads((tmp_path / "proof.json").read_text())
     assert record["passed"] and record["environment"]["ranks"] == 2
-    shapes = {tuple(c["rows"]) for c in record["checks"] if c["loss"] == "nt_xent"}
+    shapes = {tuple(c["rows"]) for c in record["checks"] if c["loss"] == "hard"}
     assert shapes == {(24,), (12, 12), (18, 6), (24, 0)}
+    assert {c["keys"] for c in record["checks"]} == {"batch", "ranks", "queue", "bank", "memory"}
     assert {c["precision"] for c in record["checks"]} == {"fp64", "fp32", "bf16", "fp16"}
-    assert all(0 < c["gradient_error"] <= c["tolerance"] for c in record["checks"])
+    assert all(0 <= c["gradient_error"] <= c["tolerance"] for c in record["checks"])
 
 
 def test_a_wrong_loss_fails_on_processes_that_torchrun_started(tmp_path):
@@ -93,6 +113,25 @@ def test_every_loss_is_checked_or_said_to_be_left_out():
         found = list(cases(loss, 3, quick=False))
         assert {layout for _, layout, _ in found} == set(layouts(3)), name
         assert {p for _, _, p in found} == {"fp64", "fp32", "bf16", "fp16"}, name
+
+
+def test_losses_against_keys_are_checked_with_every_store_that_feeds_them():
+    def stores(name):
+        found = cases(public_functions(losses)[name], 3, quick=True)
+        return {problem.stored for problem, _, _ in found}
+
+    assert stores("hard_info_nce") == {None, "queue", "bank"}
+    assert stores("supcon_memory") == {None, "memory"}
+    assert stores("nt_xent") == {None}
+
+
+def test_an_error_on_one_process_ends_all_of_them_and_is_said(tmp_path):
+    (tmp_path / "wrong.py").write_text(RAISES)
+    command = [sys.executable, "wrong.py", "verify", "--quick", "--only", "dcl", "--ranks", "2"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "rank 1: dcl, keys of ranks, 12+12 rows: ArithmeticError" in done.stderr
+    assert "stopped: dcl" in done.stdout and "0 of 1 checks passed" in done.stdout
 
 
 @pytest.mark.parametrize("rows", [1, 7, 24, 1100])

@@ -235,7 +235,7 @@ def verify(
     print_record(record)
     if json is not None:
         typer.echo(f"Written: {json}")
-    if record.failures:
+    if not record.passed:
         raise typer.Exit(1)
 
 

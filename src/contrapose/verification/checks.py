@@ -106,7 +106,7 @@ def judged(
     worst = max(errors, key=lambda name: errors[name])
     return Check(
         loss=problem.name,
-        keys="batch" if len(layout.shares) == 1 else "ranks",
+        keys=problem.stored or ("batch" if len(layout.shares) == 1 else "ranks"),
         inputs=problem.inputs.name,
         layout=layout.name,
         rows=tuple(s.stop - s.start for s in layout.slices(problem.rows)),

@@ -2,9 +2,9 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from contrapose.similarity import across, dense, using
 from contrapose.verification.inputs import data, keywords, parameters_of, the_same_everywhere
+from contrapose.verification.stored import sources_of, stored_data, stored_losses
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Outcome:
 class Problem:
     """A loss and what it is called with.
 
-    `instead`: settings that stand in place of a temperature.
+    `stored`: the queue, bank or memory from which the keys come. `instead`: settings that stand in
+    place of a temperature.
     """
 
     loss: Callable[..., Tensor]
     inputs: Inputs
+    stored: str | None = None
     instead: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -63,14 +66,18 @@ class Problem:
 
     @cached_property
     def data(self) -> dict[str, Tensor]:
+        rows = self.inputs.z(), self.inputs.group()
+        if self.stored:
+            return stored_data(*rows)
         parameters = parameters_of(self.loss)
-        given = data(parameters, self.inputs.z(), self.inputs.group())
+        given = data(parameters, *rows)
         return dict(zip(parameters, given, strict=False))
 
     @cached_property
     def spread(self) -> set[str]:
         """The data that are rows of the batch: processes hold different ones."""
-        return self.data.keys() - the_same_everywhere(parameters_of(self.loss))
+        all_hold = set() if self.stored else the_same_everywhere(parameters_of(self.loss))
+        return self.data.keys() - all_hold
 
     @property
     def rows(self) -> int:
@@ -114,16 +121,29 @@ class Problem:
 
         operands = {k: operand(k, x) for k, x in (self.data | self.settings()).items()}
         joined = contextlib.nullcontext() if group is None else across(group)
+        total = 0.0
         with warnings.catch_warnings(), joined:
             warnings.simplefilter("ignore")  # of rows without a positive: they are meant
-            loss = self.loss(**operands)
-        torch.autograd.backward(loss)
+            for loss in self.losses(operands):
+                torch.autograd.backward(loss)
+                total += float(loss.detach())
         gradient = {
             name: (torch.zeros_like(x) if x.grad is None else x.grad).double().cpu()
             for name, x in operands.items()
             if isinstance(x, Tensor) and x.is_floating_point()
         }
-        return Outcome(float(loss.detach()), gradient)
+        return Outcome(total, gradient)
+
+    def losses(self, operands: dict[str, Any]) -> Iterator[Float[Tensor, ""]]:
+        """One, or one of every step."""
+        if not self.stored:
+            yield self.loss(**operands)
+            return
+        settings = {name: operands[name] for name in self.settings()}
+        rows = {name: operands[name] for name in self.data}
+        yield from stored_losses(
+            self.stored, partial(self.loss, **settings), self.inputs.rows, **rows
+        )
 
     def joined(self, parts: Sequence[Outcome]) -> Outcome:
         """What the processes found, put together as DDP does it: by the mean over processes.
@@ -139,9 +159,10 @@ class Problem:
 
 
 def problems(loss: Callable[..., Tensor], inputs: Inputs) -> list[Problem]:
-    """The loss at a temperature and, where it takes one, at a perplexity."""
+    """The loss with keys of the batch, at a temperature and at a perplexity, and of stores."""
     found = [Problem(loss, inputs)]
+    found += [Problem(loss, inputs, stored=name) for name in sources_of(loss)]
     if "perplexity" in parameters_of(loss):
         for per in ("batch", "anchor"):
-            found.append(Problem(loss, inputs, (("perplexity", 5.0), ("per", per))))
+            found.append(Problem(loss, inputs, None, (("perplexity", 5.0), ("per", per))))
     return found

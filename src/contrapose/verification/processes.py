@@ -3,8 +3,8 @@
 import contextlib
 import datetime
 import os
+import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 from contrapose.machine import choose_device
 
-PATIENCE = datetime.timedelta(seconds=120)  # for the others, before a check is called stuck
+PATIENCE = datetime.timedelta(seconds=60)  # for the others, before a check is called stuck
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def _worker(
     with _one_thread(), _joined(rank, len(devices), devices[rank], store) as place:
         try:
             work(place, *args)
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
             os._exit(1)  # without waiting for the others, who then hear of it at once
 
 

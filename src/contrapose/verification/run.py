@@ -33,12 +33,22 @@ LEFT_OUT = {
 }
 
 
+class Stopped(RuntimeError):
+    """An error that ends all checks; the check it came from has failed."""
+
+    def __init__(self, check: Check) -> None:
+        rows = "+".join(map(str, check.rows))
+        super().__init__(f"{check.loss}, keys of {check.keys}, {rows} rows: {check.error}")
+        self.check = check
+
+
 @dataclass(frozen=True)
 class Record:
     """What was checked, what was not and why, and how long it took."""
 
     checks: list[Check]
     left_out: dict[str, str]
+    stopped: str | None
     seconds: float
     environment: dict[str, Any]
 
@@ -46,10 +56,15 @@ class Record:
     def failures(self) -> list[Check]:
         return [check for check in self.checks if not check.passed]
 
+    @property
+    def passed(self) -> bool:
+        return not self.failures and not self.stopped
+
     def as_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "passed": not self.failures,
+            "passed": self.passed,
+            "stopped": self.stopped,
             "checks": [asdict(check) for check in self.checks],
             "left_out": self.left_out,
             "tolerance": {
@@ -81,15 +96,22 @@ def verify(
     names = chosen(only)
     if out is not None and not out.parent.is_dir():
         raise FileNotFoundError(f"--json {out}: there is no folder {out.parent}; make it first")
-    start = time.perf_counter()
-    with processes(ranks, device, work, names, quick) as place:
-        checks = work(place, names, quick, watch)
-        found = environment(place.device, False) | {"ranks": place.world}
-    seconds = round(time.perf_counter() - start, 1)
+    start, checks, stopped = time.perf_counter(), list[Check](), None
+    with processes(ranks, device, take_part, names, quick) as place:
+        try:
+            for check in work(place, names, quick, watch):
+                checks.append(check)
+        except RuntimeError as error:
+            if place.rank:
+                raise
+            stopped = str(error)
+            checks += [error.check] if isinstance(error, Stopped) else []
     if place.rank:
         return None
     left_out = {name: why for name, why in LEFT_OUT.items() if name in (only or LEFT_OUT)}
-    record = Record(checks, left_out, seconds, found)
+    where = environment(place.device, False) | {"ranks": place.world}
+    seconds = round(time.perf_counter() - start, 1)
+    record = Record(checks, left_out, stopped, seconds, where)
     if out is not None:
         replace_file(out, as_json_bytes(record.as_json()))
     return record
@@ -108,18 +130,22 @@ def work(
     names: Sequence[str],
     quick: bool,
     watch: Callable[[str, int, int], None] = lambda loss, done, of: None,
-) -> list[Check]:
+) -> Iterator[Check]:
     """This process' part of every check; on the first process what came of them."""
-    checks: list[Check] = []
     for done, name in enumerate(names):
         watch(name, done, len(names))
         loss = public_functions(losses)[name]
         mine = [solve(place, *case) for case in cases(loss, place.world, quick)]
         found = place.gathered(mine)
         if found:
-            checks += judge(cases(loss, place.world, quick), found)
+            yield from judge(cases(loss, place.world, quick), found)
     watch("", len(names), len(names))
-    return checks
+
+
+def take_part(place: Place, names: Sequence[str], quick: bool) -> None:
+    """What the processes besides the first do."""
+    for _ in work(place, names, quick):
+        pass
 
 
 Case = tuple[Problem, Layout, str]
@@ -145,7 +171,10 @@ def wanted(problem: Problem, precision: str, layout: Layout, quick: bool) -> boo
 
 
 def solve(place: Place, problem: Problem, layout: Layout, precision: str) -> Outcome | str | None:
-    """This process' part; the error where there was one; nothing where it has no part."""
+    """This process' part; the error where there was one; nothing where it has no part.
+
+    Raises Stopped for an error in company, since the others may be waiting for what never comes.
+    """
     ranks = len(layout.shares)
     if place.rank >= ranks:
         return None
@@ -157,7 +186,10 @@ def solve(place: Place, problem: Problem, layout: Layout, precision: str) -> Out
             device=place.device,
         )
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        found = f"{type(error).__name__} on rank {place.rank}: {error}"
+        if ranks == 1:
+            return found
+        raise Stopped(judged(problem, layout, precision, found, Outcome(0.0, {}))) from error
 
 
 def judge(of: Iterator[Case], found: Sequence[Sequence[Outcome | str | None]]) -> Iterator[Check]:

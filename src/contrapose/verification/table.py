@@ -34,6 +34,9 @@ def print_record(record: Record) -> None:
         console.print(Text("FAILED ", style="bold red") + Text(sentence(check)))
     if len(record.failures) > SHOWN:
         console.print(f"and {len(record.failures) - SHOWN} failures more; --json FILE has them all")
+    if record.stopped:
+        text = "; the checks after it were not run, see above for what another process says"
+        console.print(Text("stopped: ", style="bold red") + Text(record.stopped + text))
     good = len(record.checks) - len(record.failures)
     style = "bold red" if record.failures else "bold green"
     where = f"{record.environment['ranks']} ranks, {record.environment['device']}"
