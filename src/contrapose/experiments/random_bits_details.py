@@ -99,7 +99,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
         Job(
             name=f"{change.replace(' ', '-').replace(chr(39), '')}-bits{bits}-seed{seed}",
             call=partial(changed_cell, change=change, bits=bits, seed=seed, **small),
-            facts={"change": change, "bits": bits},
+            facts={"data": "digits" if smoke else "mnist", "change": change, "bits": bits},
             seed=seed,
         )
         for seed in seeds
