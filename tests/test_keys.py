@@ -226,6 +226,23 @@ def test_more_negatives_than_keys_are_refused():
             f(query, bank, torch.tensor([0, 1]), k=5, **more)
 
 
+def test_keys_embedded_in_shuffled_parts_come_back_in_their_order():
+    trained = encoder()
+    trained.head.append(nn.BatchNorm1d(4))  # whose statistics are the part's
+    view, index = torch.rand(2, 7, 1, 8, 8), torch.arange(7)
+    whole, parts = (keys.queue(trained, 9, 4, size=5, chunk=c).train() for c in (None, 3))
+    torch.manual_seed(1)
+    ours = parts.entries(view, None, index, index).key
+    torch.manual_seed(1)
+    for part in torch.randperm(7).tensor_split(3):
+        torch.testing.assert_close(ours[part], whole.entries(view[:, part], None, part, part).key)
+    trained.eval()
+    whole, parts = (keys.queue(trained, 9, 4, size=5, chunk=c) for c in (None, 3))
+    torch.testing.assert_close(
+        *(s.eval().entries(view, None, index, index).key for s in (whole, parts))
+    )
+
+
 # ---- gradient caching ----------------------------------------------------------------------------
 
 

@@ -65,21 +65,31 @@ def bank(encoder: nn.Module, images: int, dim: int, *, momentum: float = 0.5) ->
 
 
 def queue(
-    encoder: nn.Module, images: int, dim: int, *, size: int = 65536, momentum: float = 0.999
+    encoder: nn.Module,
+    images: int,
+    dim: int,
+    *,
+    size: int = 65536,
+    momentum: float = 0.999,
+    chunk: int | None = None,
 ) -> "FromQueue":
     """A momentum copy of the encoder makes the keys, a queue keeps the last `size` (MoCo).
 
     The last view of an image is its key, embedded by the copy, the other views are queries. The
     negatives of a query are the queue's keys but for older ones of its own image, not the batch's
     (arXiv 1911.05722, algorithm 1). The queue starts full of random directions, as in the authors'
-    code. After each step the copy follows with `momentum` and the keys enter the queue. Losses: as
-    for `bank`.
+    code. After each step the copy follows with `momentum` and the keys enter the queue.
+    `chunk`: the copy embeds the batch in a random order, at most so many images at a time, so that
+    keys and queries have other BN statistics, as shuffled BN on several devices gives them.
+    Losses: as for `bank`. Raises ValueError for a momentum outside [0, 1], a size or a chunk below 1.
     """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"keys.queue: chunk={chunk}; use at least 1 image, or none")
     if not 0 <= momentum <= 1:
         raise ValueError(f"keys.queue: momentum={momentum}; use 0 <= momentum <= 1")
     ring = Queue(size, dim)
     ring.push(unit(torch.randn(size, dim)), torch.full((size,), -1))
-    return FromQueue(ring, MomentumEncoder(encoder), momentum)
+    return FromQueue(ring, MomentumEncoder(encoder), momentum, chunk)
 
 
 def memory(encoder: nn.Module, images: int, dim: int, *, size: int = 8192) -> "FromMemory":
@@ -100,7 +110,7 @@ class FromBank(nn.Module):
     def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         return view
 
-    def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:
+    def entries(self, view: Views, z: Any, index: Tensor, group: Tensor) -> Entries:
         return Entries(z.detach(), index.repeat(len(view)), group.repeat(len(view)))
 
     def contrast(self, rows: int, entries: Entries) -> Matched:
@@ -111,9 +121,11 @@ class FromBank(nn.Module):
 
 
 class FromQueue(nn.Module):
-    def __init__(self, queue: Queue, copy: MomentumEncoder, momentum: float) -> None:
+    def __init__(
+        self, queue: Queue, copy: MomentumEncoder, momentum: float, chunk: int | None = None
+    ) -> None:
         super().__init__()
-        self.queue, self.copy, self.momentum = queue, copy, momentum
+        self.queue, self.copy, self.momentum, self.chunk = queue, copy, momentum, chunk
 
     def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         if len(view) < 2:
@@ -122,9 +134,14 @@ class FromQueue(nn.Module):
             )
         return view[:-1]
 
-    def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:
-        _, key = self.copy(view[-1].contiguous(memory_format=torch.channels_last))
-        return Entries(key, index, group)
+    def entries(self, view: Views, z: Any, index: Tensor, group: Tensor) -> Entries:
+        image = view[-1].contiguous(memory_format=torch.channels_last)
+        if self.chunk is None or len(image) <= self.chunk:
+            return Entries(self.copy(image)[1], index, group)
+        order = torch.randperm(len(image)).to(image.device)
+        parts = order.tensor_split(-(-len(image) // self.chunk))
+        key = torch.cat([self.copy(image[part])[1] for part in parts])
+        return Entries(torch.empty_like(key).index_copy_(0, order, key), index, group)
 
     def contrast(self, rows: int, entries: Entries) -> Matched:
         new, times = entries.index, rows // max(1, len(entries.index))
@@ -153,7 +170,7 @@ class FromMemory(nn.Module):
     def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         return view
 
-    def entries(self, view: Views, z: Tensor, index: Tensor, group: Tensor) -> Entries:
+    def entries(self, view: Views, z: Any, index: Tensor, group: Tensor) -> Entries:
         return Entries(z.detach(), index.repeat(len(view)), group.repeat(len(view)))
 
     def contrast(self, rows: int, entries: Entries) -> Grouped:
