@@ -206,6 +206,7 @@ def _local(task: Task, jobs: int, resources: Mapping[str, Any]) -> Generator[Non
                 if code is None:
                     continue
                 workers.remove(worker)
+                worker.stdin.close()  # type: ignore[union-attr]
                 if code == 0:
                     continue
                 if code != STOPPED and not _mourn(task, worker.pid, code):
@@ -267,8 +268,7 @@ def _end(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
             worker.kill()
     for worker in workers:
         worker.wait()
-        assert worker.stdin is not None
-        worker.stdin.close()
+        worker.stdin.close()  # type: ignore[union-attr]
 
 
 def _slurm(

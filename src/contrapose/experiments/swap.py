@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
+import torch.nn.functional as F
 
-from contrapose.encoders import unit
 from contrapose.experiments.evidence import spread
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.losses import nt_xent
@@ -30,10 +29,12 @@ def measure(folder: Path, *, temperature: float, seed: int) -> dict[str, Any]:
     Exchanged: embeddings of image j and of image k change places, all views of each. Control: one
     view of each changes places only, so that positives are torn apart. In float64.
     """
+    from sklearn.datasets import load_digits  # here, so that listing experiments stays quick
+
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.from_numpy(load_digits().data[:IMAGES])
     noise = torch.randn(2, *pixels.shape, generator=generator, dtype=torch.float64)
-    z = unit((pixels + NOISE * noise).sub(pixels.mean(dim=0)))  # [V B D]
+    z = F.normalize(pixels + NOISE * noise - pixels.mean(dim=0), dim=2)  # [V B D]
     group = torch.arange(IMAGES).repeat(2)
     j, k = torch.randperm(IMAGES, generator=generator)[:2].tolist()
     together, torn = z.clone(), z.clone()

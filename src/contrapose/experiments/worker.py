@@ -90,7 +90,7 @@ def attempt(place: "Place", task: Task) -> None:
         except InterruptedTraining:
             raise Stopped from None
         except Exception as error:
-            words = f"{type(error).__name__}: {error}"
+            words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             fail(place, task.invocation, words, traceback.format_exc())
 
 
