@@ -50,6 +50,18 @@ def test_imports_point_down(layer):
         assert used <= BELOW[layer] | {layer}, path
 
 
+ABOVE = {"api", "explain", "estimator", "reproduce", "cli", "__main__"}
+
+
+@pytest.mark.parametrize("layer", BELOW)
+def test_only_experiments_call_what_trains_a_run_whole(layer):
+    allowed = {"api", "explain"} if layer == "experiments" else set()
+    for path in files(layer):
+        parts = (name.split(".") for name in imports(path))
+        used = {p[1] for p in parts if p[0] == "contrapose" and len(p) > 1} & ABOVE
+        assert used <= allowed, path
+
+
 def test_the_report_needs_no_torch():
     for path in files("report"):
         assert not any(name.split(".")[0] in ("torch", "torchvision") for name in imports(path)), (
@@ -57,9 +69,10 @@ def test_the_report_needs_no_torch():
         )
 
 
-@pytest.mark.parametrize("module", ["contrapose", "contrapose.report", "contrapose.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["contrapose", "contrapose.report", "contrapose.cli", "contrapose.experiments.evidence"],
+)
 def test_torch_is_not_imported_before_it_is_needed(module):
-    if not files(module.partition(".")[2] or "__init__"):
-        pytest.skip(f"{module} does not exist")
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
