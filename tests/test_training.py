@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import contrapose
-from contrapose import augment, encoders, losses, recipes
+from contrapose import augment, encoders, keys, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import Encoder
 from contrapose.training import optim
@@ -87,6 +88,50 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_where_an_unbroken_one_does(
     contrapose.resume(broken, images=digits)
     assert same(final(broken), final(whole))
     assert broken.read("status.json")["state"] == "finished"
+
+
+KEYS = {
+    "bank": dict(keys=partial(keys.bank, momentum=0.5), number_of_views=1),
+    "queue": dict(keys=partial(keys.queue, size=300, momentum=0.9, chunk=50), chunk=70),
+    "memory": dict(
+        keys=partial(keys.memory, size=300), loss=partial(losses.supcon_memory, temperature=0.2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_are_resumed_bit_for_bit_within_an_epoch(tmp_path, digits, kind):
+    contrast = partial(losses.info_nce, temperature=0.2)
+    recipe = quick(**{"loss": contrast, "epochs": 1, "warmup": 0} | KEYS[kind])
+    whole = contrapose.train(recipe, digits, out=tmp_path / "whole")
+
+    def stop(progress):
+        if progress.step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedTraining):
+        contrapose.train(recipe, digits, out=tmp_path / "broken", watch=stop)
+    torch.manual_seed(12345)
+    run = contrapose.resume(tmp_path / "broken", images=digits)
+    assert same(final(run), final(whole))
+    assert Encoder.load(run.path).state_dict().keys() == final(whole)[0].keys()  # the query's alone
+
+
+def test_keys_are_chosen_on_the_command_line_and_a_loss_that_does_not_fit_is_named(
+    tmp_path, digits
+):
+    bank = ["keys=bank", "keys.momentum=0.7"]
+    with pytest.raises(ValueError, match=r"nt_xent takes \(z, group\).*keys=bank.*info_nce"):
+        contrapose.train(quick(), digits, out=tmp_path / "run", changes=bank)
+    assert not (tmp_path / "run").exists()
+    run = contrapose.train(
+        quick(epochs=1), digits, out=tmp_path / "run", changes=[*bank, "loss=info_nce"]
+    )
+    written = run.read("recipe.json")["recipe"]
+    assert written["keys"]["momentum"] == 0.7 and written["loss"]["temperature"] == 0.2
+    assert run.metrics()[-1]["chance"] == pytest.approx(math.log(len(digits)), abs=1e-5)
+    with pytest.raises(ValueError, match="put --set keys=bank before it"):
+        contrapose.train(quick(), digits, out=tmp_path / "no", changes=["keys.momentum=0.5"])
 
 
 def test_a_killed_process_is_resumed_from_its_last_checkpoint(tmp_path):

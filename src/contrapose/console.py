@@ -108,7 +108,7 @@ def print_findings(findings: Sequence[dict[str, str]]) -> None:
 
 def print_inventory() -> None:
     """Everything that a name on the command line can mean."""
-    from contrapose import augment, encoders, experiments, losses, recipes
+    from contrapose import augment, encoders, experiments, keys, losses, recipes
     from contrapose.data import COMPOSED, NAMED
     from contrapose.partials import alike, public_functions
     from contrapose.training import optim
@@ -133,8 +133,12 @@ def print_inventory() -> None:
     )
     section("encoders (--encoder)", first_lines(encoders.BACKBONES))
     section("heads (--set head=...)", first_lines(encoders.HEADS))
-    usable = alike(losses.nt_xent)
+    usable, against_keys = alike(losses.nt_xent), alike(losses.info_nce)
+    against_keys |= alike(losses.supcon_memory)
     section("losses (--set loss=...)", first_lines(list(usable.values())))
+    section("keys from elsewhere (--set keys=...)", first_lines(list(alike(keys.bank).values())))
+    section("losses with such keys (--set loss=...)", first_lines(list(against_keys.values())))
+    usable |= against_keys
     others = [f for name, f in public_functions(losses).items() if name not in usable]
     section("losses of other inputs (in Python)", first_lines(others))
     section("views (--set views=...)", first_lines(list(alike(augment.simclr).values())))

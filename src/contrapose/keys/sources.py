@@ -81,7 +81,8 @@ def queue(
     code. After each step the copy follows with `momentum` and the keys enter the queue.
     `chunk`: the copy embeds the batch in a random order, at most so many images at a time, so that
     keys and queries have other BN statistics, as shuffled BN on several devices gives them.
-    Losses: as for `bank`. Raises ValueError for a momentum outside [0, 1], a size or a chunk below 1.
+    Losses: as for `bank`. Raises ValueError for a momentum outside [0, 1], and for a size or a
+    chunk below 1.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"keys.queue: chunk={chunk}; use at least 1 image, or none")
