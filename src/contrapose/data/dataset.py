@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from contrapose.data.composed.sets import features_of
+from contrapose.data.composed.parts import features_of
 from contrapose.data.images import ImageSet
 
 

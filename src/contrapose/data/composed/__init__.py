@@ -1,9 +1,9 @@
 """Images with competing features: composed on the device from other sets, every label known."""
 
 from contrapose.data.composed.canvas import Layout as Layout
+from contrapose.data.composed.parts import features_of as features_of
 from contrapose.data.composed.sets import coloured as coloured
 from contrapose.data.composed.sets import digits_on_images as digits_on_images
-from contrapose.data.composed.sets import features_of as features_of
 from contrapose.data.composed.sets import layout as layout
 from contrapose.data.composed.sets import many_digits as many_digits
 from contrapose.data.composed.sets import random_bits as random_bits

@@ -8,8 +8,6 @@ or of a re-implementation where both are silent, as each function says.
 """
 
 import colorsys
-import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -27,11 +25,9 @@ from contrapose.data.composed.canvas import (
     WithBits,
     binary,
 )
-from contrapose.data.images import ImageSet, Pixels, digest
-from contrapose.partials import unknown
+from contrapose.data.composed.parts import Labels, assembled, named_as, with_features
+from contrapose.data.images import ImageSet, Pixels
 
-Labels = Int[Tensor, " N"]
-Features = Mapping[str, tuple[Labels, tuple[str, ...]]]  # name -> (label of each image, classes)
 CORNERS = (0.15, 0.45, 0.75)  # of the side: 33, 100 and 168 of 224 px (the notebook)
 PRESENCE = 100  # classes up to which the presence of each is a feature
 _CHUNK = 4096  # images hashed at a time
@@ -74,13 +70,13 @@ def many_digits(
     elif len(glyphs.classes) <= PRESENCE:
         for c in range(len(glyphs.classes)):
             own[f"holds {c}"] = (digit[which] == c).any(dim=1).long(), ("absent", "present")
-    named = _named(
+    named = named_as(
         many_digits, glyphs.name, digits=digits, placement=placement, by=by, canvas=canvas,
         images=images, channels=channels, seed=seed,
     )  # fmt: skip
     pixels = Canvas(ink, digit, (Glyphs(which, place, glyphs.size),), side, channels, by)
-    made = _composed(named, pixels, glyphs, notes=notes)
-    return _with_features(made, own, label or ("digit" if "digit" in own else None))
+    made = assembled(named, pixels, glyphs, notes=notes)
+    return with_features(made, own, label or ("digit" if "digit" in own else None))
 
 
 def digits_on_images(
@@ -124,10 +120,10 @@ def digits_on_images(
         own["glyph"] = which[:, 0], tuple(map(str, range(count)))
     groups = (Glyphs(which, place, size),)
     pixels = Canvas(ink, digit, groups, images.size, images.channels, by, images.pixels)
-    named = _named(
+    named = named_as(
         digits_on_images, images.name, glyphs.name, unique=unique, glyph=glyph, by=by, seed=seed
     )
-    return _with_features(_composed(named, pixels, images, glyphs, notes=notes), own, label)
+    return with_features(assembled(named, pixels, images, glyphs, notes=notes), own, label)
 
 
 def two_digits(
@@ -157,16 +153,16 @@ def two_digits(
         Glyphs(which[:, k : k + 1], place[:, k : k + 1], size)
         for k, size in enumerate((fixed, varied))
     )
-    named = _named(
+    named = named_as(
         two_digits, glyphs.name, fixed=fixed, varied=varied, by=by, canvas=canvas, images=images,
         channels=channels, seed=seed,
     )  # fmt: skip
     pixels = Canvas(ink, digit, groups, canvas, channels, by)
-    made = _composed(named, pixels, glyphs, notes=notes)
+    made = assembled(named, pixels, glyphs, notes=notes)
     if not glyphs.classes:
         return made
     own = {name: (digit[which[:, k]], glyphs.classes) for k, name in enumerate(("fixed", "varied"))}
-    return _with_features(made, own, label or "fixed")
+    return with_features(made, own, label or "fixed")
 
 
 def random_bits(
@@ -186,9 +182,9 @@ def random_bits(
     value = torch.cat([draws.hashed(key, images.batch(index)) for index in everything])
     value = value & (2**bits - 1)
     own = {f"bit {j}": (one, ("0", "1")) for j, one in enumerate(binary(value, bits).unbind(dim=1))}
-    named = _named(random_bits, images.name, bits=bits, seed=seed)
-    made = _composed(named, WithBits(images.pixels, value, bits), images)
-    return _with_features(replace(made, constant=bits), own, label)
+    named = named_as(random_bits, images.name, bits=bits, seed=seed)
+    made = assembled(named, WithBits(images.pixels, value, bits), images)
+    return with_features(replace(made, constant=bits), own, label)
 
 
 def coloured(
@@ -211,9 +207,9 @@ def coloured(
     _refuse_bits("coloured", images)
     which = draws.below(_key("coloured", images, seed), len(images), 1, colours)[:, 0]
     own = {"colour": (which, tuple(f"hue {360 * k / colours:.0f}" for k in range(colours)))}
-    named = _named(coloured, images.name, colours=colours, saturation=saturation, seed=seed)
+    named = named_as(coloured, images.name, colours=colours, saturation=saturation, seed=seed)
     shade = _palette(colours, saturation)[which]
-    return _with_features(_composed(named, Tinted(images.pixels, shade), images), own, label)
+    return with_features(assembled(named, Tinted(images.pixels, shade), images), own, label)
 
 
 def layout(images: ImageSet, index: Int[Tensor, " B"]) -> Layout:
@@ -224,68 +220,6 @@ def layout(images: ImageSet, index: Int[Tensor, " B"]) -> Layout:
     if pixels is None:
         raise ValueError(f"layout: {images.name} has no digits whose places are known")
     return pixels.layout(index)
-
-
-def features_of(images: ImageSet) -> dict[str, Labels]:
-    """Every label there is; a plain set's only one is called `image`."""
-    if images.features or images.label is None:
-        return dict(images.features)
-    return {"image": images.label}
-
-
-def _with_features(images: ImageSet, own: Features, label: str | None) -> ImageSet:
-    """The set with features of its own beside those of its base; `label` names the one to learn."""
-    every = dict(images.features)
-    for name, (value, _) in own.items():
-        if name in every:
-            raise ValueError(f"{images.name}: its images already have a feature {name!r}")
-        every[name] = value
-    if label is None:
-        return replace(images, features=every)
-    if label not in every:
-        raise ValueError(f"{images.name}: label={label}: no feature {unknown(label, every)}")
-    if label in own:
-        classes = own[label][1]
-    elif images.label is not None and torch.equal(every[label], images.label):
-        classes = images.classes
-    else:
-        classes = tuple(map(str, range(int(every[label].max()) + 1)))
-    print_ = digest(images.fingerprint.encode(), label.encode())
-    return replace(images, features=every, label=every[label], classes=classes, fingerprint=print_)
-
-
-def _composed(
-    named: tuple[str, str],
-    pixels: Pixels,
-    base: ImageSet,
-    *others: ImageSet,
-    notes: Mapping[str, int] | None = None,
-) -> ImageSet:
-    """The base with other pixels; a canvas without images behind it has no label of theirs."""
-    alone = isinstance(pixels, Canvas) and pixels.base is None
-    prints = [part.fingerprint.encode() for part in (base, *others)]
-    return replace(
-        base,
-        name=named[0],
-        pixels=pixels,
-        label=None if alone else base.label,
-        classes=() if alone else base.classes,
-        channels=pixels.channels,
-        size=pixels.side,
-        fingerprint=digest(named[1].encode(), base.split.encode(), *prints),
-        skipped=(*base.skipped, *(skipped for part in others for skipped in part.skipped)),
-        notes={**base.notes, **(notes or {})},
-        features={} if alone else features_of(base),
-    )
-
-
-def _named(function: Callable[..., ImageSet], *sets: str, **options: object) -> tuple[str, str]:
-    """(the set as one would ask for it, the same with every option)"""
-    name = function.__name__.replace("_", "-")
-    usual = {p.name: p.default for p in inspect.signature(function).parameters.values()}
-    every = [f"{key}={value}" for key, value in options.items()]
-    asked = [f"{key}={value}" for key, value in options.items() if value != usual[key]]
-    return f"{name}({', '.join([*sets, *asked])})", f"{name}({', '.join([*sets, *every])})"
 
 
 def _key(name: str, images: ImageSet, seed: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from contrapose.data.composed.sets import features_of
+from contrapose.data.composed.parts import features_of
 from contrapose.data.images import ImageSet
 from contrapose.data.split import evenly
 

@@ -75,7 +75,8 @@ def open_call(
     opened = []
     for role, part in zip(sets, parts, strict=True):
         if role == "images":
-            how: dict[str, Any] = {"split": split, "size": size, "channels": channels}
+            under = None if function is coloured else channels  # three come out of any
+            how: dict[str, Any] = {"split": split, "size": size, "channels": under}
         else:
             # the same K glyphs in every split: a feature is whether an encoder tells them apart
             same = given.get("unique") is not None

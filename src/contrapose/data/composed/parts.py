@@ -1,0 +1,81 @@
+"""What all composed sets have in common: pixels of their own, labels of every feature, a name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from contrapose.data.composed.canvas import Canvas
+from contrapose.data.images import ImageSet, Pixels, digest
+from contrapose.partials import unknown
+
+Labels = Int[Tensor, " N"]
+Features = Mapping[str, tuple[Labels, tuple[str, ...]]]  # name -> (label of each image, classes)
+SHAPE = ("canvas", "images", "channels")  # options that the shape of the pixels shows
+
+
+def features_of(images: ImageSet) -> dict[str, Labels]:
+    """Every label there is; a plain set's only one is called `image`."""
+    if images.features or images.label is None:
+        return dict(images.features)
+    return {"image": images.label}
+
+
+def with_features(images: ImageSet, own: Features, label: str | None) -> ImageSet:
+    """The set with features of its own beside those of its base; `label` names the one to learn."""
+    every = dict(images.features)
+    for name, (value, _) in own.items():
+        if name in every:
+            raise ValueError(f"{images.name}: its images already have a feature {name!r}")
+        every[name] = value
+    if label is None:
+        return replace(images, features=every)
+    if label not in every:
+        raise ValueError(f"{images.name}: label={label}: no feature {unknown(label, every)}")
+    if label in own:
+        classes = own[label][1]
+    elif images.label is not None and torch.equal(every[label], images.label):
+        classes = images.classes
+    else:
+        classes = tuple(map(str, range(int(every[label].max()) + 1)))
+    print_ = digest(images.fingerprint.encode(), label.encode())
+    return replace(images, features=every, label=every[label], classes=classes, fingerprint=print_)
+
+
+def assembled(
+    named: tuple[str, str],
+    pixels: Pixels,
+    base: ImageSet,
+    *others: ImageSet,
+    notes: Mapping[str, int] | None = None,
+) -> ImageSet:
+    """The base with other pixels; a canvas without images behind it has no label of theirs."""
+    alone = isinstance(pixels, Canvas) and pixels.base is None
+    shape = repr((len(pixels), pixels.channels, pixels.side))
+    prints = [part.fingerprint.encode() for part in (base, *others)]
+    return replace(
+        base,
+        name=named[0],
+        pixels=pixels,
+        label=None if alone else base.label,
+        classes=() if alone else base.classes,
+        channels=pixels.channels,
+        size=pixels.side,
+        fingerprint=digest(named[1].encode(), shape.encode(), base.split.encode(), *prints),
+        skipped=(*base.skipped, *(skipped for part in others for skipped in part.skipped)),
+        notes={**base.notes, **(notes or {})},
+        features={} if alone else features_of(base),
+    )
+
+
+def named_as(function: Callable[..., ImageSet], *sets: str, **options: object) -> tuple[str, str]:
+    """(the set as one would ask for it, what of it is not in its shape)"""
+    name = function.__name__.replace("_", "-")
+    usual = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    asked = [f"{key}={value}" for key, value in options.items() if value != usual[key]]
+    # whether the shape was asked for or came by itself makes no other set: `assembled` has it
+    rest = {key: value for key, value in options.items() if key not in SHAPE}
+    return f"{name}({', '.join([*sets, *asked])})", f"{name} {rest}"
