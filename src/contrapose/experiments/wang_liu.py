@@ -89,7 +89,7 @@ class Scale:
 IMAGENET_100 = "imagenet-100"
 SCALES = {
     "smoke": Scale(
-        data=("digits",), width=16, epochs=4, protocol=None, changes={"batch_size": 64, "lr": 0.1}
+        data=("digits",), width=16, epochs=2, protocol=None, changes={"batch_size": 64}
     ),
     "cpu": Scale(
         data=("cifar10",), images=5000, probed=10_000, width=128, epochs=80, protocol=None,
