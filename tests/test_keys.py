@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -371,3 +373,38 @@ def test_many_ranks_hold_and_compute_what_one_does():
             assert of_rank == states[0]  # bit for bit the same on every rank
             for mine, x in zip(of_rank, state, strict=True):
                 torch.testing.assert_close(torch.tensor(mine, dtype=x.dtype), x)
+
+
+MEASURE = """
+import resource, torch
+from torch.nn.functional import normalize
+from contrapose import keys, losses
+
+def step(n, loss, **more):
+    bank = keys.Bank(n, 128, 0.5)
+    z = normalize(torch.randn(128, 128), dim=1).requires_grad_()
+    index = torch.randperm(n)[:128]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loss(z, bank.key, index, **more).backward()
+    bank.push(z, index)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+step(500, losses.LOSS, **MORE)
+print(step(200_000, losses.LOSS, **MORE))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KB on Linux only")
+@pytest.mark.parametrize(
+    "loss, more",
+    [
+        ("info_nce", {"temperature": 0.07}),
+        ("hard_info_nce", {"temperature": 0.07, "k": 400}),
+        ("simple_info_nce", {"weight": 0.1}),
+    ],
+)
+def test_a_step_with_a_bank_of_102_mb_copies_none_of_it(loss, more):
+    code = MEASURE.replace("LOSS", loss).replace("MORE", str(more))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 30

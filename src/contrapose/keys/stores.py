@@ -100,7 +100,8 @@ class Bank(nn.Module):
             )
         self.momentum = momentum
         self.key: Tensor
-        self.register_buffer("key", (2 * torch.rand(n, dim) - 1) * math.sqrt(3 / dim))
+        most = math.sqrt(3 / dim)
+        self.register_buffer("key", torch.empty(n, dim).uniform_(-most, most))
 
     def __len__(self) -> int:
         return len(self.key)

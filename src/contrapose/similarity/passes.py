@@ -50,7 +50,7 @@ class Warm(torch.autograd.Function):
         scaled = query * scale
         weight = torch.where(total > 0, grad / total, 0.0)  # d L / d e_ij, the same along a row
         down = grad_below / below if ctx.columns else None  # and along a column
-        dquery, dkey = torch.zeros_like(query), torch.zeros_like(key)
+        dquery, dkey = torch.zeros_like(query), _room(ctx, key)
         with torch.autocast(query.device.type, enabled=False):
             for i, I in enumerate(ctx.rows):
                 for j, J in enumerate(ctx.cols):
@@ -62,7 +62,7 @@ class Warm(torch.autograd.Function):
                     e = ctx.kept.get((i, j))
                     e = (scaled[I] @ key[J].T).exp_() if e is None else e
                     _pull(ctx, dquery, dkey, query, key, I, J, e * w)
-        return dquery * scale, dkey * scale, (dquery * query).sum(), None, None, None
+        return dquery * scale, _times(dkey, scale), (dquery * query).sum(), None, None, None
 
 
 class WarmSelf(torch.autograd.Function):
@@ -137,12 +137,12 @@ class Cold(torch.autograd.Function):
         # d lse_i / d logit_ij is the softmax weight p_ij, rebuilt from lse instead of stored.
         query, key, scale, lse = ctx.saved_tensors
         lse = torch.where(lse == -math.inf, 0.0, lse)  # a row without pairs: every p_ij is 0
-        dquery, dkey = torch.zeros_like(query), torch.zeros_like(key)
+        dquery, dkey = torch.zeros_like(query), _room(ctx, key)
         with torch.autocast(query.device.type, enabled=False):
             for I, J, logits in _logits(query * scale, key, ctx.block):
                 p = logits.sub_(lse[I, None]).exp_().mul_(grad[I, None])
                 _pull(ctx, dquery, dkey, query, key, I, J, p)
-        return dquery * scale, dkey * scale, (dquery * query).sum(), None, None
+        return dquery * scale, _times(dkey, scale), (dquery * query).sum(), None, None
 
 
 class SoftplusSum(torch.autograd.Function):
@@ -191,7 +191,7 @@ class TopK(torch.autograd.Function):
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         query, key, value, index = ctx.saved_tensors
         grad = torch.where(value == -math.inf, 0.0, grad)
-        dquery, dkey = torch.zeros_like(query), torch.zeros_like(key)
+        dquery, dkey = torch.zeros_like(query), _room(ctx, key)
         with torch.autocast(query.device.type, enabled=False):
             for I in _slices(len(query), max(1, ctx.tile**2 // len(key))):
                 g = query.new_zeros(I.stop - I.start, len(key)).scatter_add_(1, index[I], grad[I])
@@ -220,6 +220,15 @@ def _pull(ctx, dquery, dkey, query, key, I, J, g) -> None:  # type: ignore[no-un
     dquery[I].addmm_(g, key[J])  # also what the scale's gradient is made of
     if ctx.needs_input_grad[1]:
         dkey[J].addmm_(g.T, query[I])
+
+
+def _room(ctx, key: Tensor) -> Tensor | None:  # type: ignore[no-untyped-def]
+    """Zeros for the key's gradient, where one is asked for: a bank wants none, and is large."""
+    return torch.zeros_like(key) if ctx.needs_input_grad[1] else None
+
+
+def _times(x: Tensor | None, scale: Tensor) -> Tensor | None:
+    return None if x is None else x * scale
 
 
 def _weights(blocks: list[Blocks], i: int, j: int, weight: list[Tensor]) -> Tensor | None:
