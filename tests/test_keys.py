@@ -16,8 +16,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from contrapose import keys, losses
 from contrapose.encoders import Encoder, linear, small_conv
+from contrapose.keys.contrast import Grouped
 from contrapose.keys.sources import Entries
 from contrapose.similarity import across
+from contrapose.training.signals import positives
 
 T = 0.2
 
@@ -245,6 +247,26 @@ def test_keys_embedded_in_shuffled_parts_come_back_in_their_order():
     )
 
 
+def test_signals_look_at_the_keys():
+    """Against a queue: how often no older key is nearer than the own one; against a memory: how
+    often the nearest of all rows and keys is of the row's group."""
+    z, older, images = rows(6), rows(7, seed=1), torch.tensor([0, 1, 2, 0, 4, 9, 9])
+    source = keys.queue(encoder(), 9, 4, size=7).double()
+    source.queue.push(older, images)
+    own, index = rows(3, seed=2), torch.arange(3)
+    found = positives(z, source.contrast(6, Entries(own, index, index)))
+    nearer = [older[images != i % 3] @ z[i] < own[i % 3] @ z[i] for i in range(6)]
+    assert found["contrastive_accuracy"] == pytest.approx(sum(bool(x.all()) for x in nearer) / 6)
+    apart = (z - own.repeat(2, 1)).square().sum(dim=1)
+    assert found["alignment"] == pytest.approx(float(apart.mean()))
+
+    group = torch.tensor([0, 1, 2, 0, 5, 7])  # 5 and 7 have no positive
+    found = positives(z, Grouped(group, older, images))
+    s, names = torch.cat([z, older]) @ z.T, torch.cat([group, images])
+    right = names[s[:, :4].fill_diagonal_(-2).argmax(dim=0)] == group[:4]
+    assert found["contrastive_accuracy"] == pytest.approx(float(right.double().mean()))
+
+
 # ---- gradient caching ----------------------------------------------------------------------------
 
 
@@ -340,6 +362,24 @@ def two_steps(part):
     return found, state
 
 
+class InChunks(nn.Module):
+    def __init__(self, encode, chunk):
+        super().__init__()
+        self.encode, self.chunk = encode, chunk
+
+    def forward(self, x):
+        return normalize(keys.chunked(self.encode, x, chunk=self.chunk), dim=1)
+
+
+def gradients_in_chunks(part, wrapped):
+    """Of NT-Xent over all ranks, by DistributedDataParallel where there are several."""
+    encode = InChunks(network(nn.Tanh()), 2)
+    model = nn.parallel.DistributedDataParallel(encode) if wrapped else encode
+    x, group = rows(12, 6)[part], torch.arange(12)[part] // 2
+    losses.nt_xent(model(x), group, temperature=T).backward()
+    return [w.grad.tolist() for w in encode.parameters()]
+
+
 def worker(rank, store, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
@@ -347,12 +387,15 @@ def worker(rank, store, out):
     for share in SHARES:
         start = sum(share[:rank])
         with across():
-            found, state = two_steps(slice(start, start + share[rank]))
+            part = slice(start, start + share[rank])
+            found, state = two_steps(part)
+            cached = gradients_in_chunks(part, wrapped=True)
         for x in found.values():  # what DDP does: the mean over ranks
             dist.all_reduce(x)
         states = [None] * 3
         dist.all_gather_object(states, [x.tolist() for x in state])
-        results.append(({name: (x / 3).tolist() for name, x in found.items()}, states))
+        found = {name: (x / 3).tolist() for name, x in found.items()}
+        results.append((found, states, cached))
     if rank == 0:
         out.put(results)
     dist.destroy_process_group()
@@ -364,7 +407,10 @@ def test_many_ranks_hold_and_compute_what_one_does():
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(worker, (f"{folder}/store", out), nprocs=3, start_method="spawn")
     found, state = two_steps(slice(None))
-    for share, (theirs, states) in zip(SHARES, out.get(), strict=True):
+    whole = gradients_in_chunks(slice(None), wrapped=False)
+    for share, (theirs, states, cached) in zip(SHARES, out.get(), strict=True):
+        for mine, x in zip(cached, whole, strict=True):
+            torch.testing.assert_close(torch.tensor(mine), torch.tensor(x))
         for name, x in found.items():
             torch.testing.assert_close(
                 torch.tensor(theirs[name], dtype=torch.float64), x, msg=f"{name}, {share}"

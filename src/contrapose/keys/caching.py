@@ -24,7 +24,8 @@ def chunked(encode: nn.Module, x: Tensor, *, chunk: int) -> Any:
     the first, on a CPU and on CUDA; running statistics take in every chunk once. BatchNorm
     normalises by the chunk, so a network with BN computes something else than on the whole batch,
     as it does on several devices. `encode` may return a tensor or a tuple of them, each with a row
-    for every row of x. Raises ValueError for a chunk below 1.
+    for every row of x. Under DistributedDataParallel call it in the forward of the module that is
+    wrapped. Raises ValueError for a chunk below 1.
     """
     if chunk < 1:
         raise ValueError(f"chunked: chunk={chunk}; use at least 1 row")
