@@ -130,6 +130,9 @@ def test_keys_are_chosen_on_the_command_line_and_a_loss_that_does_not_fit_is_nam
     written = run.read("recipe.json")["recipe"]
     assert written["keys"]["momentum"] == 0.7 and written["loss"]["temperature"] == 0.2
     assert run.metrics()[-1]["chance"] == pytest.approx(math.log(len(digits)), abs=1e-5)
+    with pytest.raises(ValueError, match="classes would go unseen"):
+        labelled = [*bank, "positives=class", "loss=info_nce"]
+        contrapose.train(quick(), digits, out=tmp_path / "no", changes=labelled)
     with pytest.raises(ValueError, match="put --set keys=bank before it"):
         contrapose.train(quick(), digits, out=tmp_path / "no", changes=["keys.momentum=0.5"])
 

@@ -22,12 +22,13 @@ class Recipe:
     views: Callable[..., Any]  # policy(image, generator, size=) -> one view of each image
     backbone: Callable[..., Any]  # () -> module with `width`: image -> h
     head: Callable[..., Any]  # (width) -> module: h -> z
-    loss: Callable[..., Any] = field(metadata={"any": True})  # (z, group) -> scalar; with `keys`
-    # as their kind says, (query, key, match) for instance
+    # (z, group) -> scalar; with keys from elsewhere (query, key, match) or (z, group, key, key_group)
+    loss: Callable[..., Any] = field(metadata={"any": True})
     optimizer: Callable[..., Any]  # (module, lr=) -> torch.optim.Optimizer
     schedule: Callable[..., Any]  # (epoch, epochs, warmup=) -> factor of lr
     scaling: Callable[..., Any]  # (lr, batch_size) -> lr
-    keys: Callable[..., Any] | None = field(  # (encoder, images, dim) -> source; None: the batch
+    # (encoder, images, dim) -> source of keys; None: the batch is all there is
+    keys: Callable[..., Any] | None = field(
         default=None, metadata={"like": "contrapose.keys.sources.bank", "keep": False}
     )
     positives: Literal["image", "class"] = "image"

@@ -12,7 +12,7 @@ from contrapose import losses
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
-from contrapose.keys.contrast import Contrast, InBatch
+from contrapose.keys.contrast import Contrast, InBatch, Matched
 from contrapose.partials import describe, given, public_functions
 from contrapose.training.loop import shuffled, source_of_keys
 from contrapose.training.recipe import Recipe
@@ -67,6 +67,11 @@ def _random_rows(rows: int, width: int) -> Tensor:
 
 def _fitting(recipe: Recipe, contrast: Contrast) -> None:
     """Refuse a loss of another kind than the keys', with the names of those that would do."""
+    if isinstance(contrast, Matched) and recipe.positives == "class":
+        raise ValueError(
+            "positives=class with keys of which one is an image's positive: classes would go "
+            "unseen; use --set positives=image, or --set keys=memory --set loss=supcon_memory"
+        )
     takes = given(recipe.loss)
     if len(takes) == len(contrast.takes):
         return
