@@ -106,6 +106,22 @@ def test_effective_negatives_runs_between_one_and_all():
     assert same == pytest.approx(5, rel=1e-4)
 
 
+def test_lidar_counts_the_directions_that_tell_images_apart():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(3000, 12, generator=generator)
+    image[:, 8:] = 0  # four directions in which only views differ
+    noise = torch.randn(2, 3000, 12, generator=generator) * torch.linspace(0.5, 2, 12)
+    noise[:, :, :8] = 0.3 * torch.randn(2, 3000, 8, generator=generator)
+    views, group = (image + noise).flatten(0, 1), torch.arange(3000).repeat(2)
+    assert geometry.lidar(views, group) == pytest.approx(8.7, abs=0.3)
+    assert geometry.effective_rank(views) > 10
+    turned = views @ torch.linalg.qr(torch.randn(12, 12, generator=generator))[0]
+    assert geometry.lidar(turned, group) == pytest.approx(geometry.lidar(views, group), rel=1e-4)
+    assert geometry.lidar(torch.ones(8, 3), torch.arange(4).repeat(2)) == 0
+    with pytest.raises(ValueError, match="no two of the 8 rows"):
+        geometry.lidar(torch.ones(8, 3), torch.arange(8))
+
+
 def test_contrastive_accuracy_asks_whether_the_positive_is_nearest():
     x, group = cloud()
     _, s, other = pairs(x)

@@ -78,6 +78,29 @@ def effective_rank(x: Float[Tensor, "N D"]) -> float:
     return float(torch.special.entr(p).sum().exp()) if len(sigma) else 0.0
 
 
+def lidar(x: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, delta: float = 1e-4) -> float:
+    """Effective rank of what tells images apart, in units of what views of one differ by.
+
+    exp of the entropy of lambda / sum lambda, lambda the eigenvalues of S_w^-1/2 S_b S_w^-1/2: S_b
+    the covariance of the images' means, S_w that of views about them (LiDAR, arXiv 2312.04000).
+    Between 1 and D; directions in which views differ as much as images count for little. `delta`
+    times the mean variance is added to S_w's diagonal (the paper adds 1e-4 as it is). In float64.
+    Raises ValueError where no group has two rows.
+    """
+    _finite("lidar", x)
+    x, group, count = _grouped("lidar", x.detach(), group)
+    wide = x.double()
+    mean = wide.new_zeros(len(count), x.shape[1]).index_add(0, group, wide) / count[:, None]
+    about, between = wide - mean[group], mean - mean.mean(dim=0)
+    within = about.T @ about / len(x)
+    within += delta * within.diagonal().mean().clamp(min=1e-300) * torch.eye(len(within)).to(within)
+    value, axes = torch.linalg.eigh(within)
+    white = between @ axes * value.rsqrt()
+    p = torch.linalg.eigvalsh(white.T @ white).clamp(min=0)
+    p = p / p.sum().clamp(min=1e-300)
+    return float(torch.special.entr(p).sum().exp()) if bool(p.any()) else 0.0
+
+
 def effective_negatives(
     x: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float
 ) -> float:
