@@ -8,6 +8,7 @@ from contrapose.evaluation.geometry import alignment as alignment
 from contrapose.evaluation.geometry import contrastive_accuracy as contrastive_accuracy
 from contrapose.evaluation.geometry import effective_negatives as effective_negatives
 from contrapose.evaluation.geometry import effective_rank as effective_rank
+from contrapose.evaluation.geometry import lidar as lidar
 from contrapose.evaluation.geometry import similarity_histogram as similarity_histogram
 from contrapose.evaluation.geometry import tolerance as tolerance
 from contrapose.evaluation.geometry import uniformity as uniformity

@@ -75,17 +75,19 @@ def embed_views(
     policy: Callable[..., Tensor],
     *,
     n: int = 2,
+    features: Literal["h", "z"] = "z",
     seed: int = 0,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """z of n views of each image, view by view, and which image each row shows; as `embed`."""
+    """z (or h) of n views of each image, view by view, and which image each row shows."""
+    which = 0 if features == "h" else 1
     encoder.to(device).eval()
     generator = torch.Generator(device).manual_seed(seed)
     rows = []
     for index in torch.split(torch.arange(len(images)), batch_size):
         seen = views(policy, images.batch(index).to(device), generator, n=n)
-        rows.append(torch.stack([encoder(view)[1].float().cpu() for view in seen]))
+        rows.append(torch.stack([encoder(view)[which].float().cpu() for view in seen]))
     z = torch.cat(rows, dim=1)
     return z.flatten(0, 1), torch.arange(len(images)).repeat(n)
 

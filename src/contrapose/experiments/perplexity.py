@@ -276,14 +276,7 @@ EXPERIMENT = Experiment(
     title="An effective number of negatives in place of a temperature",
     source="beyond S1: this project's question, nothing published",
     jobs=jobs,
-    measures={
-        "accuracy": "test accuracy of a linear classifier on h",
-        "uniformity": "-L_uniform of z, t = 2, test images without augmentation",
-        "tolerance": "mean similarity of z of two test images of one class",
-        "local_separation": "similarity of two views, then of the ten nearest other images",
-        "knn": "accuracy of a vote of the 200 nearest training images by h",
-        "train_seconds": "training time, s",
-    },
+    measures=wang_liu.MEASURES,
     claims=(
         Claim(
             "A perplexity chosen on one batch size and data set lacks less on others than a "

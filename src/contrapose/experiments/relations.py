@@ -267,14 +267,7 @@ EXPERIMENT = Experiment(
     title="Relations between instances: a way out of uniformity against tolerance?",
     source="beyond S1, whose conclusion asks for it; losses of 2007.00224, 2010.04592, 2104.14548",
     jobs=jobs,
-    measures={
-        "accuracy": "test accuracy of a linear classifier on h",
-        "uniformity": "-L_uniform of z, t = 2, test images without augmentation",
-        "tolerance": "mean similarity of z of two test images of one class",
-        "local_separation": "similarity of two views, then of the ten nearest other images",
-        "knn": "accuracy of a vote of the 200 nearest training images by h",
-        "train_seconds": "training time, s",
-    },
+    measures=wang_liu.MEASURES,
     claims=(
         Claim(
             "Some loss without labels has more tolerance than any single temperature gives at its "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from contrapose.encoders import unit
-from contrapose.experiments import evidence
+from contrapose.experiments import evidence, wang_liu
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.wang_liu import (
@@ -187,16 +187,11 @@ EXPERIMENT = Experiment(
     source="S1 equations 6 and 7, section 3.2 (Wang & Liu, CVPR 2021)",
     jobs=jobs,
     measures={
+        **wang_liu.MEASURES,
         "cold_left": "t L less the cold limit's, by temperature",
         "cold_bound": "t log(candidates): the most it can be",
         "hot_left": "L less the hot limit, by temperature",
         "hot_expected": "Var(s) / (2 t^2)",
-        "accuracy": "test accuracy of a linear classifier on h",
-        "uniformity": "-L_uniform of z, t = 2, test images without augmentation",
-        "tolerance": "mean similarity of z of two test images of one class",
-        "local_separation": "similarity of two views, then of the ten nearest other images",
-        "knn": "accuracy of a vote of the 200 nearest training images by h",
-        "train_seconds": "training time, s",
     },
     claims=(
         Claim(

@@ -18,12 +18,13 @@ from torch import Tensor
 from contrapose import losses
 from contrapose.data import NAMED, ImageSet, balanced, open_images
 from contrapose.encoders import linear, small_conv
-from contrapose.evaluation import probes
-from contrapose.evaluation.embed import embed
+from contrapose.evaluation import geometry, probes
+from contrapose.evaluation.embed import embed, embed_views
 from contrapose.evaluation.projection import project
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.experiments.form import Job
 from contrapose.experiments.trained import (
+    VIEWS_OF,
     Measure,
     Trained,
     knn,
@@ -72,6 +73,21 @@ LOSSES: Mapping[tuple[str, str], Any] = {
 }
 
 
+MEASURES = {
+    "accuracy": "test accuracy of a linear classifier on h",
+    "uniformity": "-L_uniform of z, t = 2, test images without augmentation",
+    "tolerance": "mean similarity of z of two test images of one class",
+    "local_separation": "similarity of two views, then of the ten nearest other images",
+    "knn": "accuracy of a vote of the 200 nearest training images by h",
+    "effective_rank_h": "effective rank of h (RankMe), test images",
+    "effective_rank_z": "effective rank of z, test images",
+    "lidar": "effective rank of h between images, in units of views (LiDAR)",
+    "found_again": "share of views whose nearest neighbour by h is the image's other view",
+    "train_seconds": "training time, s",
+}
+CRITERION = "effective_rank_h"  # what stands in for accuracy where there are no labels
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """What differs between the protocol and a run that two cores finish."""
@@ -92,8 +108,8 @@ SCALES = {
         data=("digits",), width=16, epochs=2, protocol=None, changes={"batch_size": 64}
     ),
     "cpu": Scale(
-        data=("cifar10",), images=5000, probed=10_000, width=128, epochs=80, protocol=None,
-        changes={"lr": 0.1, "size": 16},
+        data=("cifar10",), images=5000, probed=10_000, width=128, batch_norm=True, protocol=None,
+        epochs=100, changes={"lr": 0.1, "size": 16},
     ),
     "paper": Scale(data=("cifar10", "cifar100", "svhn", IMAGENET_100)),
 }  # fmt: skip
@@ -121,7 +137,7 @@ def job(
         recipe=partial(recipe, data=data, protocol=protocol, loss=loss, tau=tau, scale=scale),
         subset=at.images,
         seed=seed,
-        epochs=at.epochs if trained_for is None else trained_for,
+        epochs=epochs_of(scale, protocol) if trained_for is None else trained_for,
         measures=(*standard(scale, data), *measures),
     )
     facts = {"data": data, "protocol": protocol, "loss": loss, "tau": tau}
@@ -162,6 +178,15 @@ def loss_of(protocol: str, loss: str, tau: float | None, negatives: int, k: int)
     return partial(function, weight=1 / k, k=k)
 
 
+def epochs_of(scale: str, protocol: str) -> float:
+    """As many views of every image for both: two views make the epochs in the batch half as many.
+
+    At the paper's scale both have the paper's epochs.
+    """
+    epochs = SCALES[scale].epochs
+    return epochs / 2 if protocol == IN_BATCH and scale == "cpu" else epochs
+
+
 def number_of_negatives(data: str, protocol: str, scale: str, batch: int) -> int:
     """Of an anchor: the other images of the bank, or the views of the batch's other images."""
     if protocol == IN_BATCH:
@@ -188,10 +213,10 @@ def imagenet_100(split: str) -> ImageSet:
 
 
 def standard(scale: str, data: str) -> tuple[Measure, ...]:
-    """Accuracy, uniformity, tolerance, local separation and kNN."""
+    """Accuracy, uniformity, tolerance, local separation, kNN, and signals without labels."""
     at = SCALES[scale]
     probe = partial(accuracy, images=source(data), subset=at.probed, protocol=at.protocol)
-    return probe, uniformity, tolerance, local_separation, knn
+    return probe, uniformity, tolerance, local_separation, knn, without_labels
 
 
 def accuracy(
@@ -226,6 +251,24 @@ def _embedded(of: Trained, images: ImageSet) -> Any:
 def uniformity(of: Trained) -> dict[str, float]:
     """-L_uniform of z of the test images, t = 2: what S1 plots and prints."""
     return {"uniformity": l_uniform(of)["minus_uniformity"]}
+
+
+def without_labels(of: Trained) -> dict[str, float]:
+    """What may stand in for an accuracy where there are no labels, of test images and their views.
+
+    Effective ranks of h and z (RankMe), LiDAR of h, and how often the other view of an image is
+    the nearest by h.
+    """
+    few = balanced(of.test, min(VIEWS_OF, len(of.test)))
+    h, group = embed_views(
+        of.encoder, few, of.recipe.policy, features="h", seed=of.seed, device=of.device
+    )
+    return {
+        "effective_rank_h": geometry.effective_rank(of.of_test.h),
+        "effective_rank_z": geometry.effective_rank(of.of_test.z),
+        "lidar": geometry.lidar(h, group),
+        "found_again": geometry.contrastive_accuracy(h, group),
+    }
 
 
 def plane(of: Trained, *, points: int = 1000) -> dict[str, list[float]]:
