@@ -226,9 +226,9 @@ def markdown(found: Json) -> str:
     done = sum(job["state"] == "finished" for job in jobs)
     machines = "; ".join(_machine(m) for m in found["environments"])
     lines = [
-        f"# {found['title']}",
+        f"# {_md(found['title'])}",
         "",
-        f"{found['source']}. Scale {found['scale']}, {_plural(len(found['seeds']), 'seed')}, "
+        f"{_md(found['source'])}. Scale {found['scale']}, {_plural(len(found['seeds']), 'seed')}, "
         f"{done} of {len(jobs)} jobs, {duration(_seconds(found))} of computing"
         + (f" on {machines}." if machines else "."),
         "",
@@ -243,13 +243,13 @@ def markdown(found: Json) -> str:
         lines.append("")
     if (grid := published_grid(found)) is not None:
         lines += ["## Ours beside the published numbers", ""]
-        lines += [f"{grid.same}.", ""] if grid.same else []
+        lines += [f"{_md(grid.same)}.", ""] if grid.same else []
         lines += _md_grid(grid, with_published=True)
         scale = "" if found["scale"] == "paper" else " " + NOT_PAPER.format(scale=found["scale"])
-        lines += ["", f"Published: {'; '.join(sources(found))}.{scale}", ""]
+        lines += ["", f"Published: {_md('; '.join(sources(found)))}.{scale}", ""]
     if (grid := measured_grid(found)) is not None:
         lines += ["## Measured", ""]
-        lines += [f"{grid.same}.", ""] if grid.same else []
+        lines += [f"{_md(grid.same)}.", ""] if grid.same else []
         lines += _md_grid(grid, with_published=False)
         lines.append("")
     lines += [f"- {_md(name)}: {_md(about)}" for name, about in found["measures"].items()]

@@ -1,0 +1,134 @@
+"""The page of an experiment: what it says, in a browser, with names that would be code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from contrapose.report import write_experiment
+from contrapose.report.experiment import markdown, read_experiment
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from test_report_browser import CHROMIUM, Reader, browser, reader  # noqa: F401
+
+HOSTILE = "</script><script>window.owned = 1</script><b>x</b>"
+
+
+def experiment(folder: Path, name: str = "contrastive", **more) -> Path:
+    """experiment.json of six jobs at two settings, one of them failed."""
+    jobs = [
+        {
+            "name": f"{name}-{tau}-{seed}", "facts": {"loss": name, "tau": tau, "data": "digits"},
+            "seed": seed, "state": "finished", "seconds": 60.0, "contrapose": "1.0",
+            "measures": {"accuracy": 0.8 + tau / 10 + seed / 100, "parts": {"h": 2.0}, "n": 7},
+            "environment": "a", "error": None, "traceback": None,
+        }
+        for tau in (0.1, 0.5) for seed in range(3)
+    ]  # fmt: skip
+    jobs[5] |= {"state": "failed", "measures": {}, "seconds": None}
+    jobs[5] |= {"error": f"ValueError: {name}", "traceback": f"Traceback\n{name}"}
+    figure = {
+        "data": [
+            {"type": "scatter", "x": [0.1, 0.5], "y": [0.82, 0.86], "name": label}
+            for label in (name, "second")
+        ],
+        "layout": {"xaxis": {"title": {"text": "temperature"}}, "title": "left out"},
+    }
+    bars = {"data": [{"type": "bar", "x": ["0.1", "0.5"], "y": [1, 2]}], "layout": {}}
+    value = {
+        "format": 1, "contrapose": "1.0", "written": "2026-01-01", "command": "contrapose x",
+        "name": "fake", "title": f"Temperature and {name}", "source": "S1 table 1",
+        "scale": "cpu", "seeds": [0, 1, 2], "costs": {"cpu": "6 min"},
+        "measures": {"accuracy": "share of test images", "parts": name},
+        "claims": [
+            {"sentence": f"It rises: {name}.", "source": "S1", "holds": True, "evidence": name},
+            {"sentence": "It falls.", "source": "S1", "holds": False, "evidence": "0.1: 0.8"},
+            {"sentence": "Who knows.", "source": "S1", "holds": None, "evidence": "undecided: 1"},
+            {"sentence": "Nobody.", "source": "S1", "holds": None, "evidence": "not tested: none"},
+        ],
+        "published": [
+            {"measure": "accuracy", "at": {"loss": name, "tau": 0.1}, "published": 0.7975,
+             "source": "S1 table 1 [S1]", "ours": 0.82, "spread": 0.01, "seeds": 3,
+             "distance": 0.0225, "why": ""},
+            {"measure": "accuracy", "at": {"loss": "simple", "tau": None}, "published": 0.75,
+             "source": "S1 table 1 [S1]", "ours": None, "spread": None, "seeds": 0,
+             "distance": None, "why": "no result"},
+        ],
+        "figures": [
+            {"title": "Figure 4", "about": "Look.", "figure": figure, "why": ""},
+            {"title": "Bars", "about": "Look.", "figure": bars, "why": ""},
+            {"title": "Figure 5", "about": "None.", "figure": None, "why": "no results yet"},
+        ],
+        "jobs": jobs,
+        "environments": [{"digest": "a", "jobs": 5, "cpu": "some", "device": "cpu", "threads": 1,
+                          "torch": "2", "precision": "fp32"}],
+        "notes": [f"Chosen: {name}."],
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "experiment.json").write_text(json.dumps(value | more))
+    return folder
+
+
+def test_ours_stand_beside_the_published_numbers_with_spread_and_distance(tmp_path):
+    folder = experiment(tmp_path)
+    page = write_experiment(folder)
+    assert page == folder / "report.html" and page.stat().st_size < 3_000_000
+    table = (folder / "results.md").read_text()
+    assert "| contrastive | 0.1 | 0.8200 ± 0.0100 (published 0.7975, +0.0225) |" in table
+    assert "| simple | – | – (published 0.75) |" in table
+    assert "loss contrastive, data digits." in table  # what never changes stands above
+    assert "| 0.1 | 0.82 ± 0.01 | 2 ± 0 |" in table  # mean and deviation of three seeds
+    assert "| Undecided | Who knows. (S1) | 1 |" in table
+    assert "1 of 6 jobs failed" in table and "Chosen: contrastive." in table
+
+
+def test_an_experiment_that_is_none_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="contrapose reproduce"):
+        write_experiment(tmp_path)
+    (tmp_path / "experiment.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        read_experiment(tmp_path)
+    experiment(tmp_path, format=99)
+    with pytest.raises(ValueError, match="format 1"):
+        read_experiment(tmp_path)
+    empty = experiment(tmp_path, jobs=[], claims=[], published=[], figures=[], environments=[])
+    assert "It" not in markdown(read_experiment(empty))
+    assert "No claims" in write_experiment(empty).read_text()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium on this machine")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_leads_with_the_verdict_and_fits(reader: Reader, tmp_path, width, scheme):  # noqa: F811
+    tab = reader.open(write_experiment(experiment(tmp_path)), width=width, scheme=scheme)
+    assert tab.locator(".verdict.lead").inner_text().split("\n\n") == [
+        "1 of 4 claims holds",
+        "1 does not hold, 1 undecided, 1 not tested.",
+    ]
+    words = tab.locator(".claim .level").all_inner_texts()
+    assert words == ["Holds", "Does not hold", "Undecided", "Not tested"]
+    assert tab.evaluate("() => document.documentElement.scrollWidth") == width
+    assert tab.locator("[data-figure]").count() == 2
+    lines = tab.locator("[data-figure=figure_0] .js-line")
+    accent, second = (lines.nth(i).evaluate("e => getComputedStyle(e).stroke") for i in (0, 1))
+    assert accent != second
+    ticks = tab.locator("[data-figure=figure_1] .xaxislayer-above text").all_text_contents()
+    assert ticks == ["0.1", "0.5"]  # words, not places on a line
+    assert "temperature" in tab.locator("[data-figure=figure_0] .infolayer").text_content()
+    tab.locator("#theme").click()
+    assert lines.nth(0).evaluate("e => getComputedStyle(e).stroke") != accent
+    assert reader.trouble == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium on this machine")
+def test_no_name_of_an_experiment_becomes_code(reader: Reader, tmp_path):  # noqa: F811
+    folder = experiment(tmp_path, HOSTILE)
+    tab = reader.open(write_experiment(folder))
+    assert tab.evaluate("() => window.owned") is None
+    assert HOSTILE in tab.locator("h1").inner_text()
+    assert HOSTILE in tab.locator(".claim").first.inner_text()
+    assert HOSTILE in tab.locator("[data-figure=figure_0] .legend").text_content()
+    assert HOSTILE in tab.locator(".failure summary").inner_text()
+    assert "<script" not in (folder / "results.md").read_text().replace("\\<", "")
+    assert reader.trouble == []
