@@ -46,6 +46,7 @@ def kmeans(
     if restarts < 1 or steps < 1:
         raise ValueError(f"kmeans: restarts={restarts}, steps={steps}; use at least 1")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
+    x = x.contiguous()
     best = _lloyd(x, _plus_plus(x, clusters, generator), spherical, steps)
     for _ in range(restarts - 1):
         found = _lloyd(x, _plus_plus(x, clusters, generator), spherical, steps)
@@ -75,11 +76,14 @@ def _plus_plus(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
 
 def _lloyd(x: Tensor, centre: Tensor, spherical: bool, steps: int) -> Clusters:
     square = x.square().sum(dim=2)
+    number = torch.arange(centre.shape[1], device=x.device)[:, None]
     label = _scores(x, centre).argmax(dim=2)
     for _ in range(steps):
-        member = F.one_hot(label, centre.shape[1]).to(x.dtype)
-        count = member.sum(dim=1)
-        centre = member.mT @ x / count.clamp(min=1)[:, :, None]
+        # [B K P] in memory order: with the axes the other way round the product takes ten times
+        # as long for few clusters
+        member = (label[:, None] == number).to(x.dtype)
+        count = member.sum(dim=2)
+        centre = member @ x / count.clamp(min=1)[:, :, None]
         if bool((count == 0).any()):
             far = (x - centre.gather(1, label[..., None].expand_as(x))).square().sum(dim=2)
             rank = ((count == 0).cumsum(dim=1) - 1).clamp(min=0)
