@@ -67,7 +67,7 @@ EXPERIMENT = experiment(
 """
 TRAINING = """
 EXPERIMENT = experiment('training', [partial(
-    trained, images="digits", measures=(knn, uniformity), encoder="small_conv", epochs=10,
+    trained, images="digits", measures=(knn, uniformity), encoder="small_conv", epochs=6,
     batch_size=128, device="cpu", precision="fp32")])
 """
 
@@ -117,17 +117,18 @@ def alive(pid: int) -> bool:
 
 def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(tmp_path):
     file, job = written(tmp_path, "training", TRAINING), tmp_path / "training-smoke" / "job0-seed0"
+    one_thread = ("--jobs", str(os.cpu_count()))
 
     def worker() -> int:
         return int(json.loads((job / "running.json").read_text())["pid"])
 
-    first = started(file)
+    first = started(file, *one_thread)
     until(lambda: list(job.glob("run/checkpoints/step-*")))
     os.kill(worker(), signal.SIGKILL)
     code, said = ended(first)
     assert code == 1 and "signal 9 (SIGKILL)" in " ".join(said.split())
     begun_at = max(int(p.name[5:]) for p in job.glob("run/checkpoints/step-*"))
-    second = started(file)
+    second = started(file, *one_thread)
     until(lambda: len(Run.open(job / "run").metrics()) > 0 and (job / "progress.json").exists())
     pid = worker()
     second.kill()  # the command itself; its worker notices, saves and ends
@@ -135,11 +136,11 @@ def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(tmp_path)
     until(lambda: not alive(pid))
     status = Run.open(job / "run").read("status.json")
     assert status["state"] in ("interrupted", "finished") and status["step"] > begun_at
-    code, _ = ended(started(file))
+    code, _ = ended(started(file, *one_thread))
     assert code == 0
     found = json.loads((job / "result.json").read_text())
     assert not (job / "run" / "checkpoints").exists()
-    work(prepare(str(file), scale="smoke", seeds=1, jobs=1, out=tmp_path / "whole"))
+    work(prepare(str(file), scale="smoke", seeds=1, jobs=os.cpu_count(), out=tmp_path / "whole"))
     whole = json.loads(
         (tmp_path / "whole" / "training-smoke" / job.name / "result.json").read_text()
     )
@@ -189,7 +190,7 @@ def test_a_failing_job_stops_no_other_and_is_reported_with_its_traceback(tmp_pat
 
 
 def prepared(file: Path, seeds: int = 1) -> Task:
-    return prepare(str(file), scale=None, seeds=seeds, jobs=1, out=file.parent)
+    return prepare(str(file), scale=None, seeds=seeds, jobs=os.cpu_count() or 1, out=file.parent)
 
 
 def test_what_another_call_made_is_not_taken_for_this_one(tmp_path):
