@@ -287,6 +287,56 @@ def reproduce(
         raise typer.Exit(status)
 
 
+@app.command(name="tune-temperature")
+def tune_temperature(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
+    recipe: Annotated[str, typer.Option(help="A name, or your own Python file.")] = "simclr",
+    encoder: Annotated[
+        str | None, typer.Option(help="small_conv is quick where there is no GPU.")
+    ] = None,
+    temperatures: Annotated[
+        str, typer.Option(metavar="T,...", help="The grid.")
+    ] = "0.05,0.1,0.2,0.5,1",
+    epochs: Annotated[float, typer.Option(help="Of each short run.")] = 20,
+    images: Annotated[int, typer.Option(help="At most; a fifth of them is held out.")] = 5000,
+    seeds: Annotated[int, typer.Option(help="Runs of each temperature: they show the noise.")] = 2,
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    labels: Labels = None,
+    size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
+    ] = None,
+    device: Device = "auto",
+    download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the search; runs/tune-DATA without it.")
+    ] = None,
+) -> None:
+    """Search for the temperature that suits DATA, by short runs; labels are not needed.
+
+    Stop it at any time: the same command goes on.
+    """
+    from contrapose import tuning
+    from contrapose.api import command_line
+    from contrapose.console import print_recommendation
+    from contrapose.reproduce import Watching
+
+    file = tuning.prepared(
+        data, out=out, recipe=recipe, encoder=encoder, temperatures=_temperatures(temperatures),
+        epochs=epochs, images=images, labels=labels, size=size, changes=set_ or (), device=device,
+        download=download,
+    )  # fmt: skip
+    with Watching() as watching:
+        advice, rows, errors, page = tuning.search(
+            file, seeds=seeds, jobs=jobs, begin=watching.begin, watch=watching.step,
+            command=command_line(),
+        )  # fmt: skip
+    print_recommendation(advice, rows, errors)
+    typer.echo(f"Report: {page}")
+    if errors or advice is None:
+        raise typer.Exit(1)
+
+
 @app.command()
 def show(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
@@ -361,6 +411,13 @@ def _explain(run: "Run", device: str, recipe: str | None) -> None:
 def _names(given: str | None) -> list[str]:
     """`a,b` as a list; nothing where nothing was given."""
     return [name.strip() for name in (given or "").split(",") if name.strip()]
+
+
+def _temperatures(given: str) -> list[float]:
+    try:
+        return [float(text) for text in _names(given)]
+    except ValueError:
+        raise ValueError(f"--temperatures {given}: give numbers, such as 0.05,0.1,0.5") from None
 
 
 def _stop(message: str, code: int, prefix: str = "error: ") -> Any:

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from contrapose.training.loop import Progress as Step
     from contrapose.training.recipe import Recipe
     from contrapose.training.run import Run
+    from contrapose.tuning import Recommendation
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
+SHORT = {  # headings that leave room at 80 columns
+    "linear_probe": "linear",
+    "knn": "kNN",
+    "effective_rank_h": "rank of h",
+    "uniformity": "uniformity",
+    "tolerance": "tolerance",
+    "effective_negatives": "negatives",
+}
 console = Console(highlight=False)
 
 
@@ -104,6 +113,32 @@ def print_findings(findings: Sequence[dict[str, str]]) -> None:
     for finding in findings:
         mark = Text(f"  {finding['state']}: ", style=STYLES[finding["level"]])
         console.print(mark + Text(finding["sentence"]))
+
+
+def print_recommendation(
+    advice: "Recommendation | None", rows: Sequence[dict[str, Any]], errors: dict[str, str]
+) -> None:
+    """The means by temperature, the recommended one and what it rests on."""
+    for name, error in errors.items():
+        console.print(Text(f"failed: {name}: ", style="bold red") + Text(error), soft_wrap=True)
+    if advice is None:
+        console.print("Fewer than two temperatures were measured: nothing can be recommended.")
+        return
+    names = [n for n in SHORT if any(n in row for row in rows)]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("temperature", *(SHORT[n] for n in names), "seeds"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [f"{row[n]:.3g}" if n in row else "" for n in names]
+        mark = " *" if row["temperature"] == advice.temperature else "  "
+        table.add_row(f"{row['temperature']:g}{mark}", *cells, str(row["seeds"]))
+    console.print(table)
+    style = {"sure": "green", "fairly": "cyan", "cannot tell": "yellow"}[advice.sure]
+    how = {"sure": "sure", "fairly": "fairly sure", "cannot tell": "cannot tell it from others"}
+    words = Text(f"Recommended temperature: {advice.temperature:g}", style="bold")
+    console.print(words + Text(f" ({how[advice.sure]})", style=style))
+    for sentence in advice.sentences:
+        console.print(Text(f"  {sentence}"))
 
 
 def print_inventory() -> None:
