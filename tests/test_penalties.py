@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from contrapose.evaluation.penalties import SHARE, penalties, ratio
+from contrapose.explain import diagnose_embeddings
 from contrapose.losses import cold_limit, hot_limit, nt_xent
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -93,6 +95,16 @@ def test_what_cannot_be_meant_is_an_error():
         penalties(Z, GROUP, temperatures=[0.0])
     with pytest.raises(ValueError, match="needs rows of two groups"):
         penalties(Z, GROUP * 0, temperatures=[0.1])
+
+
+def test_a_file_of_embeddings_is_diagnosed_at_several_temperatures(tmp_path):
+    np.save(tmp_path / "x.npy", X.numpy())
+    found = diagnose_embeddings(tmp_path / "x.npy", out=tmp_path / "found.json")["repulsion"]
+    felt = [row["effective_negatives"] for row in found]
+    assert [row["temperature"] for row in found] == [0.05, 0.1, 0.2, 0.5, 1.0]
+    assert felt == sorted(felt) and 1 <= felt[0] and felt[-1] <= 39
+    lows = [row["from_similarity"] for row in found]
+    assert lows == sorted(lows, reverse=True)
 
 
 @pytest.mark.parametrize("t", [3e-4, 1e-3])

@@ -140,7 +140,7 @@ def diagnose(
 ) -> None:
     """Say in words what RUN, or any matrix of embeddings, has learned and has not."""
     from contrapose import explain
-    from contrapose.console import print_findings, print_signals
+    from contrapose.console import print_findings, print_repulsion, print_signals
     from contrapose.training.run import Run
 
     if target.suffix in (".npy", ".npz", ".parquet"):
@@ -155,6 +155,7 @@ def diagnose(
             )
         found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
     print_signals(found["signals"])
+    print_repulsion(found["repulsion"])
     print_findings(found["verdict"])
 
 

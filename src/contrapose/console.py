@@ -107,6 +107,17 @@ def print_signals(signals: dict[str, Any]) -> None:
     console.print(table)
 
 
+def print_repulsion(rows: Sequence[dict[str, float]]) -> None:
+    """How a temperature would share the repulsion of these embeddings among their negatives."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("temperature", "effective negatives", "90% of repulsion above"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = (f"{row['effective_negatives']:,.1f}", f"similarity {row['from_similarity']:.2f}")
+        table.add_row(f"{row['temperature']:.3g}", *cells)
+    console.print(table)
+
+
 def print_findings(findings: Sequence[dict[str, str]]) -> None:
     """The verdict in words: one line of sentence each, its state in front."""
     console.print(Text("Verdict", style="bold"))

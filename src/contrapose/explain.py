@@ -25,6 +25,7 @@ from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.evaluation.embed import embed_views as views_embedded
 from contrapose.evaluation.features import probes_of_features
+from contrapose.evaluation.penalties import penalties
 from contrapose.evaluation.scores import Score
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.keys.contrast import InBatch
@@ -35,6 +36,7 @@ from contrapose.training.run import Run, as_json_bytes, replace_file
 from contrapose.training.signals import heat
 from contrapose.verdict import as_json, verdict, verdict_of_embeddings
 
+TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)  # at which the repulsion between rows is shown
 LOOKED_AT = 2000  # images whose geometry, neighbours and map are shown
 PIXELS_FROM = 10_000  # training images of the control that reads raw pixels
 PIXEL_SIDE = 16  # px, side to which that control shrinks colour images (grey ones: 28)
@@ -151,6 +153,7 @@ def diagnose(
     width = embedded.h.shape[1]
     findings = verdict(subject.run.metrics(), scored, status=status, width=width)
     found = {"verdict": as_json(findings), "signals": signals}
+    found["repulsion"] = repulsion(z, group, also=signals.get("temperature"))
     subject.run.write("diagnosis.json", found)
     pictures.add(subject.run, **pictures.of_run(subject.recipe, shown, embedded, z, group))
     return found
@@ -181,6 +184,27 @@ def signals_of_run(
     if label is not None and most_common(label) > 1:
         signals["tolerance"] = geometry.tolerance(embedded.z, label)
     return signals
+
+
+def repulsion(
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], also: float | None = None
+) -> list[dict[str, float]]:
+    """At each temperature, `also` among them: how many negatives share the repulsion, and which.
+
+    Effective negatives, the entropy of their shares (nats) and its slope by the temperature, and
+    the similarity above which 90 % of the repulsion lies (`evaluation.penalties`).
+    """
+    temperatures = sorted({*TEMPERATURES, *([] if also is None else [also])})
+    return [
+        {
+            "temperature": p.temperature,
+            "effective_negatives": p.perplexity,
+            "entropy": p.entropy,
+            "slope": p.slope,
+            "from_similarity": p.interval[0],
+        }
+        for p in penalties(z, group, temperatures=temperatures)
+    ]
 
 
 def diagnose_embeddings(
@@ -216,6 +240,9 @@ def diagnose_embeddings(
             right = int((votes.argmax(dim=1)[known] == label[known]).sum())
             signals["knn_leave_one_out"] = right / int(known.sum())
     found = {"verdict": as_json(verdict_of_embeddings(signals)), "signals": signals}
+    every = torch.arange(len(x))
+    chosen = evenly(len(x), 2 * LOOKED_AT) if len(x) > 2 * LOOKED_AT else every
+    found["repulsion"] = repulsion(x[chosen], every[chosen])
     if out is not None:
         replace_file(Path(out), as_json_bytes(found))
     return found
