@@ -75,11 +75,18 @@ def test_ours_stand_beside_the_published_numbers_with_spread_and_distance(tmp_pa
     assert page == folder / "report.html" and page.stat().st_size < 3_000_000
     table = (folder / "results.md").read_text()
     assert "| contrastive | 0.1 | 0.8200 ± 0.0100 (published 0.7975, +0.0225) |" in table
-    assert "| simple | – | – (published 0.75) |" in table
+    assert "| simple |" not in table and "Without a result of ours at this scale: 1 " in table
+    assert "1 published setting without a result" in page.read_text()
     assert "loss contrastive, data digits." in table  # what never changes stands above
     assert "| 0.1 | 0.82 ± 0.01 | 2 ± 0 |" in table  # mean and deviation of three seeds
     assert "| Undecided | Who knows. (S1) | 1 |" in table
-    assert "1 of 6 jobs failed" in table and "Chosen: contrastive." in table
+    assert "1 of 6 jobs failed; its error" in table and "Chosen: contrastive." in table
+
+
+def test_a_smoke_run_says_that_it_runs_not_that_the_paper_is_wrong(tmp_path):
+    page = write_experiment(experiment(tmp_path, scale="smoke")).read_text()
+    assert "It runs: 5 of 6 jobs finished" in page and "Here 1 of 4 claims holds." in page
+    assert "On so little data" in (tmp_path / "results.md").read_text()
 
 
 def test_an_experiment_that_is_none_says_what_to_do(tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -124,7 +125,8 @@ def print_verdicts(written: Path) -> None:
         word = "undecided" if open_ else WORDS[holds]
         console.print(Text(f"{word}: ", style=STYLES[holds]) + Text(claim["sentence"]))
         evidence = claim["evidence"].removeprefix("not tested: ").removeprefix("undecided: ")
-        console.print(Text(f"  {evidence}", style="dim"))
+        for line in evidence.splitlines():
+            console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
 
 
 def print_experiments() -> None:

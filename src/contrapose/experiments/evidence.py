@@ -48,14 +48,18 @@ def higher(
     first, second = [one[s] for s in seeds], [two[s] for s in seeds]
     difference = [a - b for a, b in zip(first, second, strict=True)]
     above = sum(d > by for d in difference)
+    same = {name: here[name] for name in here if name in there and here[name] == there[name]}
+    at, instead = (worded({k: v for k, v in f.items() if k not in same}) for f in (here, there))
+    words = f"{measure}{f' at {worded(same)}' if same else ''}: "
+    words += f"{_plain(first)} with {at}, {_plain(second)} with {instead}; "
     more = f" by more than {by:g}" if by else ""
-    words = (
-        f"{measure} {spread(first)} at {worded(here)}, {spread(second)} at {worded(there)}: higher"
-        f"{more} in {above} of {_seeds(len(seeds))}{_note(seeds)}"
-    )
     p = _paired(difference, by)
+    if len(seeds) == 1:
+        words += f"{'' if above else 'not '}higher{more}; one seed, no test"
+    else:
+        words += f"higher{more} in {above} of {_seeds(len(seeds))}, difference {_plain(difference)}"
     if p is not None:
-        words += f"; difference {spread(difference)}, paired t test p = {p:.2g} (two-sided)"
+        words += f", paired t test p = {p:.2g} (two-sided)"
     if above in (0, len(seeds)):
         return Verdict(above > 0, words)
     if p is not None and p < LEVEL:
@@ -136,8 +140,8 @@ def near(results: Results, measure: str, value: float, *, within: float, **facts
 
 
 def all_of(*verdicts: Verdict) -> Verdict:
-    """Holds where all do; does not where one does not; else undecided. Evidence of each."""
-    words = "; ".join(f"[{_word(v)}] {v.evidence}" for v in verdicts)
+    """Holds where all do; does not where one does not; else undecided. Evidence of each, a line."""
+    words = "\n".join(f"[{_word(v)}] {v.evidence}" for v in verdicts)
     if any(v.holds is False for v in verdicts):
         return Verdict(False, words)
     return Verdict(True if all(v.holds for v in verdicts) else None, words)
@@ -196,10 +200,15 @@ def _absent(results: Results, *places: Mapping[str, Any]) -> Verdict | None:
 
 
 def _listing(measure: str, along: str, sweep: Mapping[Any, Mapping[int, float]]) -> str:
-    cells = [f"{at}: {spread(list(v.values())).partition(' (')[0]}" for at, v in sweep.items()]
+    cells = [f"{at}: {_plain(list(v.values()))}" for at, v in sweep.items()]
     counts = sorted({len(v) for v in sweep.values()})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else _seeds(counts[0])
     return f"{measure} by {along}, {seeds}: {', '.join(cells)}"
+
+
+def _plain(values: Sequence[float]) -> str:
+    """`spread` without the number of seeds, which stands elsewhere."""
+    return spread(values).partition(" (")[0]
 
 
 def _common(sweep: Mapping[Any, Mapping[int, float]]) -> list[int]:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,14 @@ class Grid:
     measures: tuple[str, ...]
     rows: tuple[tuple[tuple[str, ...], tuple[Cell | None, ...]], ...]
 
+    def parted(self) -> tuple["Grid", "Grid"]:
+        """The rows with a number of ours, and those without any."""
+        ours = [any(cell is not None and not cell.why for cell in cells) for _, cells in self.rows]
+        return (
+            replace(self, rows=tuple(r for r, own in zip(self.rows, ours, strict=True) if own)),
+            replace(self, rows=tuple(r for r, own in zip(self.rows, ours, strict=True) if not own)),
+        )
+
 
 def read_experiment(folder: Path) -> Json:
     """experiment.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
@@ -87,6 +95,7 @@ def render(found: Json, folder: Path) -> str:
     """The page as text."""
     drawn = [f["figure"] for f in found["figures"]]
     figures = {f"figure_{k}": themed(f) for k, f in enumerate(drawn) if f is not None}
+    published = grid.parted() if (grid := published_grid(found)) is not None else None
     return assemble(
         "experiment.html",
         ("page.js", "experiment.js"),
@@ -96,7 +105,7 @@ def render(found: Json, folder: Path) -> str:
         claims=[claim(c) for c in found["claims"]],
         lead=lead(found),
         notices=notices(found),
-        published=published_grid(found),
+        published=published,
         measured=measured_grid(found),
         sources=sources(found),
         figures=figures,
@@ -127,8 +136,15 @@ def claim(given: Json) -> Claim:
 def lead(found: Json) -> tuple[str, str, str]:
     """(level, headline, sentence) of all claims together."""
     words = [claim(c).word for c in found["claims"]]
+    held, finished = words.count("Holds"), [job["state"] for job in found["jobs"]].count("finished")
+    if found["scale"] == "smoke" and held < len(words):
+        return (
+            "info",
+            f"It runs: {finished} of {_plural(len(found['jobs']), 'job')} finished",
+            f"{SMOKE} Here {held} of {_plural(len(words), 'claim')} {_hold(held)}.",
+        )
     count = {word: words.count(word) for word in dict.fromkeys(words)}
-    n, held = len(words), count.get("Holds", 0)
+    n = len(words)
     if not n:
         return "info", "No claims", "This experiment measures; it claims nothing."
     rest = []
@@ -139,7 +155,7 @@ def lead(found: Json) -> tuple[str, str, str]:
             rest.append(f"{count[word]} {word.lower()}")
     untested = count.get("Not tested", 0) == n
     level = "good" if held == n else "bad" if no else "info" if untested else "warn"
-    headline = f"{held} of {n} claim{'s' * (n > 1)} {'holds' if held == 1 else 'hold'}"
+    headline = f"{held} of {n} claim{'s' * (n > 1)} {_hold(held)}"
     return level, headline, ", ".join(rest) + "." if rest else ""
 
 
@@ -153,8 +169,6 @@ def notices(found: Json) -> list[tuple[str, str]]:
     if waiting := sum(state in ("waiting", "changed") for state in states):
         have = "has" if waiting == 1 else "have"
         said.append(("warn", f"{waiting} of {_plural(len(jobs), 'job')} {have} no result yet."))
-    if found["scale"] == "smoke":
-        said.append(("info", SMOKE))
     if len(found["seeds"]) == 1:
         said.append(("info", "One seed: no spread and no test. --seeds 3 gives both."))
     versions = sorted({str(job["contrapose"]) for job in jobs if job["contrapose"]})
@@ -235,16 +249,25 @@ def markdown(found: Json) -> str:
     ]
     if found["command"]:
         lines += ["```sh", str(found["command"]), "```", ""]
-    lines += [f"{words}\n" for level, words in notices(found) if level != "info" or words == SMOKE]
+    lines += [f"{words}\n" for level, words in notices(found) if level != "info"]
+    if found["scale"] == "smoke":
+        lines += [SMOKE, ""]
     if found["claims"]:
         lines += ["## Claims", "", "| verdict | claim | evidence |", "|---|---|---|"]
         for c in map(claim, found["claims"]):
-            lines.append(f"| {c.word} | {_md(c.sentence)} ({_md(c.source)}) | {_md(c.evidence)} |")
+            evidence = "<br>".join(map(_md, c.evidence.splitlines()))
+            lines.append(f"| {c.word} | {_md(c.sentence)} ({_md(c.source)}) | {evidence} |")
         lines.append("")
     if (grid := published_grid(found)) is not None:
         lines += ["## Ours beside the published numbers", ""]
         lines += [f"{_md(grid.same)}.", ""] if grid.same else []
-        lines += _md_grid(grid, with_published=True)
+        ours, others = grid.parted()
+        lines += _md_grid(ours, with_published=True)
+        if others.rows:
+            lines += [
+                "",
+                f"Not run at this scale: {_plural(len(others.rows), 'published setting')}.",
+            ]
         scale = "" if found["scale"] == "paper" else " " + NOT_PAPER.format(scale=found["scale"])
         lines += ["", f"Published: {_md('; '.join(sources(found)))}.{scale}", ""]
     if (grid := measured_grid(found)) is not None:
@@ -363,6 +386,10 @@ def _short(value: float, digits: int = 4) -> str:
 def _fixed(value: float, digits: int, sign: bool = False) -> str:
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
     return text.replace("-", "−")
+
+
+def _hold(n: int) -> str:
+    return "holds" if n == 1 else "hold"
 
 
 def _plural(n: int, word: str) -> str:
