@@ -318,7 +318,11 @@ EXPERIMENT = Experiment(
             "Up and to the right is better on both. Numbers are temperatures and perplexities.",
         ),
     ),
-    costs={"smoke": "2 min on 2 cores", "cpu": "60 min on 2 cores", "paper": "GPU-hours"},
+    costs={
+        "smoke": "2 min on 2 cores",
+        "cpu": "60 min on 2 cores",
+        "paper": "200 epochs a run, on a GPU (not timed)",
+    },
     notes=(
         "Negatives in the batch (NT-Xent, two views); the rate is proportional to the batch size.",
         "The first cell is where a value is chosen, by accuracy; what it lacks elsewhere is the "
