@@ -75,7 +75,7 @@ def test_ours_stand_beside_the_published_numbers_with_spread_and_distance(tmp_pa
     assert page == folder / "report.html" and page.stat().st_size < 3_000_000
     table = (folder / "results.md").read_text()
     assert "| contrastive | 0.1 | 0.8200 ± 0.0100 (published 0.7975, +0.0225) |" in table
-    assert "| simple |" not in table and "Without a result of ours at this scale: 1 " in table
+    assert "| simple |" not in table and "Not run at this scale: 1 published" in table
     assert "1 published setting without a result" in page.read_text()
     assert "loss contrastive, data digits." in table  # what never changes stands above
     assert "| 0.1 | 0.82 ± 0.01 | 2 ± 0 |" in table  # mean and deviation of three seeds

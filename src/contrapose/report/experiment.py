@@ -262,14 +262,12 @@ def markdown(found: Json) -> str:
         lines += ["## Ours beside the published numbers", ""]
         lines += [f"{_md(grid.same)}.", ""] if grid.same else []
         ours, others = grid.parted()
-        lines += _md_grid(ours, with_published=True)
+        lines += [*_md_grid(ours, with_published=True), ""] if ours.rows else []
         if others.rows:
-            lines += [
-                "",
-                f"Not run at this scale: {_plural(len(others.rows), 'published setting')}.",
-            ]
+            left = _plural(len(others.rows), "published setting")
+            lines += [f"Not run at this scale: {left}.", ""]
         scale = "" if found["scale"] == "paper" else " " + NOT_PAPER.format(scale=found["scale"])
-        lines += ["", f"Published: {_md('; '.join(sources(found)))}.{scale}", ""]
+        lines += [f"Published: {_md('; '.join(sources(found)))}.{scale}", ""]
     if (grid := measured_grid(found)) is not None:
         lines += ["## Measured", ""]
         lines += [f"{_md(grid.same)}.", ""] if grid.same else []
