@@ -233,6 +233,15 @@ def test_words_that_mean_nothing_are_errors_that_name_what_does(tmp_path):
         Job(name="a/b", call=partial(print), facts={}, seed=0)
 
 
+def test_workers_share_the_gpus_in_turn(monkeypatch):
+    from contrapose.experiments.engine import _gpu
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [_gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(3)] == ["5", "7", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert _gpu(0) == {}
+
+
 def test_a_cluster_s_library_that_is_absent_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ImportError, match=r"pip install 'contrapose\[slurm\]'"):

@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from contrapose.experiments import experiment as find
 from contrapose.experiments.folders import ChangedCallError, HeldElsewhere, Place, described, fail
 from contrapose.experiments.form import SCALES, Experiment
@@ -196,33 +198,33 @@ def errors(task: Task) -> dict[str, str]:
 def _local(task: Task, jobs: int, resources: Mapping[str, Any]) -> Generator[None]:
     """Processes that go through the list by themselves; one that dies is replaced."""
     waiting = sum(place.state in ("waiting", "failed") for place in places(task))
-    workers = [_start(task) for _ in range(min(jobs, waiting))]
+    workers = {number: _start(task, number) for number in range(min(jobs, waiting))}
     unexplained = 0
     try:
         while workers:
             time.sleep(POLL)
-            for worker in list(workers):
+            for number, worker in list(workers.items()):
                 code = worker.poll()
                 if code is None:
                     continue
-                workers.remove(worker)
                 worker.stdin.close()  # type: ignore[union-attr]
+                del workers[number]
                 if code == 0:
                     continue
                 if code != STOPPED and not _mourn(task, worker.pid, code):
                     unexplained += 1
                     if unexplained > TRIES:
-                        raise RuntimeError(
+                        raise ChildProcessError(
                             f"workers end with {code} before they begin a job; see "
                             f"{Path(task.folder) / 'workers.log'}"
                         )
-                workers.append(_start(task))
+                workers[number] = _start(task, number)
             yield
     finally:
-        _end(workers)
+        _end(list(workers.values()))
 
 
-def _start(task: Task) -> "subprocess.Popen[bytes]":
+def _start(task: Task, number: int) -> "subprocess.Popen[bytes]":
     threads = str(task.threads)
     limits = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     Path(task.folder).mkdir(parents=True, exist_ok=True)
@@ -233,8 +235,15 @@ def _start(task: Task) -> "subprocess.Popen[bytes]":
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the others
-            env=os.environ | limits,
+            env=os.environ | limits | _gpu(number),
         )
+
+
+def _gpu(number: int) -> dict[str, str]:
+    """Where there are several GPUs, each worker sees one of them, in turn."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = range(torch.cuda.device_count()) if visible is None else visible.split(",")
+    return {"CUDA_VISIBLE_DEVICES": str(gpus[number % len(gpus)])} if len(gpus) > 1 else {}
 
 
 def _mourn(task: Task, pid: int, code: int) -> bool:

@@ -80,13 +80,14 @@ def attempt(place: "Place", task: Task) -> None:
         begin(place, task.invocation)
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(place.job.seed)
-        begun = time.monotonic()
-        device = choose_device("auto")
+        begun, asked = time.monotonic(), place.job.call.keywords
         try:
             with _logged(place.path / "log.txt"):
                 measured = place.job.call(place.path)
             seconds = time.monotonic() - begun
-            finish(place, measured, seconds, environment(device, choose_bf16("auto", device)))
+            device = choose_device(asked.get("device", "auto"))
+            bf16 = choose_bf16(asked.get("precision", "auto"), device)
+            finish(place, measured, seconds, environment(device, bf16))
         except InterruptedTraining:
             raise Stopped from None
         except Exception as error:
