@@ -20,8 +20,8 @@ lint: .venv/ready-dev
 	$(BIN)/mypy
 
 bench: .venv/ready-bench
+	$(BIN)/contrapose bench
 	$(BIN)/python -m benchmarks.views
-	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.training
 
 .venv/ready: pyproject.toml

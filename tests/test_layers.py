@@ -20,6 +20,7 @@ BELOW = {
     "training": BOTTOM | {"losses", "keys", "evaluation"},
     "recipes": BOTTOM | {"losses", "keys", "evaluation", "training"},
     "experiments": BOTTOM | {"losses", "keys", "evaluation", "training", "recipes"},
+    "bench": {"similarity", "losses", "training"},
     "verification": {"similarity", "losses", "keys", "training"},
     "report": set(),
 }

@@ -355,6 +355,39 @@ def show(
     typer.echo(f"Written: {write_sheet(images, out, count=count)}")
 
 
+@app.command()
+def bench(
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CASE,...",
+            help="Of nt_xent, supcon, supcon_in, clip, info_nce, hard, uniformity, topk.",
+        ),
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(metavar="N,...", help="Rows, or keys.")] = None,
+    repeats: Annotated[int, typer.Option(help="Times each is run, in turn.")] = 7,
+    threads: Annotated[int | None, typer.Option(help="All cores without it.")] = None,
+    device: Device = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="In under a minute.")] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="Also 2 x 32,768 rows; on CUDA 2 x 262,144.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The folder to make; runs/bench-1 ...")] = None,
+) -> None:
+    """Measure time and memory of the losses beside plain torch and other libraries."""
+    from contrapose.bench import bench
+    from contrapose.bench.table import measuring, print_case, print_end
+
+    with measuring() as watch:
+        record = bench(
+            _names(only), sizes=_numbers(sizes), repeats=repeats, threads=threads, device=device,
+            quick=quick, large=large, out=out, watch=watch, show=print_case,
+        )  # fmt: skip
+    print_end(record)
+    if record.disagreements():
+        raise typer.Exit(1)
+
+
 @app.command(name="list")
 def list_() -> None:
     """Show the recipes, named sets, encoders, heads, views, losses and optimisers there are."""
@@ -412,6 +445,13 @@ def _explain(run: "Run", device: str, recipe: str | None) -> None:
 def _names(given: str | None) -> list[str]:
     """`a,b` as a list; nothing where nothing was given."""
     return [name.strip() for name in (given or "").split(",") if name.strip()]
+
+
+def _numbers(given: str | None) -> list[int]:
+    try:
+        return [int(text) for text in _names(given)]
+    except ValueError:
+        raise ValueError(f"--sizes {given}: give whole numbers, such as 512,2048") from None
 
 
 def _temperatures(given: str) -> list[float]:

@@ -1,0 +1,65 @@
+"""What a contender cannot do here, and what it would need too much of."""
+
+import importlib.util
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from contrapose.bench.cases import Case, Contender
+from contrapose.bench.measure import Measured
+from contrapose.bench.record import in_bytes
+
+PACKAGES = {
+    "lightly": "lightly",
+    "pytorch_metric_learning": "pytorch-metric-learning",
+    "faiss": "faiss-cpu",
+}
+SHARE = 0.5  # of the free memory that a contender may ask for
+PATIENCE = 20.0  # seconds: a contender whose single step takes longer is left out, save for ours
+DEADLINE = 60.0  # seconds: a contender that has not ended its first step by then is stopped
+
+
+def unfit(
+    case: Case, contender: Contender, size: int, device: str, before: Sequence[Measured]
+) -> str | None:
+    """Why it is not measured at this size; None where it is. `before`: at smaller sizes."""
+    if contender.needs and not present(contender.needs):
+        module = contender.needs.partition(".")[0]
+        return f"not installed: pip install {PACKAGES.get(module, module)}"
+    pairs = case.pairs(size)
+    if (needed := contender.bytes(pairs)) > SHARE * free(device):
+        return f"would take about {in_bytes(needed)} of memory"
+    if not before or contender.ours:
+        return None
+    last = before[-1]
+    if not last.seconds:
+        return "left out as at the smaller size"
+    growth = (pairs / case.pairs(last.size)) ** contender.power
+    if (seconds := statistics.median(last.seconds) * growth) > PATIENCE:
+        return f"would take about {seconds:,.0f} s a step"
+    return None
+
+
+def present(module: str) -> bool:
+    """Whether the package it is part of is installed; imports nothing."""
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+def free(device: str) -> float:
+    """Bytes that can still be had."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # a container may be allowed less
+        group = Path("/sys/fs/cgroup")
+        left = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float(available)
+    return float(min(available, left))

@@ -1,0 +1,185 @@
+"""From the request to the files: what is measured, in which order, in which processes.
+
+Every size is written as soon as it is done; a kill leaves what was measured until then.
+"""
+
+import itertools
+import multiprocessing as mp
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from contrapose.bench.cases import Case, Contender, chosen
+from contrapose.bench.limits import DEADLINE, PACKAGES, SHARE, free, present, unfit
+from contrapose.bench.measure import Measured, Settings, answer, ceiling, memory, once, times
+from contrapose.bench.page import pages
+from contrapose.bench.record import Record
+from contrapose.machine import choose_bf16, choose_device, environment
+from contrapose.training.run import as_json_bytes, replace_file
+
+LONG = 10.0  # seconds: a step that takes longer is run once
+
+
+def bench(
+    only: Sequence[str] = (),
+    *,
+    sizes: Sequence[int] = (),
+    repeats: int = 7,
+    threads: int | None = None,
+    device: str = "auto",
+    quick: bool = False,
+    large: bool = False,
+    out: Path | None = None,
+    watch: Callable[[str], None] = lambda doing: None,
+    show: Callable[[Record, Case], None] = lambda record, case: None,
+) -> Record:
+    """Measure the cases named in `only`, or all, and write bench.json, bench.md and bench.html.
+
+    sizes: instead of each case's own. quick: few and small ones. large: also 2 x 32,768 rows, and
+    2 x 262,144 on CUDA. `watch` hears what is being measured, `show` when a case is done.
+    Raises ValueError for an unknown case or a size that makes no sense, FileExistsError for an
+    `out` that is there.
+    """
+    cases = chosen(only)
+    least = max(case.smallest for case in cases)
+    if any(n < least or n % 2 for n in sizes):
+        raise ValueError(
+            f"bench --sizes {','.join(map(str, sizes))}: use even sizes of at least {least}, which "
+            f"every case asked for can do ({', '.join(case.name for case in cases)})"
+        )
+    if repeats < 1 or (threads is not None and threads < 1):
+        raise ValueError(f"bench --repeats {repeats} --threads {threads}: use at least 1")
+    device = choose_device(device)
+    settings = Settings(
+        device=device,
+        threads=threads or len(os.sched_getaffinity(0)),
+        repeats=min(repeats, 3) if quick else repeats,
+        seconds=3.0 if quick else 20.0,
+    )
+    where = environment(device, choose_bf16("auto", device)) | {"peers": versions()}
+    record = Record(new_folder(out), cases, settings, where)
+    watch("starting")
+    forks = Forks(sorted({c.needs for case in cases for c in case.contenders if c.needs}))
+    record.ceiling = forks.run(ceiling, settings, sorted({"fp32", where["precision"]}))
+    for case in cases:
+        for size in sizes or sizes_of(case, device, quick, large):
+            for doing in measure(record, forks, case, size):
+                watch(f"{case.name}, {case.title(size)}: {doing}")
+            write(record)
+        show(record, case)
+    record.complete = True
+    write(record)
+    return record
+
+
+def sizes_of(case: Case, device: str, quick: bool, large: bool) -> tuple[int, ...]:
+    more = case.large_cuda if device.startswith("cuda") else case.large
+    return case.quick if quick else case.sizes + (more if large else ())
+
+
+def offered(case: Case, record: Record) -> list[Contender]:
+    """The contenders that are for this device."""
+    device, bf16 = record.settings.device, record.environment["precision"] == "bf16"
+    return [
+        c
+        for c in case.contenders
+        if (c.device is None or device.startswith(c.device)) and (bf16 or not c.low)
+    ]
+
+
+def measure(record: Record, forks: "Forks", case: Case, size: int) -> Iterator[str]:
+    """One size of one case; says what comes next."""
+    settings, found, slow = record.settings, dict[str, Measured](), list[str]()
+    for contender in offered(case, record):
+        one = Measured(case.name, size, contender.name)
+        why = unfit(case, contender, size, settings.device, record.of(case, contender.name))
+        if why is None and settings.device == "cpu":
+            yield f"memory of {contender.name}"
+            limit = int(SHARE * free("cpu"))
+            try:
+                extra, seconds, why = forks.run(
+                    memory, case.name, contender.name, size, settings, limit,
+                    within=None if contender.ours else DEADLINE,
+                )  # fmt: skip
+                one = replace(one, extra=extra)
+                slow += [contender.name] if seconds > LONG else []
+            except ForkError as error:
+                why = f"failed: {error}"
+        found[contender.name] = replace(one, skipped=why)
+    able = [name for name, one in found.items() if one.skipped is None]
+    together = [name for name in able if name not in slow]
+    for names, work in ((together, times), *(([name], once) for name in slow)):
+        if not names:
+            continue
+        yield f"time of {', '.join(names)}"
+        try:
+            timed = forks.run(work, case.name, names, size, settings)
+        except ForkError as error:
+            timed = [replace(found[name], skipped=f"failed: {error}") for name in names]
+        for one in timed:
+            extra = found[one.contender].extra
+            found[one.contender] = replace(one, extra=one.extra if extra is None else extra)
+    record.results += found.values()
+
+
+class ForkError(RuntimeError):
+    """What a process died of."""
+
+
+class Forks:
+    """Fresh processes, forked from one that has imported the libraries and computed nothing."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores alone
+        self.context = mp.get_context("forkserver")
+        self.context.set_forkserver_preload(["contrapose.bench.measure", *modules])
+
+    def run(self, work: Callable[..., Any], *args: Any, within: float | None = None) -> Any:
+        """Its result; ForkError where there is none, or none within so many seconds."""
+        mine, theirs = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=answer, args=(theirs, work, *args), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            if not mine.poll(within):
+                process.kill()
+                raise ForkError(f"stopped after {within:.0f} s")
+            found, error = mine.recv()
+        except EOFError:
+            process.join()
+            found, error = None, f"killed (exit code {process.exitcode}), out of memory?"
+        process.join()
+        if error is not None:
+            raise ForkError(error)
+        return found
+
+
+def write(record: Record) -> None:
+    replace_file(record.folder / "bench.json", as_json_bytes(record.as_json()))
+    for name, text in pages(record).items():
+        replace_file(record.folder / name, text.encode())
+
+
+def new_folder(out: Path | None) -> Path:
+    """`out`, or runs/bench-1 or the next number that is free; FileExistsError where it is there."""
+    if out is None:
+        numbered = (Path("runs") / f"bench-{number}" for number in itertools.count(1))
+        out = next(path for path in numbered if not path.exists())
+    if out.exists():
+        raise FileExistsError(f"--out {out} exists and is left as it is; name another folder")
+    out.mkdir(parents=True)
+    return out
+
+
+def versions() -> dict[str, str]:
+    """Of the peers."""
+    found = {}
+    for module, package in PACKAGES.items():
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "there" if present(module) else "not installed"
+    return found
