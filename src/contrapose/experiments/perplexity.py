@@ -27,8 +27,8 @@ from contrapose.training.recipe import Recipe
 
 TEMPERATURE, PERPLEXITY, PER_ANCHOR = "temperature", "perplexity", "per-anchor"
 FAMILIES = (TEMPERATURE, PERPLEXITY, PER_ANCHOR)
-TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
-PERPLEXITIES = (4.0, 10.0, 25.0, 50.0, 150.0)
+TEMPERATURES: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
+PERPLEXITIES: tuple[float, ...] = (4.0, 10.0, 25.0, 50.0, 150.0)
 CELLS = {  # the first is where a value is chosen
     "smoke": (("digits", 64), ("digits", 32)),
     "cpu": (
