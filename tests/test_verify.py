@@ -125,6 +125,12 @@ def test_losses_against_keys_are_checked_with_every_store_that_feeds_them():
     assert stores("nt_xent") == {None}
 
 
+def test_every_way_to_call_a_loss_is_checked():
+    names = {problem.name for problem, _, _ in cases(losses.supcon, 3, quick=True)}
+    forms = ("", " ppl/batch", " ppl/anchor", " anchors", " capped")
+    assert names == {f"supcon{form}" for form in forms}
+
+
 def test_an_error_on_one_process_ends_all_of_them_and_is_said(tmp_path):
     (tmp_path / "wrong.py").write_text(RAISES)
     command = [sys.executable, "wrong.py", "verify", "--quick", "--only", "dcl", "--ranks", "2"]

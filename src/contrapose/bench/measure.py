@@ -48,7 +48,7 @@ class Settings:
     device: str
     threads: int
     repeats: int
-    seconds: float  # of all repeats of one size; fewer repeats where they take longer
+    seconds: float  # of all repeats of one size; three repeats where they take longer
 
 
 def memory(
@@ -98,7 +98,7 @@ def times(case: str, names: Sequence[str], size: int, settings: Settings) -> lis
             seconds[name].append(seconds_of(work[name].run, often[name], settings.device))
         order = order[1:] + order[:1]
         spent = time.perf_counter() - begin
-        if repeat and spent * (repeat + 2) / (repeat + 1) > settings.seconds:
+        if repeat >= 2 and spent * (repeat + 2) / (repeat + 1) > settings.seconds:
             break
     return [replace(m, seconds=tuple(seconds.get(name, ()))) for name, m in found.items()]
 

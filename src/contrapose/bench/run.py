@@ -57,7 +57,7 @@ def bench(
         device=device,
         threads=threads or len(os.sched_getaffinity(0)),
         repeats=min(repeats, 3) if quick else repeats,
-        seconds=3.0 if quick else 20.0,
+        seconds=3.0 if quick else 10.0,
     )
     where = environment(device, choose_bf16("auto", device)) | {"peers": versions()}
     record = Record(new_folder(out), cases, settings, where)

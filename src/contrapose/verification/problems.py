@@ -37,6 +37,32 @@ class Inputs:
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(1))
         return 10 * group[order]
 
+    def of_rows(self, name: str) -> Tensor:
+        """`anchor`: two thirds of the rows; `image`: the rows of a group by twos."""
+        if name == "anchor":
+            return torch.arange(self.rows) % 3 > 0
+        group = self.group()
+        earlier = (group[:, None] == group[None, :]).tril(-1).sum(dim=1)
+        return 100 * group + earlier // 2
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to call a loss: other settings, and what it is told of every row besides."""
+
+    name: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    rows: tuple[str, ...] = ()
+
+
+PLAIN = Form("")
+FORMS = (
+    Form(" ppl/batch", (("perplexity", 5.0), ("per", "batch"))),
+    Form(" ppl/anchor", (("perplexity", 5.0), ("per", "anchor"))),
+    Form(" anchors", rows=("anchor",)),
+    Form(" capped", (("max_positives", 2),), ("image",)),
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -48,21 +74,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Problem:
-    """A loss and what it is called with.
-
-    `stored`: the queue, bank or memory from which the keys come. `instead`: settings that stand in
-    place of a temperature.
-    """
+    """A loss and what it is called with; `stored`: the queue, bank or memory of its keys."""
 
     loss: Callable[..., Tensor]
     inputs: Inputs
     stored: str | None = None
-    instead: tuple[tuple[str, Any], ...] = ()
+    form: Form = PLAIN
 
     @property
     def name(self) -> str:
-        per = dict(self.instead).get("per")
-        return self.loss.__name__ + (f" ppl/{per}" if per else "")
+        return self.loss.__name__ + self.form.name
 
     @cached_property
     def data(self) -> dict[str, Tensor]:
@@ -70,8 +91,8 @@ class Problem:
         if self.stored:
             return stored_data(*rows)
         parameters = parameters_of(self.loss)
-        given = data(parameters, *rows)
-        return dict(zip(parameters, given, strict=False))
+        given = dict(zip(parameters, data(parameters, *rows), strict=False))
+        return given | {name: self.inputs.of_rows(name) for name in self.form.rows}
 
     @cached_property
     def spread(self) -> set[str]:
@@ -89,9 +110,9 @@ class Problem:
         given = keywords(parameters, self.inputs.temperature)
         learned = {name for name in given if "Tensor" in str(parameters[name].annotation)}
         given = {k: torch.tensor(v).double() if k in learned else v for k, v in given.items()}
-        if self.instead:
+        if "perplexity" in dict(self.form.settings):
             del given["temperature"]
-        return given | dict(self.instead)
+        return given | dict(self.form.settings)
 
     def expected(self, precision: torch.dtype) -> Outcome:
         """By definition: whole matrices, float64, one process. Operands are rounded before."""
@@ -159,10 +180,8 @@ class Problem:
 
 
 def problems(loss: Callable[..., Tensor], inputs: Inputs) -> list[Problem]:
-    """The loss with keys of the batch, at a temperature and at a perplexity, and of stores."""
-    found = [Problem(loss, inputs)]
-    found += [Problem(loss, inputs, stored=name) for name in sources_of(loss)]
-    if "perplexity" in parameters_of(loss):
-        for per in ("batch", "anchor"):
-            found.append(Problem(loss, inputs, None, (("perplexity", 5.0), ("per", per))))
-    return found
+    """The loss with keys of the batch, as it is and in every form it has, and of stores."""
+    known = parameters_of(loss).keys()
+    forms = [f for f in FORMS if {*dict(f.settings), *f.rows} <= known]
+    found = [Problem(loss, inputs, form=form) for form in (PLAIN, *forms)]
+    return found + [Problem(loss, inputs, stored=name) for name in sources_of(loss)]
