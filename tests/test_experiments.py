@@ -248,12 +248,12 @@ def test_a_cluster_s_library_that_is_absent_is_named_with_its_extra(tmp_path, mo
         reproduce("swap", on="slurm", out=tmp_path)
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_jobs_of_an_experiment(tmp_path):
     pytest.importorskip("submitit")
     from contrapose.experiments.engine import _slurm
 
-    file = written(tmp_path, "trouble", TROUBLE)
-    task = prepared(file)
+    task = prepared(written(tmp_path, "trouble", TROUBLE))
     for _ in _slurm(task, 2, {"timeout_min": 5}, cluster="local"):
         pass
     states = [place.state for place in places(task)]
