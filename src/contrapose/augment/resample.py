@@ -89,7 +89,7 @@ def multiply(
     """rows_b @ image_bc @ columns_b^T for the whole batch."""
     count, channels, height, width = image.shape
     narrow = torch.bmm(image.reshape(count, channels * height, width), columns.mT)
-    narrow = narrow.view(count * channels, height, -1)
+    narrow = narrow.view(count * channels, height, columns.shape[1])
     out = torch.bmm(rows.repeat_interleave(channels, dim=0), narrow)
     return out.view(count, channels, *out.shape[1:])
 
