@@ -7,7 +7,17 @@ import torch
 from torch.nn.functional import normalize
 
 from contrapose import similarity
-from contrapose.similarity import EVERY, Pairs, dense, negatives, others, passes, positives, tiled
+from contrapose.similarity import (
+    EVERY,
+    Pairs,
+    dense,
+    negatives,
+    others,
+    passes,
+    positives,
+    tiled,
+    tiles,
+)
 from contrapose.similarity.pairs import Blocks
 
 GROUP = torch.tensor([2, 0, 0, 1, 3, 1, 0])
@@ -84,6 +94,53 @@ def test_gradient(z, tile, same, keep, monkeypatch):
     assert torch.autograd.gradcheck(f, (z.requires_grad_(), z.detach().flip(0), scale))
 
 
+@pytest.fixture
+def three_threads(monkeypatch):
+    monkeypatch.setattr(tiles, "ALONE", 0)  # small matrices are shared as large ones are
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("scale", [WARM, COLD])
+@pytest.mark.parametrize("keys", ["the rows", "fewer", "more"])
+def test_threads_change_nothing_and_give_the_same_bits_again(three_threads, keys, scale):
+    generator = torch.Generator().manual_seed(0)
+    z, group = torch.randn(150, 5, generator=generator).double(), torch.arange(150) // 7
+    m = {"the rows": 150, "fewer": 40, "more": 333}[keys]
+    fixed = torch.randn(m, 5, generator=generator).double()
+    rules = (others(150), negatives(group)) if keys == "the rows" else (EVERY,)
+
+    def results(backend, **options):
+        query = normalize(z, dim=1).requires_grad_()
+        key = query if keys == "the rows" else normalize(fixed, dim=1).requires_grad_()
+        lse = backend.logsumexps(query, key, scale=scale, rules=rules, **options)
+        nearest, _ = backend.topk(query, key, 9, pairs=rules[-1], **options)
+        (sum((x * torch.arange(150)).sum() for x in lse) + nearest.sum()).backward()
+        return [*(x.detach() for x in lse), nearest.detach(), query.grad, key.grad]
+
+    ours = results(tiled, tile=16)
+    torch.testing.assert_close(ours, results(dense))
+    assert all(torch.equal(a, b) for a, b in zip(ours, results(tiled, tile=16), strict=True))
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 5])
+@pytest.mark.parametrize("rounds", [tiles._mirrored, tiles._rectangular])
+def test_every_tile_has_its_turn_and_none_shares_a_row_or_column_meanwhile(rounds, parts):
+    seen = []
+    for tasks in rounds(5, 5, parts):
+        rows = [{i for i, _ in task} for task in tasks]
+        cols = [{j for _, j in task} for task in tasks]
+        touched = [a | b for a, b in zip(rows, cols, strict=True)]
+        for used in [touched] if rounds is tiles._mirrored else [rows, cols]:
+            assert sum(map(len, used)) == len(set().union(*used))
+        seen += [tile for task in tasks for tile in task]
+    half = rounds is tiles._mirrored
+    assert sorted(seen) == [(i, j) for i in range(5) for j in range(i if half else 0, 5)]
+
+
 @pytest.mark.parametrize("backend", [dense, tiled])
 def test_a_row_without_pairs_has_no_gradient(backend):
     for scale in (WARM, COLD):
@@ -103,6 +160,14 @@ def test_topk_is_the_definition(z, tile, pairs):
     torch.testing.assert_close(value, expected[0])
     found = value > -math.inf
     assert (index[found] == expected[1][found]).all()
+
+
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_groups_of_columns_hide_none_of_the_nearest(k):
+    query, key = torch.randn(9, 4), torch.randn(1003, 4)
+    key[::3] = -100.0 * key[::3].abs()  # far out, so that whole groups are
+    expected = dense.topk(query, key, k)
+    torch.testing.assert_close(tiled.topk(query, key, k), expected)
 
 
 def test_gradient_of_topk(z):
@@ -149,6 +214,24 @@ def test_blocks_need_no_comparison_where_ids_cannot_meet():
     assert block(0, 1) is False
 
 
+@pytest.mark.parametrize("shift", [0, 2**24, 2**60], ids=["small", "large", "huge"])
+@pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS.keys())
+def test_blocks_are_the_mask(pairs, shift):
+    def moved(ids):
+        return None if ids is None else ids + shift
+
+    sides = (pairs.row_group, pairs.col_group, pairs.row_id, pairs.col_id)
+    pairs = Pairs(pairs.relation, *map(moved, sides))
+    blocks, cut = [slice(0, 3), slice(3, 6), slice(6, 7)], Pairs.mask
+    block = Blocks(pairs, blocks, blocks)
+    for i, rows in enumerate(blocks):
+        for j, cols in enumerate(blocks):
+            mask = cut(pairs, rows, cols)
+            shape = rows.stop - rows.start, cols.stop - cols.start
+            expected = torch.ones(shape) if mask is None else mask.float()
+            assert torch.equal(torch.ones(shape) * block(i, j), expected)
+
+
 def test_pairs_of_other_rows_are_refused(z):
     with pytest.raises(ValueError, match="pairs describe 9 rows, the similarity has 7"):
         similarity.logsumexp(z, z, pairs=others(9))
@@ -170,3 +253,17 @@ def test_gradient_of_the_similarity_to_positives(z, group):
         return similarity.positive_similarity(z, group)[0]
 
     assert torch.autograd.gradcheck(f, z.requires_grad_())
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_views_one_after_the_other_are_groups_like_any_other(views):
+    z = torch.randn(6, 4, dtype=torch.float64).requires_grad_()
+    group = torch.tensor([7, 3, 9, 1, 2, 0])[: 6 // views].repeat(views)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    results = []
+    for rows in (slice(None), order):
+        mean, count = similarity.positive_similarity(z[rows], group[rows])
+        (grad,) = torch.autograd.grad((mean * group[rows]).sum(), z)
+        results.append((mean[order] if rows is not order else mean, count, grad))
+    torch.testing.assert_close(results[1], results[0])
+    assert results[0][1].tolist() == [views - 1] * 6

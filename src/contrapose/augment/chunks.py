@@ -1,18 +1,12 @@
-"""Many images on a CPU: pieces that fit its cache, one thread a piece.
+"""Many images on a CPU: pieces that fit its cache, one thread a piece."""
 
-A step on eight images of 224 px takes some 0.1 ms, about what it costs to wake a second OpenMP
-thread, so each piece runs all its steps on one thread, and the threads share the pieces.
-"""
-
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from threading import Barrier
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from contrapose.threads import share
 
 PIECE = 8 * 224 * 224  # px
 
@@ -24,11 +18,7 @@ def in_pieces(work: Callable[[slice], None], count: int, pixels: int) -> None:
     threads = torch.get_num_threads()
     length = max(1, min(PIECE // pixels, -(-count // threads)))
     pieces = [slice(start, min(start + length, count)) for start in range(0, count, length)]
-    if threads == 1 or len(pieces) == 1:
-        for piece in pieces:
-            work(piece)
-    else:
-        list(_pool(threads, os.getpid()).map(work, pieces))
+    share(work, pieces, threads if len(pieces) > 1 else 1)
 
 
 def room(shape: tuple[int, ...], kind: type[np.float32] | type[np.uint8]) -> Tensor:
@@ -36,19 +26,3 @@ def room(shape: tuple[int, ...], kind: type[np.float32] | type[np.uint8]) -> Ten
     700 page faults instead of 9,400, whose time is felt beside that of making the views.
     """
     return torch.from_numpy(np.empty(shape, kind))
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads on which torch runs serially; a forked process makes its own."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="contrapose-views")
-    together = Barrier(threads)
-
-    def settle(_: int) -> None:
-        together.wait()  # holds each task on a thread of its own
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # torch reads the setting once a thread: now, not after the next
-
-    list(pool.map(settle, range(threads)))
-    torch.set_num_threads(threads)  # the setting above is each thread's own, save for MKL's
-    return pool

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose.similarity import anchor_mean, widen
+from contrapose.threads import alone
 
 UNIT = 0.02  # how far a length may be from 1: bf16 rounding of a unit vector stays below
 
@@ -64,19 +65,18 @@ def check_positive(name: str, **values: float | Tensor) -> None:
             raise ValueError(f"{name}: {what}={value}; give a finite value above 0")
 
 
+@alone
 def check_unit(name: str, z: Float[Tensor, "N D"]) -> None:
     if z.device.type != "cpu" or not z.numel():
         return
-    length = torch.linalg.vector_norm(
-        z.detach(), dim=1, dtype=torch.promote_types(z.dtype, torch.float32)
-    )
+    length = torch.linalg.vector_norm(widen(z.detach()), dim=1)
     low, high = (float(x) for x in length.aminmax())
     if low < 1 - UNIT or high > 1 + UNIT:
         off = int(((length - 1).abs() > UNIT).sum())
         warnings.warn(
             f"{name}: {off} of {len(z)} rows are not of unit length (lengths {low:.3g} to "
             f"{high:.3g}); use torch.nn.functional.normalize(z, dim=1)",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -92,7 +92,10 @@ def mean_over_anchors(
 
     `among`: the rows that were meant to be anchors, all if None.
     """
-    among = torch.ones_like(where) if among is None else among
+    if among is None:
+        if where.device.type == "cpu" and where.all():
+            return anchor_mean(loss)
+        among = torch.ones_like(where)
     warn_of_rows_left_out(name, where, among, lacking)
     return anchor_mean(loss, where & among)
 

@@ -34,7 +34,7 @@ def logsumexps(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     rules: tuple[Pairs, ...],
-) -> Float[Tensor, "R N"]:
+) -> tuple[Float[Tensor, " N"], ...]:
     """`logsumexp` for each of several rules about which pairs count, in one pass."""
     return _backend.get().logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
 

@@ -27,9 +27,9 @@ def logsumexps(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     rules: tuple[Pairs, ...],
-) -> Float[Tensor, "R N"]:
+) -> tuple[Float[Tensor, " N"], ...]:
     """`logsumexp` for each of several rules about which pairs count."""
-    return torch.stack([logsumexp(query, key, scale=scale, pairs=pairs) for pairs in rules])
+    return tuple(logsumexp(query, key, scale=scale, pairs=pairs) for pairs in rules)
 
 
 def logsumexp_both(

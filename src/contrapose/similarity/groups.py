@@ -3,12 +3,15 @@
 sum_j over a group of query_i . key_j  =  query_i . (sum_j over the group of key_j).
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.similarity.sharded import everyone, row_ids
 from contrapose.similarity.wide import widen
+from contrapose.threads import alone
 
 
 def group_sum(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> Float[Tensor, "G D"]:
@@ -29,49 +32,92 @@ def positive_similarity(
     `every`: `everyone(z)`, where the caller has gathered it already.
     """
     z, every = widen(z), widen(everyone(z) if every is None else every)
-    number, mine = _numbers(group)
-    count = _sizes(number, mine) - 1
-    return _PositiveSimilarity.apply(z, every, number, mine, count.clamp(min=1)), count
+    members = _members(group)
+    mean = _PositiveSimilarity.apply(z, None if every is z else every, members)
+    return mean, members.count()
 
 
 def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """How many *other* rows each row's group has."""
-    number, mine = _numbers(group)
-    return _sizes(number, mine) - 1
+    return _members(group).count()
 
 
-def _sizes(number: Tensor, mine: Tensor) -> Tensor:
-    size = torch.zeros_like(number).index_add_(0, number, torch.ones_like(number))
-    return size.index_select(0, mine)
+@dataclass(frozen=True, eq=False)
+class _Numbered:
+    """Groups of everyone's rows and of mine, as numbers below len(every)."""
+
+    every: Int[Tensor, " M"]
+    mine: Int[Tensor, " N"]
+
+    def count(self) -> Int[Tensor, " N"]:
+        """How many other rows the group of each of my rows has."""
+        size = torch.zeros_like(self.every).index_add_(0, self.every, torch.ones_like(self.every))
+        return size.index_select(0, self.mine).sub_(1)
+
+    def others(self, x: Float[Tensor, "M D"], mine: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """For each of my rows the sum of everyone's x over its group, less my own."""
+        total = torch.zeros_like(x).index_add_(0, self.every, x)
+        return total.index_select(0, self.mine).sub_(mine)
+
+    def everyones(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
+        """For each of everyone's rows the sum of my x over its group."""
+        total = x.new_zeros(len(self.every), x.shape[1]).index_add_(0, self.mine, x)
+        return total.index_select(0, self.every)
 
 
-def _numbers(group: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups of everyone's rows, and of mine, numbered 0, 1, ... without reading the device."""
+@dataclass(frozen=True, eq=False)
+class _Views:
+    """Groups of rows i, i + B, i + 2 B, ...: the views of B images, one after the other."""
+
+    group: Int[Tensor, " N"]
+    views: int
+
+    def count(self) -> Int[Tensor, " N"]:
+        return torch.full_like(self.group, self.views - 1)
+
+    def others(self, x: Float[Tensor, "N D"], mine: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        shape = self.views, -1, x.shape[1]
+        return (x.view(shape).sum(dim=0) - mine.view(shape)).view_as(mine)
+
+
+def _members(group: Tensor) -> _Numbered | _Views:
+    """Which rows are together, without reading a device."""
     every = everyone(group)
     if every.device.type == "cpu" and len(every):
+        if every is group:
+            names = group.tolist()
+            views, rest = divmod(len(names), images := len(set(names)))
+            if not rest and names == names[:images] * views:
+                return _Views(group, views)
         low, high = (int(x) for x in every.aminmax())
         if low >= 0 and high < len(every):  # small numbers serve as they are
-            return every, group
+            return _Numbered(every, group)
     order = every.argsort()
     ordered = every[order]
     first = torch.zeros_like(ordered)
     first[1:] = ordered[1:] != ordered[:-1]
     number = torch.empty_like(first).index_copy(0, order, first.cumsum(0))
-    return number, number if every is group else number[row_ids(len(group), group.device)[0]]
+    mine = number if every is group else number[row_ids(len(group), group.device)[0]]
+    return _Numbered(number, mine)
 
 
 class _PositiveSimilarity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, every, number, mine, count):  # type: ignore[no-untyped-def]
-        total = torch.zeros_like(every).index_add_(0, number, every)
-        ctx.save_for_backward(z, every, total, number, mine, count)
-        return total.index_select(0, mine).sub_(z).mul_(z).sum(dim=1).div_(count)
+    @alone
+    def forward(ctx, z, every, members):  # type: ignore[no-untyped-def]
+        others = members.others(z if every is None else every, z)
+        count = members.count().to(z.dtype).clamp_(min=1)
+        ctx.save_for_backward(z, others, count)
+        ctx.members, ctx.gathered = members, every is not None
+        return (others * z).sum(dim=1).div_(count)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @alone
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        z, every, total, number, mine, count = ctx.saved_tensors
+        z, others, count = ctx.saved_tensors
         weight = (grad / count)[:, None]
-        dz = total.index_select(0, mine).sub_(z, alpha=2).mul_(weight)
-        back = torch.zeros_like(every).index_add_(0, mine, weight * z)  # to the rows of the group
-        return dz, back.index_select(0, number), None, None, None
+        back = weight * z  # to the rows of the group
+        if ctx.gathered:
+            return (weight * others).sub_(back), ctx.members.everyones(back), None
+        return ctx.members.others(back, back).addcmul_(weight, others), None, None

@@ -1,249 +1,263 @@
 """Forward and backward passes over the tiles: what `tiled` chooses among.
 
 No pass stores the matrix: a backward pass makes its tiles again, or takes them from the forward
-pass where all of them are small. Operands are float32 or float64, masks come block by block.
+pass, which keeps as many as KEEP holds. Operands are float32 or float64, masks come block by block.
+
+Where key is None the rows are taken against themselves and the pairs (i, i) never count. A tile
+then serves its rows and, off the diagonal, its columns: s_ij = s_ji.
+
+The passes return the log-sum-exps of the rows for each rule, then those of the columns if asked.
 """
 
 import math
-from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from contrapose.similarity.pairs import Blocks
+from contrapose.similarity.tiles import Room, Tiles
+from contrapose.threads import alone
 
-KEEP = 24 * 2**20  # bytes of exponentials kept for the backward pass; beyond, they are made again
+KEEP = 12 * 2**20  # bytes of exponentials kept for the backward pass; the rest are made again
+LOG2E = 1 / math.log(2)  # e^x = 2^(x log2 e), and a power of 2 takes half the time
 
 
 class Warm(torch.autograd.Function):
-    """Rows against other keys; with `columns` also the keys against the rows, every pair counting.
-
-    Returns the log-sum-exps of the rows, a line for each rule, and those of the columns.
-    """
+    """Sums of exponentials that need no shift: all are between e^-bound and e^bound."""
 
     @staticmethod
-    def forward(ctx, query, key, scale, rules, tile, columns=False):  # type: ignore[no-untyped-def]
-        scaled = query * scale
-        rows, cols = _slices(len(query), tile), _slices(len(key), tile)
-        blocks = [Blocks(pairs, rows, cols) for pairs in rules]
-        total, below = query.new_zeros(len(rules), len(query)), query.new_zeros(len(key))
-        kept = {}
-        keep = any(ctx.needs_input_grad) and query.element_size() * len(query) * len(key) <= KEEP
-        for i, I in enumerate(rows):
-            for j, J in enumerate(cols):
-                e = (scaled[I] @ key[J].T).exp_()
-                for r, block in enumerate(blocks):
-                    if (mask := block(i, j)) is not False:
-                        total[r, I] += (e if mask is True else e * mask).sum(dim=1)
-                if columns:
-                    below[J] += e.sum(dim=0)
-                if keep:
-                    kept[i, j] = e
-        ctx.save_for_backward(query, key, scale, total, below)
-        ctx.rows, ctx.cols, ctx.blocks, ctx.kept, ctx.columns = rows, cols, blocks, kept, columns
-        return total.log(), below.log()
+    @alone
+    def forward(ctx, query, key, scale, rules, columns, tiles, bound):  # type: ignore[no-untyped-def]
+        scale, key = _value(scale), query if tiles.mirrored else key
+        both = tiles.mirrored or columns
+        logits = _Logits(tiles, query, key, scale * LOG2E)
+        blocks = [tiles.blocks(pairs) for pairs in rules]
+        total = [query.new_zeros(query.shape[0]) for _ in rules]
+        below = [query.new_zeros(key.shape[0]) for _ in rules] if columns else total
+        down, right = [tiles.by_row(x) for x in total], [tiles.by_col(x) for x in below]
+        keep = KEEP // tiles.bytes if any(ctx.needs_input_grad) else 0
+        kept: dict[tuple[int, int], Tensor] = {}
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, grad_below):  # type: ignore[no-untyped-def]
-        query, key, scale, total, below = ctx.saved_tensors
-        scaled = query * scale
-        weight = torch.where(total > 0, grad / total, 0.0)  # d L / d e_ij, the same along a row
-        down = grad_below / below if ctx.columns else None  # and along a column
-        dquery, dkey = torch.zeros_like(query), _room(ctx, key)
-        with torch.autocast(query.device.type, enabled=False):
-            for i, I in enumerate(ctx.rows):
-                for j, J in enumerate(ctx.cols):
-                    w = _weights(ctx.blocks, i, j, [u[I, None] for u in weight])
-                    if w is None:
-                        continue
-                    if down is not None:
-                        w = w + down[J]
-                    e = ctx.kept.get((i, j))
-                    e = (scaled[I] @ key[J].T).exp_() if e is None else e
-                    _pull(ctx, dquery, dkey, query, key, I, J, e * w)
-        return dquery * scale, _times(dkey, scale), (dquery * query).sum(), None, None, None
-
-
-class WarmSelf(torch.autograd.Function):
-    """Rows against the other rows: tiles of the upper triangle serve their rows and columns."""
-
-    @staticmethod
-    def forward(ctx, z, scale, rules, tile):  # type: ignore[no-untyped-def]
-        scaled = z * scale
-        rows = _slices(len(z), tile)
-        blocks = [Blocks(pairs, rows, rows) for pairs in rules]
-        total = z.new_zeros(len(rules), len(z))
-        kept = {}
-        keep = any(ctx.needs_input_grad) and z.element_size() * len(z) ** 2 <= 2 * KEEP
-        for i, j in _triangle(rows):
-            I, J = rows[i], rows[j]
-            e = _exponentials(scaled, z, I, J)
+        def work(i: int, j: int, room: Room) -> None:
+            if len(kept) < keep:
+                e = kept[i, j] = room.new()
+            else:
+                e = room(0)
+            logits(i, j, e).exp2_()
             for r, block in enumerate(blocks):
-                if (mask := block(i, j)) is not False:
-                    counted = e if mask is True else e * mask
-                    total[r, I] += counted.sum(dim=1)
-                    if i != j:
-                        total[r, J] += counted.sum(dim=0)
-            if keep:
-                kept[i, j] = e
-        ctx.save_for_backward(z, scale, total)
-        ctx.rows, ctx.blocks, ctx.kept = rows, blocks, kept
-        return total.log()
+                if (mask := block(i, j, partial(room, 1))) is not False:
+                    counted = e if mask is True else mask.mul_(e)
+                    down[r][i].add_(counted.sum(dim=1))
+                    if both and not tiles.on_diagonal(i, j):
+                        right[r][j].add_(counted.sum(dim=0))
+
+        tiles.visit(work)
+        total = total + below if columns else total
+        ctx.save_for_backward(query, key, *total)
+        ctx.scale, ctx.tiles, ctx.blocks, ctx.kept, ctx.bound = scale, tiles, blocks, kept, bound
+        return tuple(x.log() for x in total)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        z, scale, total = ctx.saved_tensors
-        scaled = z * scale
-        weight = torch.where(total > 0, grad / total, 0.0)
-        dz = torch.zeros_like(z)
-        with torch.autocast(z.device.type, enabled=False):
-            for i, j in _triangle(ctx.rows):
-                I, J = ctx.rows[i], ctx.rows[j]
-                # e_ij stands in the sums of row i and of row j: one exponential, two weights
-                w = _weights(ctx.blocks, i, j, [u[I, None] + u[J] for u in weight])
-                if w is None:
-                    continue
+    @alone
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        query, key, *total = ctx.saved_tensors
+        tiles, rules, both = ctx.tiles, len(ctx.blocks), _both(ctx, grads)
+        gradient = _Gradient(ctx, query, key)
+        logits = _Logits(tiles, query, key, ctx.scale * LOG2E)
+        # d L / d e_ij is one number along a row, one along a column, or the sum of the two; in a
+        # row without pairs every e_ij is 0, whatever that number is
+        weight = [g / x.clamp(min=math.exp(-ctx.bound)) for g, x in zip(grads, total, strict=True)]
+        down = [tiles.by_row(x) for x in weight[:rules]]
+        right = [tiles.by_col(x) for x in (weight[-rules:] if both else ())]
+
+        def work(i: int, j: int, room: Room) -> None:
+            g = None
+            for r, block in enumerate(ctx.blocks):
+                if (mask := block(i, j, partial(room, 2 * r + 1))) is not False:
+                    w = down[r][i][:, None]
+                    w = torch.add(w, right[r][j], out=room(2 * r + 2)) if both else w
+                    w = w if mask is True else mask.mul_(w)
+                    g = w if g is None else g + w
+            if g is not None:
                 e = ctx.kept.get((i, j))
-                g = w.mul_(_exponentials(scaled, z, I, J) if e is None else e)
-                dz[I].addmm_(g, z[J])
-                if i != j:
-                    dz[J].addmm_(g.T, z[I])
-        return dz * scale, (dz * z).sum() / 2, None, None
+                e = logits(i, j, room(0)).exp2_() if e is None else e
+                gradient.add(i, j, torch.mul(e, g, out=room(0)))
+
+        tiles.visit(work)
+        return *gradient.result(), None, None, None, None
 
 
 class Cold(torch.autograd.Function):
-    """Any temperature: the running maximum of each row is taken out of the sum."""
+    """Any temperature: the running maximum is taken out of each sum."""
 
     @staticmethod
-    def forward(ctx, query, key, scale, pairs, tile):  # type: ignore[no-untyped-def]
-        scaled = query * scale
-        rows, cols = _slices(len(query), tile), _slices(len(key), tile)
-        block = Blocks(pairs, rows, cols)
-        lse = query.new_full((len(query),), -math.inf)
-        for I, _, logits in _logits(scaled, key, block):
-            top = torch.maximum(lse[I], logits.amax(dim=1))
-            shift = torch.where(top == -math.inf, 0.0, top)  # a row without pairs so far
-            total = (logits - shift[:, None]).exp_().sum(dim=1) + (lse[I] - shift).exp()
-            lse[I] = shift + total.log()
-        ctx.save_for_backward(query, key, scale, lse)
-        ctx.block = block
+    @alone
+    def forward(ctx, query, key, scale, rules, columns, tiles):  # type: ignore[no-untyped-def]
+        scale, key = _value(scale), query if tiles.mirrored else key
+        both = tiles.mirrored or columns
+        logits = _Logits(tiles, query, key, scale)
+        blocks = [tiles.blocks(pairs) for pairs in rules]
+        rows = [_running(query, query.shape[0]) for _ in rules]
+        cols = [_running(query, key.shape[0]) for _ in rules] if columns else rows
+        down, right = [tiles.by_row(x) for x in rows], [tiles.by_col(x) for x in cols]
+
+        def work(i: int, j: int, room: Room) -> None:
+            x = logits(i, j, room(0))
+            for r, block in enumerate(blocks):
+                if (mask := block(i, j, partial(room, 1))) is not False:
+                    counted = x if mask is True else mask.log_().add_(x)
+                    _merge(down[r][i], counted, 1, room(2))
+                    if both and not tiles.on_diagonal(i, j):
+                        _merge(right[r][j], counted, 0, room(2))
+
+        tiles.visit(work)
+        lse = tuple(top + total.log() for top, total in (rows + cols if columns else rows))
+        ctx.save_for_backward(query, key, *lse)
+        ctx.scale, ctx.tiles, ctx.blocks = scale, tiles, blocks
         return lse
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    @alone
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         # d lse_i / d logit_ij is the softmax weight p_ij, rebuilt from lse instead of stored.
-        query, key, scale, lse = ctx.saved_tensors
-        lse = torch.where(lse == -math.inf, 0.0, lse)  # a row without pairs: every p_ij is 0
-        dquery, dkey = torch.zeros_like(query), _room(ctx, key)
-        with torch.autocast(query.device.type, enabled=False):
-            for I, J, logits in _logits(query * scale, key, ctx.block):
-                p = logits.sub_(lse[I, None]).exp_().mul_(grad[I, None])
-                _pull(ctx, dquery, dkey, query, key, I, J, p)
-        return dquery * scale, _times(dkey, scale), (dquery * query).sum(), None, None
+        query, key, *lse = ctx.saved_tensors
+        tiles, rules, both = ctx.tiles, len(ctx.blocks), _both(ctx, grads)
+        logits = _Logits(tiles, query, key, ctx.scale)
+        gradient = _Gradient(ctx, query, key)
+        # where there are no pairs all logits are -inf, from which -inf cannot be taken
+        known = [torch.stack([x.clamp(min=_least(x)), g]) for g, x in zip(grads, lse, strict=True)]
+        down = [tiles.by_row(x) for x in known[:rules]]
+        right = [tiles.by_col(x) for x in (known[-rules:] if both else ())]
+
+        def work(i: int, j: int, room: Room) -> None:
+            x, g = logits(i, j, room(0)), None
+            for r, block in enumerate(ctx.blocks):
+                if (mask := block(i, j, partial(room, 1))) is not False:
+                    counted = x if mask is True else mask.log_().add_(x)
+                    p = _softmax(counted, down[r][i][:, :, None], room(2 * r + 2))
+                    if both:
+                        p.add_(_softmax(counted, right[r][j], room(2 * r + 3)))
+                    g = p if g is None else g.add_(p)
+            if g is not None:
+                gradient.add(i, j, g)
+
+        tiles.visit(work)
+        return *gradient.result(), None, None, None
 
 
 class SoftplusSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, scale, bias, pairs, tile):  # type: ignore[no-untyped-def]
-        rows, cols = _slices(len(query), tile), _slices(len(key), tile)
-        block = Blocks(pairs, rows, cols)
-        total = query.new_zeros(len(query))
-        for I, _, x in _logits(query * scale, key, block):
-            x += bias[I, None]
-            total[I] += torch.nn.functional.softplus(x, threshold=40).sum(dim=1)
-        ctx.save_for_backward(query, key, scale, bias)
-        ctx.block = block
+    @alone
+    def forward(ctx, query, key, scale, bias, pairs, tiles):  # type: ignore[no-untyped-def]
+        scale = _value(scale)
+        logits, block = _Logits(tiles, query, key, scale), tiles.blocks(pairs)
+        total = torch.zeros_like(bias)
+        down, offset = tiles.by_row(total), tiles.by_row(bias)
+
+        def work(i: int, j: int, room: Room) -> None:
+            if (mask := block(i, j, partial(room, 1))) is not False:
+                x = logits(i, j, room(0)).add_(offset[i][:, None])
+                x = x if mask is True else x.add_(mask.log_())
+                down[i].add_(torch.nn.functional.softplus(x, threshold=40).sum(dim=1))
+
+        tiles.visit(work)
+        ctx.save_for_backward(query, key, bias)
+        ctx.scale, ctx.tiles, ctx.block = scale, tiles, block
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @alone
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        query, key, scale, bias = ctx.saved_tensors
-        dquery, dkey, dbias = (torch.zeros_like(x) for x in (query, key, bias))
-        with torch.autocast(query.device.type, enabled=False):
-            for I, J, x in _logits(query * scale, key, ctx.block):
-                g = x.add_(bias[I, None]).sigmoid_().mul_(grad[I, None])
-                _pull(ctx, dquery, dkey, query, key, I, J, g)
-                dbias[I] += g.sum(dim=1)
-        return dquery * scale, dkey * scale, (dquery * query).sum(), dbias, None, None
+        query, key, bias = ctx.saved_tensors
+        logits = _Logits(ctx.tiles, query, key, ctx.scale)
+        gradient, dbias = _Gradient(ctx, query, key), torch.zeros_like(bias)
+        down, offset, slope = (ctx.tiles.by_row(x) for x in (grad, bias, dbias))
+
+        def work(i: int, j: int, room: Room) -> None:
+            if (mask := ctx.block(i, j, partial(room, 1))) is not False:
+                x = logits(i, j, room(0)).add_(offset[i][:, None])
+                x = x if mask is True else x.add_(mask.log_())
+                g = x.sigmoid_().mul_(down[i][:, None])
+                gradient.add(i, j, g)
+                slope[i].add_(g.sum(dim=1))
+
+        ctx.tiles.visit(work)
+        return *gradient.result(), dbias, None, None
 
 
-class TopK(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, k, pairs, tile):  # type: ignore[no-untyped-def]
-        value = query.new_full((len(query), k), -math.inf)
-        index = torch.zeros(len(query), k, dtype=torch.long, device=query.device)
-        rows, cols = _slices(len(query), tile), _slices(len(key), max(tile, k))
-        for I, J, logits in _logits(query, key, Blocks(pairs, rows, cols)):
-            column = torch.arange(J.start, J.stop, device=query.device).expand_as(logits)
-            value[I], best = torch.cat([value[I], logits], dim=1).topk(k, dim=1)
-            index[I] = torch.cat([index[I], column], dim=1).gather(1, best)
-        ctx.save_for_backward(query, key, value, index)
-        ctx.tile = tile
-        ctx.mark_non_differentiable(index)
-        return value, index
+class _Logits:
+    """scale * query . key, tile by tile; -inf where a row meets itself."""
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-        query, key, value, index = ctx.saved_tensors
-        grad = torch.where(value == -math.inf, 0.0, grad)
-        dquery, dkey = torch.zeros_like(query), _room(ctx, key)
-        with torch.autocast(query.device.type, enabled=False):
-            for I in _slices(len(query), max(1, ctx.tile**2 // len(key))):
-                g = query.new_zeros(I.stop - I.start, len(key)).scatter_add_(1, index[I], grad[I])
-                dquery[I] = g @ key
-                if ctx.needs_input_grad[1]:
-                    dkey.addmm_(g.T, query[I])
-        return dquery, dkey, None, None, None
+    def __init__(self, tiles: Tiles, query: Tensor, key: Tensor, scale: float | Tensor) -> None:
+        scaled, self.alpha = (query * scale, 1.0) if isinstance(scale, Tensor) else (query, scale)
+        self.tiles = tiles
+        self.rows, self.cols = tiles.by_row(scaled, 0), tiles.by_col(key.T)
+
+    def __call__(self, i: int, j: int, out: Tensor) -> Tensor:
+        torch.addmm(out, self.rows[i], self.cols[j], beta=0, alpha=self.alpha, out=out)
+        return out.fill_diagonal_(-math.inf) if self.tiles.on_diagonal(i, j) else out
 
 
-def _logits(query: Tensor, key: Tensor, block: Blocks) -> Iterator[tuple[slice, slice, Tensor]]:
-    for i, I in enumerate(block.rows):
-        for j, J in enumerate(block.cols):
-            if (mask := block(i, j)) is not False:
-                logits = query[I] @ key[J].T
-                yield I, J, logits if mask is True else torch.where(mask, logits, -math.inf)
+class _Gradient:
+    """What g = d L / d logits gives query, key and scale, tile by tile."""
+
+    def __init__(self, ctx, query: Tensor, key: Tensor) -> None:  # type: ignore[no-untyped-def]
+        tiles = ctx.tiles
+        _, for_key, self.for_scale, *_ = ctx.needs_input_grad
+        self.tiles, self.scale, self.query = tiles, ctx.scale, query
+        self.dquery = torch.zeros_like(query)
+        self.dkey = torch.zeros_like(key) if for_key and not tiles.mirrored else None
+        into = self.dquery if tiles.mirrored else self.dkey
+        self.rows, self.cols = tiles.by_row(query, 0), tiles.by_col(key, 0)
+        self.drows = tiles.by_row(self.dquery, 0)
+        self.dcols = None if into is None else tiles.by_col(into, 0)
+
+    def add(self, i: int, j: int, g: Tensor) -> None:
+        self.drows[i].addmm_(g, self.cols[j])
+        if self.dcols is not None and not self.tiles.on_diagonal(i, j):
+            self.dcols[j].addmm_(g.T, self.rows[i])
+
+    def result(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        dscale = None
+        if self.for_scale:  # with rows against themselves each pair is in the sum twice
+            dscale = (self.dquery * self.query).sum() / (1 + self.tiles.mirrored)
+        for x in (self.dquery, self.dkey):
+            if x is not None:
+                x.mul_(self.scale)
+        return self.dquery, self.dkey, dscale
 
 
-def _exponentials(scaled: Tensor, z: Tensor, rows: slice, cols: slice) -> Tensor:
-    """e^(scale z_i . z_j), 0 where a row meets itself."""
-    e = (scaled[rows] @ z[cols].T).exp_()
-    return e.fill_diagonal_(0.0) if rows == cols else e
+def _value(scale: float | Tensor) -> float | Tensor:
+    """As a number, where reading it does not stall a device."""
+    return scale.item() if isinstance(scale, Tensor) and scale.device.type == "cpu" else scale
 
 
-def _pull(ctx, dquery, dkey, query, key, I, J, g) -> None:  # type: ignore[no-untyped-def]
-    """Adds what g = d L / d logits of block (I, J) gives the query and, where asked, the key."""
-    dquery[I].addmm_(g, key[J])  # also what the scale's gradient is made of
-    if ctx.needs_input_grad[1]:
-        dkey[J].addmm_(g.T, query[I])
+def _both(ctx, grads: tuple[Tensor, ...]) -> bool:  # type: ignore[no-untyped-def]
+    """Whether a tile serves its columns as it does its rows."""
+    return ctx.tiles.mirrored or len(grads) > len(ctx.blocks)
 
 
-def _room(ctx, key: Tensor) -> Tensor | None:  # type: ignore[no-untyped-def]
-    """Zeros for the key's gradient, where one is asked for: a bank wants none, and is large."""
-    return torch.zeros_like(key) if ctx.needs_input_grad[1] else None
+def _running(like: Tensor, n: int) -> Tensor:
+    """Maxima so far, and sums of exponentials less them: of nothing yet."""
+    return torch.stack([like.new_full((n,), _least(like)), like.new_zeros(n)])
 
 
-def _times(x: Tensor | None, scale: Tensor) -> Tensor | None:
-    return None if x is None else x * scale
+def _merge(running: Tensor, logits: Tensor, dim: int, out: Tensor) -> None:
+    """Takes the logits, along `dim`, into the running (maximum, sum)."""
+    top = torch.maximum(running[0], logits.amax(dim))
+    e = torch.sub(logits, top.unsqueeze(dim), out=out).exp_()
+    running[1].mul_((running[0] - top).exp_()).add_(e.sum(dim))
+    running[0].copy_(top)
 
 
-def _weights(blocks: list[Blocks], i: int, j: int, weight: list[Tensor]) -> Tensor | None:
-    """Sum over the rules that count at block (i, j) of their weights; None where none does."""
-    total = None
-    for block, w in zip(blocks, weight, strict=True):
-        if (mask := block(i, j)) is not False:
-            w = w if mask is True else w * mask
-            total = w if total is None else total + w
-    return total
+def _softmax(logits: Tensor, known: Tensor, out: Tensor) -> Tensor:
+    """Weights of the logits, times the gradient."""
+    lse, grad = known
+    return torch.sub(logits, lse, out=out).exp_().mul_(grad)
 
 
-def _triangle(rows: list[slice]) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(len(rows)) for j in range(i, len(rows))]
-
-
-def _slices(n: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+def _least(x: Tensor) -> float:
+    return torch.finfo(x.dtype).min

@@ -1,0 +1,102 @@
+"""The k most similar keys of every query.
+
+Of entries put into groups, the k groups with the largest maxima hold the k largest entries: one
+outside them would have k above it. So the maxima are searched before the entries, and maxima of
+maxima before those: in all less than half the work of searching every entry.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from contrapose.similarity.pairs import Blocks
+from contrapose.similarity.tiles import DEVICE_TILE, slices
+from contrapose.threads import alone, share
+
+HEIGHT, WIDTH = 64, 1024  # of the products on a CPU
+AREA = 2**23  # similarities that all threads together hold at a time
+GROUP = 4
+
+
+class TopK(torch.autograd.Function):
+    """Similarities, nearest first, and indices; a place left over has -inf and 0."""
+
+    @staticmethod
+    @alone
+    def forward(ctx, query, key, k, pairs, tile, threads):  # type: ignore[no-untyped-def]
+        height, width, at_once = _shape(query, key, k, tile, threads)
+        rows, cols = slices(query.shape[0], height), slices(key.shape[0], width)
+        block = Blocks(pairs, rows, cols, query.dtype)
+        value = query.new_full((query.shape[0], k), -math.inf)
+        index = torch.zeros(query.shape[0], k, dtype=torch.long, device=query.device)
+
+        def work(i: int) -> None:
+            q = query[rows[i]]
+            room = q.new_empty(len(q), min(key.shape[0], at_once * width))
+            values, indices = [], []
+            for first in range(0, len(cols), at_once):
+                some = cols[first : first + at_once]
+                start, stop = some[0].start, some[-1].stop
+                for j, J in enumerate(some, start=first):
+                    out = room[:, J.start - start : J.stop - start]
+                    if (mask := block(i, j)) is False:
+                        out.fill_(-math.inf)
+                    else:
+                        torch.mm(q, key[J].T, out=out)
+                        if mask is not True:
+                            out.add_(mask.log_())
+                found, place = _largest(room[:, : stop - start], min(k, stop - start))
+                values.append(found)
+                indices.append(place + start)
+            value[rows[i]], best = torch.cat(values, dim=1).topk(k)
+            index[rows[i]] = torch.cat(indices, dim=1).gather(1, best)
+
+        share(work, range(len(rows)), threads)
+        ctx.save_for_backward(query, key, value, index)
+        ctx.mark_non_differentiable(index)
+        return value, index
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+        query, key, value, index = ctx.saved_tensors
+        grad = torch.where(value == -math.inf, 0.0, grad)
+        dquery, dkey = torch.zeros_like(query), None
+        if ctx.needs_input_grad[1]:
+            dkey = torch.zeros_like(key)
+        for I in slices(query.shape[0], max(1, AREA // key.shape[0])):
+            g = query.new_zeros(I.stop - I.start, key.shape[0]).scatter_add_(1, index[I], grad[I])
+            dquery[I].addmm_(g, key)
+            if dkey is not None:
+                dkey.addmm_(g.T, query[I])
+        return dquery, dkey, None, None, None, None
+
+
+def _shape(
+    query: Tensor, key: Tensor, k: int, tile: int | None, threads: int
+) -> tuple[int, int, int]:
+    """Rows and columns of a product, and how many products side by side are searched together."""
+    if tile is not None:
+        height = width = area = tile
+    elif query.device.type == "cpu":
+        height, width = max(16, min(HEIGHT, -(-query.shape[0] // threads))), WIDTH
+        area = AREA // (threads * height)
+    else:
+        height, width, area = DEVICE_TILE, DEVICE_TILE, DEVICE_TILE
+    return height, width, -(-max(k, area) // width)
+
+
+def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest entries of every row, in any order, and where they are."""
+    width = x.shape[1] // GROUP
+    if width <= 2 * k:
+        return x.topk(k, sorted=False)
+    # group g: columns g, g + width, g + 2 width, ...
+    groups = x[:, : GROUP * width].view(len(x), GROUP, width)
+    _, best = _largest(groups.amax(dim=1), k)
+    steps = torch.arange(0, GROUP * width, width, device=x.device)
+    left_over = torch.arange(GROUP * width, x.shape[1], device=x.device).expand(len(x), -1)
+    index = torch.cat([(best[:, None] + steps[:, None]).flatten(1), left_over], dim=1)
+    value, place = x.gather(1, index).topk(k, sorted=False)
+    return value, index.gather(1, place)

@@ -1,0 +1,140 @@
+"""The similarity matrix cut into tiles, and in which order threads work on them.
+
+Tiles fit a core's cache and are made in scratch that is used again, so that a pass allocates
+next to nothing. Every thread runs its tiles serially (see `contrapose.threads`). Tiles that are
+worked on at the same time have no row and no column in common, so that a pass may add to what
+belongs to a row or to a column without a lock, and always in the same order.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from contrapose.similarity.pairs import Blocks, Pairs
+from contrapose.threads import share
+
+AREA = 256 * 256  # entries of a tile on a CPU: 256 KB in float32, and a core keeps a few at hand
+DEVICE_TILE = 4096  # rows and columns on an accelerator, where few large products are quickest
+ALONE = 2**17  # entries of a matrix that one thread works off sooner than it wakes another
+
+Tile = tuple[int, int]  # which block of rows, which block of columns
+
+
+class Tiles:
+    """Tiles of query x key; where key is None, of the query's rows against themselves.
+
+    Then the tiles below the diagonal are left out: each tile serves its rows and its columns.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor | None, tile: int | None = None) -> None:
+        n, m = query.shape[0], (query if key is None else key).shape[0]
+        self.like, self.mirrored, self.threads = query, key is None, workers(query, m)
+        height, width = (tile, tile) if tile else _shape(query, m, self.mirrored, self.threads)
+        self.shape = max(1, min(height, n)), max(1, min(width, m))
+        self.rows, self.cols = slices(n, self.shape[0]), slices(m, self.shape[1])
+        # twice as many parts as threads, so that those of a round are as many as threads
+        parts = min(2 * self.threads, len(self.rows)) if self.threads > 1 else 1
+        order = _mirrored if self.mirrored else _rectangular
+        self.rounds = order(len(self.rows), len(self.cols), max(1, parts))
+        self.bytes = math.prod(self.shape) * query.element_size()
+
+    def by_row(self, x: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
+        """The pieces of x that belong to each block of rows."""
+        return (x,) if len(self.rows) == 1 else torch.split(x, self.shape[0], dim)
+
+    def by_col(self, x: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
+        return (x,) if len(self.cols) == 1 else torch.split(x, self.shape[1], dim)
+
+    def on_diagonal(self, i: int, j: int) -> bool:
+        return self.mirrored and i == j
+
+    def blocks(self, pairs: Pairs) -> Callable[..., Tensor | bool]:
+        """Of every tile the mask, as `Blocks` gives it."""
+        return Blocks(pairs, self.rows, self.cols, self.like.dtype)
+
+    def visit(self, work: Callable[[int, int, "Room"], None]) -> None:
+        """Calls work(i, j, room) for every tile."""
+
+        def run(task: list[Tile]) -> None:
+            room = Room(self)
+            for i, j in task:
+                room.enter(i, j)
+                work(i, j, room)
+
+        for tasks in self.rounds:
+            share(run, tasks, self.threads)
+
+
+class Room:
+    """Scratch for one thread: numbered tensors of the shape of the tile that it is at."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self.tiles = tiles
+        self.made: dict[int, Tensor] = {}
+
+    def enter(self, i: int, j: int) -> None:
+        rows, cols = self.tiles.rows[i], self.tiles.cols[j]
+        self.shape = rows.stop - rows.start, cols.stop - cols.start
+
+    def new(self) -> Tensor:
+        return self.tiles.like.new_empty(self.shape)
+
+    def __call__(self, number: int) -> Tensor:
+        """The same memory for every tile."""
+        whole = self.made.get(number)
+        if whole is None:
+            whole = self.made[number] = self.tiles.like.new_empty(self.tiles.shape)
+        if self.shape == self.tiles.shape:
+            return whole
+        return whole.view(-1)[: math.prod(self.shape)].view(self.shape)
+
+
+def workers(query: Tensor, keys: int) -> int:
+    """On how many threads to work on the similarities of the query to so many keys."""
+    few = query.device.type != "cpu" or query.shape[0] * keys <= ALONE
+    return 1 if few else torch.get_num_threads()
+
+
+def slices(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _shape(query: Tensor, keys: int, mirrored: bool, threads: int) -> tuple[int, int]:
+    """Rows and columns of a tile."""
+    if query.device.type != "cpu":
+        return DEVICE_TILE, DEVICE_TILE
+    if query.shape[0] * keys <= ALONE:
+        return query.shape[0], keys
+    if mirrored:
+        side = min(256, max(128, -(-query.shape[0] // (2 * threads))))
+        return side, side
+    width = min(256, max(32, -(-keys // threads)))
+    height = min(AREA // width, max(32, -(-query.shape[0] // threads)))
+    return height, max(width, AREA // height)
+
+
+def _mirrored(blocks: int, _: int, parts: int) -> list[list[list[Tile]]]:
+    """Rounds of tasks: in each, part p of the rows meets part (round - p), as in a tournament."""
+    spans = _spans(blocks, parts)
+    rounds = []
+    for turn in range(parts):
+        meetings = [(p, q) for p in range(parts) if p <= (q := (turn - p) % parts)]
+        tasks = [[(i, j) for i in spans[p] for j in spans[q] if i <= j] for p, q in meetings]
+        rounds.append(sorted(tasks, key=len, reverse=True))
+    return rounds
+
+
+def _rectangular(rows: int, cols: int, parts: int) -> list[list[list[Tile]]]:
+    """Rounds of tasks: in each, part p of the rows meets part (round + p) of the columns."""
+    down, right = _spans(rows, parts), _spans(cols, parts)
+    return [
+        [[(i, j) for i in down[p] for j in right[(turn + p) % parts]] for p in range(parts)]
+        for turn in range(parts)
+    ]
+
+
+def _spans(blocks: int, parts: int) -> list[range]:
+    return [range(a, b) for a, b in pairwise(blocks * p // parts for p in range(parts + 1))]

@@ -1,0 +1,61 @@
+"""Threads on which torch runs serially, for work that is cut into pieces.
+
+An operation on a small tensor takes less time than waking a second OpenMP thread for it (up to
+0.1 ms), so each piece runs all its operations on one thread, and the threads share the pieces.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, wraps
+from threading import Barrier
+from typing import Any, TypeVar
+
+import torch
+
+Piece = TypeVar("Piece")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def share(work: Callable[[Piece], None], pieces: Iterable[Piece], threads: int) -> None:
+    """Calls `work` on every piece, begun in the order given, and waits for all.
+
+    On several threads gradients are not recorded; an error in one is raised here.
+    """
+    if threads > 1:
+        list(_pool(threads, os.getpid()).map(torch.no_grad()(work), pieces))
+    else:
+        for piece in pieces:
+            work(piece)
+
+
+def alone(f: Function) -> Function:
+    """The function, its torch operations on the calling thread alone."""
+
+    @wraps(f)
+    def serial(*args: Any, **kwargs: Any) -> Any:
+        if (threads := torch.get_num_threads()) == 1:
+            return f(*args, **kwargs)
+        torch.set_num_threads(1)
+        try:
+            return f(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return serial  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """A forked process makes its own."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="contrapose")
+    together, before = Barrier(threads), torch.get_num_threads()
+
+    def settle(_: int) -> None:
+        together.wait()  # holds each task on a thread of its own
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # torch reads the setting once a thread: now, not after the next
+
+    list(pool.map(settle, range(threads)))
+    torch.set_num_threads(before)  # the setting above is each thread's own, but also the default
+    return pool
