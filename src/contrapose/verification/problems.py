@@ -119,6 +119,11 @@ class Problem:
         with using(dense):
             return self.solved(precision, compute=torch.float64)
 
+    def plain(self, precision: torch.dtype) -> Outcome:
+        """What whole matrices give in this precision, on one process."""
+        with using(dense):
+            return self.solved(precision)
+
     def solved(
         self,
         precision: torch.dtype,

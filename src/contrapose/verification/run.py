@@ -71,6 +71,7 @@ class Record:
                 "arithmetic": ARITHMETIC,
                 "and of a gradient, for its last place": LAST_PLACE,
                 "times": "max(1, 0.05 / temperature)",
+                "or": "twice the error of whole matrices in that precision",
             },
             "seconds": self.seconds,
             "environment": self.environment,

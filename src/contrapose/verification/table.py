@@ -79,6 +79,8 @@ def by_layout(checks: list[Check]) -> None:
     bounds = [f"{ARITHMETIC[p] + LAST_PLACE[p]:.0e}" for p in PRECISIONS]
     table.add_row("tolerance", *bounds, style="dim")
     console.print(table)
+    beyond = "times 0.05 / t at t < 0.05; or twice the error of whole matrices in that precision"
+    console.print(Text(beyond, style="dim"))
 
 
 def cell(checks: list[Check]) -> Text:
