@@ -261,10 +261,10 @@ def test_a_run_with_a_perplexity_records_the_temperature_in_force(tmp_path, per)
     run = contrapose.train(
         "simclr", "digits", out=tmp_path / "run", epochs=1, changes=changes, device="cpu"
     )
-    rows = [json.loads(line) for line in open(run.path / "metrics.jsonl")]
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["effective_negatives"] == pytest.approx(20, rel=1e-3) for row in rows)
     assert len({row["temperature"] for row in rows}) == len(rows)
     signals = contrapose.diagnose(run)["signals"]
     assert signals["effective_negatives"] == pytest.approx(20, rel=1e-3)
-    with pytest.raises(ValueError, match=r"the recipe's loss cannot run: .* perplexity=500"):
-        contrapose.train("simclr", "digits", out=tmp_path / "no", changes=["loss.perplexity=500"])
+    with pytest.raises(ValueError, match=r"the recipe's loss cannot run: .* perplexity=600"):
+        contrapose.train("simclr", "digits", out=tmp_path / "no", changes=["loss.perplexity=600"])

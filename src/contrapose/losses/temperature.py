@@ -27,7 +27,6 @@ from contrapose.similarity import EVERY, Pairs, everyone, logsumexps, widen
 Per = Literal["batch", "anchor"]
 
 LOWEST, HIGHEST = 1e-3, 1e3  # temperatures beyond these are not looked for
-START = 0.1  # where the search begins
 STEPS = 60  # of the search at most: as many as bisection alone would need
 DEVICE_STEPS = 16  # on an accelerator, where asking whether it is done would stall
 NONE = -1e30  # similarity of a pair that does not count: its exponential is 0
@@ -74,7 +73,7 @@ def tempered_logsumexps(
     key: Float[Tensor, "M D"],
     temperature: float | Float[Tensor, "..."],
     rules: tuple[Pairs, ...],
-) -> Float[Tensor, "R N"]:
+) -> tuple[Float[Tensor, " N"], ...]:
     """log sum_j e^{s_ij / t} for each rule about j, with one temperature or one for each row."""
     if isinstance(temperature, Tensor) and temperature.ndim:
         return logsumexps(query / temperature[:, None], key, rules=rules)
@@ -280,9 +279,14 @@ def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tenso
             f"{name}: perplexity={perplexity:g} effective negatives, but there are {fewest:g} in "
             "all; give less than that, or larger batches"
         )
-    accuracy = 1e-5 if count.dtype == torch.float32 else 1e-13
+    accuracy = 1e-4 if count.dtype == torch.float32 else 1e-13
     coldest, hottest = -math.log(LOWEST), -math.log(HIGHEST)
-    x = torch.full_like(count, -math.log(START))
+    variance = tiles.moments(1 / HIGHEST).variance
+    if per == "batch":
+        variance = everyone(variance).sum() / every.gt(0).sum().clamp(min=1)
+    # to second order in e^x: y = log n - e^{2 x} variance / 2
+    x = ((2 * (count.clamp(min=1).log() - target) / variance).log() / 2).clamp(hottest, coldest)
+    x = torch.where(x.isfinite(), x, 0.0)
     low, high = torch.full_like(x, -math.inf), torch.full_like(x, math.inf)
     y, slope = y_and_slope(x)
     for _ in range(STEPS if cpu else DEVICE_STEPS):
@@ -292,7 +296,8 @@ def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tenso
             break
         newton = (x - (y - target) / slope).clamp(hottest, coldest)
         middle = (low.clamp(min=hottest) + high.clamp(max=coldest)) / 2
-        x = torch.where((newton > low) & (newton < high), newton, middle)
+        better = torch.where((newton > low) & (newton < high), newton, middle)
+        x = torch.where(done, x, better)  # rounding may put a finished one outside its bracket
         y, slope = y_and_slope(x)
     reached = ((y - target).abs() < REACHED) & (slope < 0)
     beyond = torch.where(y > target, coldest, hottest)
