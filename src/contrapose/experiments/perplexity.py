@@ -9,15 +9,15 @@ a negative answer, measured, is an answer.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from contrapose.experiments import evidence, wang_liu
 from contrapose.experiments.evidence import spread
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
+from contrapose.experiments.temperature_plots import Chart, chart, finished, line, on_the_plane
 from contrapose.experiments.trained import trained
 from contrapose.experiments.wang_liu import CONTRASTIVE, IN_BATCH, SCALES
 from contrapose.losses import nt_xent
@@ -108,6 +108,11 @@ def _accuracies(results: Results, cell: tuple[str, int], family: str) -> dict[fl
     return {v: a for v, a in means.items() if not math.isnan(a)}
 
 
+def _single(results: Results, cell: tuple[str, int]) -> list[dict[float, float]]:
+    """The accuracies of single temperatures, set or found, in one cell."""
+    return [_accuracies(results, cell, family) for family in (TEMPERATURE, PERPLEXITY)]
+
+
 def shortfalls(results: Results, family: str) -> tuple[float, dict[str, float]] | None:
     """The best value where it is chosen, and what it lacks elsewhere to the best of any family.
 
@@ -160,8 +165,7 @@ def spreads_less(results: Results) -> Verdict:
     for family in (TEMPERATURE, PERPLEXITY):
         tables = [_accuracies(results, cell, family) for cell in _cells(results)]
         tops = [
-            max(a for f in (TEMPERATURE, PERPLEXITY) for a in _accuracies(results, c, f).values())
-            for c in _cells(results)
+            max(a for found in _single(results, c) for a in found.values()) for c in _cells(results)
         ]
         common = set.intersection(*(set(t) for t in tables))
         lost = {v: max(top - t[v] for t, top in zip(tables, tops, strict=True)) for v in common}
@@ -220,55 +224,24 @@ def anchors_are_more_accurate(results: Results) -> Verdict:
 # ---- figures -------------------------------------------------------------------------------------
 
 
-def by_cell(family: str) -> Any:
-    def draw(results: Results) -> Any:
+def by_cell(family: str) -> Callable[[Results], Chart]:
+    def draw(results: Results) -> Chart:
         traces = []
-        for data, batch in _cells(results):
-            table = _accuracies(results, (data, batch), family)
-            tops = [
-                a for f in (TEMPERATURE, PERPLEXITY)
-                for a in _accuracies(results, (data, batch), f).values()
-            ]  # fmt: skip
-            if table:
-                traces.append(
-                    {
-                        "type": "scatter",
-                        "mode": "lines+markers",
-                        "name": f"{data}, batch {batch}",
-                        "x": list(table),
-                        "y": [a - max(tops) for a in table.values()],
-                    }
-                )
-        axes = {
-            "xaxis": {"type": "log", "title": {"text": family}},
-            "yaxis": {"title": {"text": "accuracy less the cell's best"}},
-        }
-        return {"data": traces, "layout": axes} if traces else None
+        for cell in _cells(results):
+            table = _accuracies(results, cell, family)
+            tops = [max(found.values()) for found in _single(results, cell) if found]
+            y = [a - max(tops) for a in table.values()]
+            traces += [line(f"{cell[0]}, batch {cell[1]}", [*table], y)] if table else []
+        return chart(traces, family, "accuracy less the cell's best", xaxis={"type": "log"})
 
     return draw
 
 
-def on_the_plane(results: Results) -> Any:
+def on_plane(results: Results) -> Chart:
     data, batch = _cells(results)[0]
-    traces = []
-    for family in FAMILIES:
-        rows = list(results.where(data=data, batch=batch, family=family).rows)
-        rows = sorted((r for r in rows if r.get("accuracy") is not None), key=lambda r: r["value"])
-        if rows:
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers+text",
-                    "name": family,
-                    "x": [row["uniformity"] for row in rows],
-                    "y": [row["tolerance"] for row in rows],
-                    "text": [f"{row['value']:g}" for row in rows],
-                    "textposition": "top center",
-                    "hovertext": [f"accuracy {row['accuracy']:.3f}" for row in rows],
-                }
-            )
-    axes = {"xaxis": {"title": {"text": "uniformity"}}, "yaxis": {"title": {"text": "tolerance"}}}
-    return {"data": traces, "layout": axes} if traces else None
+    found = {f: finished(results, "value", data=data, batch=batch, family=f) for f in FAMILIES}
+    traces = [on_the_plane(family, rows, "value") for family, rows in found.items() if rows]
+    return chart(traces, "uniformity", "tolerance")
 
 
 EXPERIMENT = Experiment(
@@ -314,7 +287,7 @@ EXPERIMENT = Experiment(
         ),
         Figure(
             "The plane of uniformity and tolerance",
-            on_the_plane,
+            on_plane,
             "Up and to the right is better on both. Numbers are temperatures and perplexities.",
         ),
     ),

@@ -24,6 +24,7 @@ from contrapose.encoders import unit
 from contrapose.experiments import evidence, wang_liu
 from contrapose.experiments.evidence import spread
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
+from contrapose.experiments.temperature_plots import Chart, chart, finished, on_the_plane
 from contrapose.experiments.trained import trained
 from contrapose.experiments.wang_liu import ALPHA, CONTRASTIVE, IN_BATCH, SCALES
 from contrapose.keys import Queue
@@ -227,39 +228,21 @@ def _upper(results: Results) -> float:
     return results.mean("uniformity", method=UPPER, value=SETTINGS[UPPER][0])
 
 
-def plane(results: Results) -> Any:
+def plane(results: Results) -> Chart:
     traces = []
     for method in SETTINGS:
-        rows = [
-            row for row in results.where(method=method).rows if row.get("tolerance") is not None
-        ]
-        rows.sort(key=lambda row: row["value"])
-        if rows:
-            line = method == SINGLE
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers+text" if line else "markers",
-                    "name": method,
-                    "x": [row["uniformity"] for row in rows],
-                    "y": [row["tolerance"] for row in rows],
-                    "text": [f"{row['value']:g}" for row in rows],
-                    "textposition": "top center",
-                    "hovertext": [f"accuracy {row['accuracy']:.3f}" for row in rows],
-                }
-            )
-    axes = {"xaxis": {"title": {"text": "uniformity"}}, "yaxis": {"title": {"text": "tolerance"}}}
-    return {"data": traces, "layout": axes} if traces else None
+        rows = finished(results, "value", method=method)
+        look = {} if method == SINGLE else {"mode": "markers+text"}
+        traces += [on_the_plane(method, rows, "value", **look)] if rows else []
+    return chart(traces, "uniformity", "tolerance")
 
 
-def accuracies(results: Results) -> Any:
+def accuracies(results: Results) -> Chart:
     pairs = [(m, v) for m, values in SETTINGS.items() for v in values]
-    y = [results.mean("accuracy", method=m, value=v) for m, v in pairs]
-    if all(map(math.isnan, y)):
-        return None
-    x = [f"{m} {v:g}" for m, v in pairs]
-    layout = {"yaxis": {"title": {"text": "linear accuracy"}}}
-    return {"data": [{"type": "bar", "x": x, "y": y}], "layout": layout}
+    means = {f"{m} {v:g}": results.mean("accuracy", method=m, value=v) for m, v in pairs}
+    means = {name: y for name, y in means.items() if not math.isnan(y)}
+    bars = [{"type": "bar", "x": [*means], "y": [*means.values()]}] if means else []
+    return chart(bars, None, "linear accuracy")
 
 
 EXPERIMENT = Experiment(

@@ -8,7 +8,7 @@ after training. The same figures of a run or an embedding file of your own: `con
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from contrapose.evaluation.penalties import Penalties, penalties, ratio
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
+from contrapose.experiments.temperature_plots import Chart, chart, line
 from contrapose.experiments.trained import Trained, linear_probe, trained
 
 TEMPERATURES = (0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -170,33 +171,20 @@ def _seeds(n: int) -> str:
     return f"{n} seed{'s' * (n != 1)}"
 
 
-def draw_ratio(results: Results) -> Any:
+def draw_ratio(results: Results) -> Chart:
     """Figure 3: r against s."""
     edges = torch.linspace(-1, 1, BINS + 1)
     middle = ((edges[:-1] + edges[1:]) / 2).tolist()
-    traces = []
-    for t in SHOWN:
-        y = results.curve(f"ratio_{t:g}", source="drawn")
-        if y:
-            traces.append(
-                {"type": "scatter", "mode": "lines", "name": f"{t:g}", "x": middle, "y": y}
-            )
-    axes = {"xaxis": {"title": {"text": "similarity s"}}, "yaxis": {"title": {"text": "mean r(s)"}}}
-    return {"data": traces, "layout": axes} if traces else None
+    curves = {t: results.curve(f"ratio_{t:g}", source="drawn") for t in SHOWN}
+    traces = [line(f"{t:g}", middle, y, mode="lines") for t, y in curves.items() if y]
+    return chart(traces, "similarity s", "mean r(s)")
 
 
-def _against_temperature(measure: str, title: str, **axis: Any) -> Any:
-    def draw(results: Results) -> Any:
-        traces = [
-            {"type": "scatter", "name": name, "x": list(TEMPERATURES), "y": y}
-            for source, name in SOURCES.items()
-            if (y := results.curve(measure, source=source))
-        ]
-        axes = {
-            "xaxis": {"type": "log", "title": {"text": "temperature"}},
-            "yaxis": {"title": {"text": title}} | axis,
-        }
-        return {"data": traces, "layout": axes} if traces else None
+def against_temperature(measure: str, title: str, **axis: Any) -> Callable[[Results], Chart]:
+    def draw(results: Results) -> Chart:
+        curves = {name: results.curve(measure, source=source) for source, name in SOURCES.items()}
+        traces = [line(name, TEMPERATURES, y) for name, y in curves.items() if y]
+        return chart(traces, "temperature", title, xaxis={"type": "log"}, yaxis=axis)
 
     return draw
 
@@ -243,17 +231,17 @@ EXPERIMENT = Experiment(
         ),
         Figure(
             "Entropy of the penalties",
-            _against_temperature("entropy", "H(r), nats"),
+            against_temperature("entropy", "H(r), nats"),
             "Rises with the temperature towards the log of the number of negatives.",
         ),
         Figure(
             "Slope of the entropy",
-            _against_temperature("slope", "dH/dt", type="log", exponentformat="e"),
+            against_temperature("slope", "dH/dt", type="log", exponentformat="e"),
             "Where it is steep, a small change of temperature changes who is penalised.",
         ),
         Figure(
             "Effective interval",
-            _against_temperature("interval", "similarity above which 90 % of the penalty lies"),
+            against_temperature("interval", "similarity above which 90 % of the penalty lies"),
             "The higher the line, the narrower the interval of similarities that is penalised.",
         ),
     ),

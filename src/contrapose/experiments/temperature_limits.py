@@ -18,6 +18,7 @@ from contrapose.encoders import unit
 from contrapose.experiments import evidence, wang_liu
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
+from contrapose.experiments.temperature_plots import Chart, chart, line
 from contrapose.experiments.wang_liu import (
     BANK,
     COLD,
@@ -142,7 +143,7 @@ def _plain(protocol: str) -> dict[str, Any]:
     return {"protocol": protocol, "loss": CONTRASTIVE, "tau": TRAINED}
 
 
-def bars(results: Results) -> Any:
+def bars(results: Results) -> Chart:
     settings: list[tuple[str, dict[str, Any]]] = [
         ("triplet without margin (t to 0)", {"loss": COLD}),
         (f"contrastive, t = {NEARLY_COLD:g}", {"loss": CONTRASTIVE, "tau": NEARLY_COLD}),
@@ -156,29 +157,19 @@ def bars(results: Results) -> Any:
         if not all(map(math.isnan, y)):
             x = [name for name, _ in settings]
             traces.append({"type": "bar", "name": protocol, "x": x, "y": y})
-    layout = {"yaxis": {"title": {"text": "linear accuracy"}}}
-    return {"data": traces, "layout": layout} if traces else None
+    return chart(traces, None, "linear accuracy")
 
 
-def residuals(results: Results) -> Any:
-    left = results.curve("cold_left", data="drawn"), results.curve("hot_left", data="drawn")
-    if not left[0]:
-        return None
-    expected = results.curve("hot_expected", data="drawn")
-    lines = [
-        ("t L less the cold limit", COLD_GRID, left[0]),
-        ("L less the hot limit", HOT_GRID, left[1]),
-        ("Var(s) / (2 t^2)", HOT_GRID, expected),
-    ]
-    axes = {
-        "xaxis": {"type": "log", "title": {"text": "temperature"}},
-        "yaxis": {"type": "log", "title": {"text": "what is left"}, "exponentformat": "e"},
-    }
-    traces = [
-        {"type": "scatter", "mode": "lines+markers", "name": name, "x": list(x), "y": y}
-        for name, x, y in lines
-    ]
-    return {"data": traces, "layout": axes}
+def residuals(results: Results) -> Chart:
+    lines = (
+        ("t L less the cold limit", COLD_GRID, "cold_left"),
+        ("L less the hot limit", HOT_GRID, "hot_left"),
+        ("Var(s) / (2 t^2)", HOT_GRID, "hot_expected"),
+    )
+    found = [(name, x, results.curve(measure, data="drawn")) for name, x, measure in lines]
+    log = {"type": "log", "exponentformat": "e"}
+    traces = [line(name, x, y) for name, x, y in found if y]
+    return chart(traces, "temperature", "what is left", xaxis=log, yaxis=log)
 
 
 EXPERIMENT = Experiment(

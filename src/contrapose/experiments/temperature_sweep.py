@@ -7,11 +7,11 @@ bank and, named apart, against the batch. `paper` is the protocol: ResNet-18, 20
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from contrapose.experiments import evidence, wang_liu
-from contrapose.experiments.evidence import all_of
+from contrapose.experiments import temperature_claims as claims
+from contrapose.experiments import temperature_plots as plots
 from contrapose.experiments.form import (
     Claim,
     Experiment,
@@ -21,6 +21,8 @@ from contrapose.experiments.form import (
     Results,
     Verdict,
 )
+from contrapose.experiments.temperature_claims import SWEEP, TABLE
+from contrapose.experiments.temperature_plots import MAPPED
 from contrapose.experiments.wang_liu import (
     BANK,
     CONTRASTIVE,
@@ -28,15 +30,13 @@ from contrapose.experiments.wang_liu import (
     HARD_SIMPLE,
     IMAGENET_100,
     IN_BATCH,
+    MEASURES,
     SCALES,
     SIMPLE,
     job,
     plane,
 )
 
-TABLE = (0.07, 0.3, 0.7, 1.0)  # the columns of table 1
-MAPPED = (0.07, 0.2)  # figure 2
-SWEEP = (0.07, 0.2, 0.3, 0.7, 1.0)  # all that S1 names
 COLUMNS = (
     *((CONTRASTIVE, tau) for tau in TABLE),
     (SIMPLE, None),
@@ -93,122 +93,6 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     ]  # fmt: skip
 
 
-# ---- claims --------------------------------------------------------------------------------------
-
-
-def _everywhere(results: Results, test: Any) -> Verdict:
-    """The test for every data set and protocol that has a job."""
-    verdicts = []
-    for data in results.column("data"):
-        for protocol in (BANK, IN_BATCH):
-            found: Verdict = test(results.where(data=data, protocol=protocol))
-            verdicts.append(Verdict(found.holds, f"{data}, {protocol}: {found.evidence}"))
-    return all_of(*verdicts)
-
-
-def uniformity_falls(results: Results) -> Verdict:
-    return _everywhere(results, lambda r: evidence.falls(r, "uniformity", "tau", loss=CONTRASTIVE))
-
-
-def tolerance_rises(results: Results) -> Verdict:
-    return _everywhere(results, lambda r: evidence.rises(r, "tolerance", "tau", loss=CONTRASTIVE))
-
-
-def hard_is_flat(results: Results) -> Verdict:
-    """Its range over TABLE is at most a third of the ordinary loss's."""
-
-    def test(r: Results) -> Verdict:
-        hard = [r.mean("uniformity", loss=HARD, tau=t) for t in TABLE]
-        plain = [r.mean("uniformity", loss=CONTRASTIVE, tau=t) for t in TABLE]
-        if any(map(math.isnan, (*hard, *plain))):
-            return Verdict.not_tested("not all temperatures have a result")
-        one, other = max(hard) - min(hard), max(plain) - min(plain)
-        words = f"range over temperatures {one:.2f}, of the ordinary loss {other:.2f}"
-        return Verdict(one <= other / 3, f"{words} ({_seeds(r)})")
-
-    return _everywhere(results, test)
-
-
-def hard_is_more_uniform(results: Results) -> Verdict:
-    def test(r: Results) -> Verdict:
-        return all_of(
-            *(
-                evidence.higher(
-                    r, "uniformity", {"loss": HARD, "tau": t}, {"loss": CONTRASTIVE, "tau": t}
-                )
-                for t in TABLE
-            )
-        )
-
-    return _everywhere(results, test)
-
-
-def best_inside(results: Results) -> Verdict:
-    return _everywhere(
-        results, lambda r: evidence.peaks_inside(r, "accuracy", "tau", loss=CONTRASTIVE)
-    )
-
-
-def hard_likes_warmth(results: Results) -> Verdict:
-    """At temperature 1 the hard loss is better than the ordinary one."""
-    here, there = {"loss": HARD, "tau": 1.0}, {"loss": CONTRASTIVE, "tau": 1.0}
-    return _everywhere(results, lambda r: evidence.higher(r, "accuracy", here, there))
-
-
-CLEARLY = 0.02  # of accuracy; S1's gap on CIFAR-10 is 0.084
-
-
-def simple_is_worse(results: Results) -> Verdict:
-    def test(r: Results) -> Verdict:
-        best = _best(r)
-        if best is None:
-            return Verdict.not_tested("no result of the ordinary loss")
-        here = {"loss": CONTRASTIVE, "tau": best}
-        return evidence.higher(r, "accuracy", here, {"loss": SIMPLE}, by=CLEARLY)
-
-    return _everywhere(results, test)
-
-
-def hard_simple_recovers(results: Results) -> Verdict:
-    """It makes up for more than half of what the simple loss lacks to the best ordinary one."""
-
-    def test(r: Results) -> Verdict:
-        best = _best(r)
-        simple, hard = (r.mean("accuracy", loss=name) for name in (SIMPLE, HARD_SIMPLE))
-        if best is None or math.isnan(simple) or math.isnan(hard):
-            return Verdict.not_tested("not all of them have a result")
-        top = r.mean("accuracy", loss=CONTRASTIVE, tau=best)
-        words = (
-            f"accuracy of simple {simple:.3f}, hard-simple {hard:.3f}, contrastive {top:.3f} at "
-            f"its best temperature {best:g} ({_seeds(r)})"
-        )
-        if top - simple < CLEARLY:
-            return Verdict(None, f"undecided: no gap to speak of; {words}")
-        share = (hard - simple) / (top - simple)
-        return Verdict(share > 0.5, f"{share:.0%} of the gap; {words}")
-
-    return _everywhere(results, test)
-
-
-def cold_separates(results: Results) -> Verdict:
-    """Figure 8: positive less nearest negative falls, the positive itself rises with tau."""
-
-    def test(r: Results) -> Verdict:
-        curves = {t: r.curve("local_separation", loss=CONTRASTIVE, tau=t) for t in SWEEP}
-        if not all(curves.values()):
-            return Verdict.not_tested("not all temperatures have a result")
-        gaps = [curves[t][0] - curves[t][1] for t in SWEEP]
-        positives = [curves[t][0] for t in SWEEP]
-        words = ", ".join(
-            f"{t:g}: {p:.3f} less {p - g:.3f}"
-            for t, p, g in zip(SWEEP, positives, gaps, strict=True)
-        )
-        holds = gaps == sorted(gaps, reverse=True) and positives == sorted(positives)
-        return Verdict(holds, f"positive less nearest negative by tau, {words} ({_seeds(r)})")
-
-    return _everywhere(results, test)
-
-
 NEAR = {"accuracy": 0.010, "uniformity": 0.1}  # of a published cell
 
 
@@ -236,153 +120,59 @@ def table_is_reached(results: Results) -> Verdict:
     )
 
 
-WITHOUT_LABELS = ("effective_rank_h", "effective_rank_z", "lidar", "found_again", "uniformity")
-FOLLOWS = 0.7  # rank correlation from which a signal is said to follow the accuracy
-
-
-def a_signal_follows(results: Results) -> Verdict:
-    """Spearman's correlation of each signal with accuracy, over temperatures of the ordinary loss.
-
-    The claim is about `effective_rank_h`, which `contrapose tune-temperature` goes by.
-    """
-
-    def test(r: Results) -> Verdict:
-        rows = [row for row in r.where(loss=CONTRASTIVE).rows if row.get("accuracy") is not None]
-        if len(rows) < 4:
-            return Verdict.not_tested(f"{len(rows)} runs have a result")
-        from scipy import stats
-
-        right = [row["accuracy"] for row in rows]
-        found = {
-            name: float(stats.spearmanr([row[name] for row in rows], right).statistic)
-            for name in WITHOUT_LABELS
-            if all(row.get(name) is not None for row in rows)
-        }
-        words = ", ".join(f"{name} {rho:.2f}" for name, rho in found.items())
-        evidence_ = f"Spearman's correlation with accuracy over {len(rows)} runs: {words}"
-        if math.isnan(rho := found.get(wang_liu.CRITERION, math.nan)):
-            return Verdict.not_tested(evidence_)
-        return Verdict(rho >= FOLLOWS, evidence_)
-
-    return _everywhere(results, test)
-
-
-def _best(results: Results) -> float | None:
-    """The temperature at which the ordinary loss has the best mean accuracy."""
-    means = {t: results.mean("accuracy", loss=CONTRASTIVE, tau=t) for t in SWEEP}
-    known = {t: value for t, value in means.items() if not math.isnan(value)}
-    return max(known, key=lambda t: known[t]) if known else None
-
-
-def _seeds(results: Results) -> str:
-    n = len(results.column("seed"))
-    return "1 seed" if n == 1 else f"{n} seeds"
-
-
-# ---- figures -------------------------------------------------------------------------------------
-
-
-def against_temperature(measure: str, title: str) -> Any:
-    """A line for the ordinary and the hard loss of each protocol, and of each data set."""
-
-    def draw(results: Results) -> Any:
-        traces = []
-        for data in results.column("data"):
-            for protocol in (BANK, IN_BATCH):
-                for loss in (CONTRASTIVE, HARD):
-                    at = {"data": data, "protocol": protocol, "loss": loss}
-                    points = [(t, results.mean(measure, **at, tau=t)) for t in SWEEP]
-                    points = [(t, y) for t, y in points if not math.isnan(y)]
-                    if points:
-                        traces.append(
-                            {
-                                "type": "scatter",
-                                "mode": "lines+markers",
-                                "name": f"{loss}, {data}, {protocol}",
-                                "x": [t for t, _ in points],
-                                "y": [y for _, y in points],
-                                "line": {"dash": "solid" if loss == CONTRASTIVE else "dot"},
-                            }
-                        )
-        axes = {"xaxis": {"title": {"text": "temperature"}}, "yaxis": {"title": {"text": title}}}
-        return {"data": traces, "layout": axes} if traces else None
-
-    return draw
-
-
-def separation(results: Results) -> Any:
-    """Figure 8."""
-    data = "cifar100" if "cifar100" in results.column("data") else results.column("data")[0]
-    names = ["pos", *(f"n{i}" for i in range(1, 11))]
-    traces = []
-    for t in SWEEP:
-        at = {"data": data, "protocol": BANK, "loss": CONTRASTIVE, "tau": t}
-        y = results.curve("local_separation", **at)
-        if y:
-            traces.append(
-                {"type": "scatter", "mode": "lines+markers", "name": f"{t:g}", "x": names, "y": y}
-            )
-    layout = {"yaxis": {"title": {"text": f"mean similarity, {data}"}}}
-    return {"data": traces, "layout": layout} if traces else None
-
-
-def maps(results: Results) -> Any:
-    """Figure 2: one map for each temperature, side by side."""
-    traces: list[dict[str, Any]] = []
-    for i, t in enumerate(MAPPED):
-        at = {"protocol": BANK, "loss": CONTRASTIVE, "tau": t}
-        rows = [row for row in results.where(**at).rows if row.get("map_x")]
-        if not rows:
-            return None
-        row, axis = rows[0], "" if i == 0 else "2"
-        classes = sorted(set(row["map_class"]))
-        for c in classes:
-            here = [j for j, label in enumerate(row["map_class"]) if label == c]
-            traces.append(
-                {
-                    "type": "scatter", "mode": "markers", "name": f"class {c}",
-                    "legendgroup": str(c), "showlegend": i == 0, "marker": {"size": 4},
-                    "x": [row["map_x"][j] for j in here], "y": [row["map_y"][j] for j in here],
-                    "xaxis": f"x{axis}", "yaxis": f"y{axis}",
-                }
-            )  # fmt: skip
-    bare = {"showticklabels": False, "zeroline": False}
-    layout = {
-        "xaxis": {"domain": [0, 0.48], "title": {"text": f"temperature {MAPPED[0]:g}"}} | bare,
-        "xaxis2": {"domain": [0.52, 1], "title": {"text": f"temperature {MAPPED[1]:g}"}} | bare,
-        "yaxis": bare,
-        "yaxis2": {"anchor": "x2"} | bare,
-    }
-    return {"data": traces, "layout": layout}
-
-
-def tradeoff(results: Results) -> Any:
-    """Every run on the plane of uniformity and tolerance, its accuracy in words."""
-    traces = []
-    for protocol in (BANK, IN_BATCH):
-        for loss in (CONTRASTIVE, SIMPLE, HARD, HARD_SIMPLE):
-            rows = [
-                row
-                for row in results.where(protocol=protocol, loss=loss).rows
-                if row.get("accuracy") is not None
-            ]
-            if rows:
-                rows.sort(key=lambda row: (row["data"], row["tau"] or 0))
-                traces.append(
-                    {
-                        "type": "scatter", "mode": "markers+text", "name": f"{loss}, {protocol}",
-                        "x": [row["uniformity"] for row in rows],
-                        "y": [row["tolerance"] for row in rows],
-                        "text": ["" if row["tau"] is None else f"{row['tau']:g}" for row in rows],
-                        "textposition": "top center",
-                        "hovertext": [f"accuracy {row['accuracy']:.3f}" for row in rows],
-                    }
-                )  # fmt: skip
-    axes = {
-        "xaxis": {"title": {"text": "uniformity"}},
-        "yaxis": {"title": {"text": "tolerance"}},
-    }
-    return {"data": traces, "layout": axes} if traces else None
+def of_protocol(protocol: str) -> Iterator[Claim]:
+    """The claims of S1 about its bank, and the same of the batch, named apart."""
+    sentences: list[tuple[str, str, Callable[..., Verdict]]] = [
+        ("uniformity falls as the temperature rises.", "figure 4", claims.uniformity_falls),
+        ("tolerance rises with the temperature.", "figure 5", claims.tolerance_rises),
+        (
+            "with hard negatives alone, uniformity hardly depends on the temperature.",
+            "figure 6",
+            claims.hard_is_flat,
+        ),
+        (
+            "with hard negatives alone, embeddings are more uniform at every temperature.",
+            "figure 6",
+            claims.hard_is_more_uniform,
+        ),
+        (
+            "a lower temperature separates positives further from the nearest negatives, a higher "
+            "one brings positives closer.",
+            "figure 8",
+            claims.cold_separates,
+        ),
+        (
+            "accuracy of the ordinary loss is best inside the sweep of temperatures.",
+            "figure 9",
+            claims.best_inside,
+        ),
+        (
+            "at a high temperature the hard loss is better than the ordinary one.",
+            "figure 9",
+            claims.hard_likes_warmth,
+        ),
+        (
+            f"the simple loss is clearly worse: by more than {claims.CLEARLY:g} of accuracy.",
+            "table 1",
+            claims.simple_is_worse,
+        ),
+        (
+            "with hard negatives the simple loss recovers most of that gap.",
+            "table 1",
+            claims.hard_simple_recovers,
+        ),
+        (
+            "a signal without labels, the effective rank of h, orders temperatures as accuracy "
+            "does.",
+            "",
+            claims.a_signal_follows,
+        ),
+    ]
+    where = "Bank" if protocol == BANK else "In the batch"
+    for sentence, source, test in sentences:
+        of = f"S1 {source} [S1]" if source else "this project; `tune-temperature` rests on it"
+        of += "; the batch is this project's" if source and protocol == IN_BATCH else ""
+        yield Claim(f"{where}: {sentence}", of, partial(test, protocol=protocol))
 
 
 EXPERIMENT = Experiment(
@@ -391,92 +181,49 @@ EXPERIMENT = Experiment(
     source="S1 figures 2, 4 to 9 and table 1 (Wang & Liu, CVPR 2021)",
     jobs=jobs,
     measures={
-        **wang_liu.MEASURES,
+        **MEASURES,
         "map_x": "t-SNE of z, first coordinate",
         "map_y": "t-SNE of z, second coordinate",
         "map_class": "class of each point of the map",
     },
     published=tuple(published()),
     claims=(
-        Claim("Uniformity falls as the temperature rises.", "S1 figure 4 [S1]", uniformity_falls),
-        Claim("Tolerance rises with the temperature.", "S1 figure 5 [S1]", tolerance_rises),
-        Claim(
-            "With hard negatives alone, uniformity hardly depends on the temperature.",
-            "S1 figure 6 [S1]",
-            hard_is_flat,
-        ),
-        Claim(
-            "With hard negatives alone, embeddings are more uniform at every temperature.",
-            "S1 figure 6 [S1]",
-            hard_is_more_uniform,
-        ),
-        Claim(
-            "A lower temperature separates positives further from the nearest negatives; a higher "
-            "one brings positives closer.",
-            "S1 figure 8 [S1]",
-            cold_separates,
-        ),
-        Claim(
-            "Accuracy of the ordinary loss is best inside the sweep of temperatures.",
-            "S1 figure 9 [S1]",
-            best_inside,
-        ),
-        Claim(
-            "At a high temperature the hard loss is better than the ordinary one.",
-            "S1 figure 9 [S1]",
-            hard_likes_warmth,
-        ),
-        Claim(
-            f"The simple loss is clearly worse: by more than {CLEARLY:g} of accuracy.",
-            "S1 table 1 [S1]",
-            simple_is_worse,
-        ),
-        Claim(
-            "With hard negatives the simple loss recovers most of that gap.",
-            "S1 table 1 [S1]",
-            hard_simple_recovers,
-        ),
+        *(claim for protocol in (BANK, IN_BATCH) for claim in of_protocol(protocol)),
         Claim(
             "The cells of table 1 are reached within 1.0 point of accuracy and 0.1 of uniformity.",
-            "S1 table 1 [S1]; the bound is this project's",
+            "S1 table 1 [S1]; the bounds are this project's",
             table_is_reached,
-        ),
-        Claim(
-            "A signal without labels, the effective rank of h, orders the temperatures as accuracy "
-            "does.",
-            "this project; what `contrapose tune-temperature` rests on",
-            a_signal_follows,
         ),
     ),
     figures=(
         Figure(
             "Uniformity against temperature (figures 4 and 6)",
-            against_temperature("uniformity", "uniformity"),
+            plots.against_temperature("uniformity", "uniformity"),
             "Solid: all negatives; dotted: the hardest alone.",
         ),
         Figure(
             "Tolerance against temperature (figures 5 and 7)",
-            against_temperature("tolerance", "tolerance"),
+            plots.against_temperature("tolerance", "tolerance"),
             "Solid: all negatives; dotted: the hardest alone.",
         ),
         Figure(
             "Accuracy against temperature (figure 9)",
-            against_temperature("accuracy", "linear accuracy"),
+            plots.against_temperature("accuracy", "linear accuracy"),
             "An arch where the ordinary loss has a best temperature inside.",
         ),
         Figure(
             "Local separation (figure 8)",
-            separation,
+            plots.separation,
             "Similarity to the positive, then to the ten nearest negatives, averaged over anchors.",
         ),
         Figure(
             "Maps of embeddings (figure 2)",
-            maps,
+            plots.maps,
             "t-SNE of test images by class. Distances between far groups mean little.",
         ),
         Figure(
             "The plane of uniformity and tolerance",
-            tradeoff,
+            plots.tradeoff,
             "Numbers are temperatures; pointing at a mark shows the accuracy.",
         ),
     ),
