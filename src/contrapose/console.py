@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
 SHORT = {  # headings that leave room at 80 columns
     "linear_probe": "linear",
-    "knn": "kNN",
-    "effective_rank_h": "rank of h",
+    "found_again": "found again",
     "uniformity": "uniformity",
     "tolerance": "tolerance",
     "effective_negatives": "negatives",

@@ -3,10 +3,12 @@
     contrapose tune-temperature photos --encoder small_conv
 
 Short runs over a grid of temperatures and a few seeds, each measured on images held out from it.
-With labels the runs are compared by a linear classifier; without, by the effective rank of h
-(RankMe, arXiv 2210.02885), which is no accuracy: how well it orders temperatures is a claim that
-`contrapose reproduce temperature_sweep` tests. The search is an experiment of its own, written into
-its folder as tune_temperature.py: it goes on after a kill, and can be run again from that file.
+With labels the runs are compared by a linear classifier. Without, by how often h finds an image
+again in another view of it, which is no accuracy (of z, and long trained, it misleads at low
+temperatures: SimCLR, table 5); how well it orders temperatures, beside other signals, is a claim
+that `contrapose reproduce temperature_sweep` tests. The search is an experiment of its own, written
+into its folder as tune_temperature.py: it goes on after a kill, and can be run again from that
+file.
 """
 
 import math
@@ -124,7 +126,8 @@ def experiment(
 
 WITH_LABELS = (ACCURACY, "knn", "tolerance")
 MEASURES = {
-    CRITERION: "effective rank of h (RankMe), held-out images",
+    CRITERION: "share of held-out views whose nearest neighbour by h shows the same image",
+    "effective_rank_h": "effective rank of h (RankMe), held-out images",
     ACCURACY: "held-out accuracy of a linear classifier on h",
     "knn": "held-out accuracy of a vote of neighbours by h",
     "uniformity": "-L_uniform of z, t = 2",
@@ -132,10 +135,10 @@ MEASURES = {
     "effective_negatives": "negatives that share the repulsion at the end of training",
     "effective_rank_z": "effective rank of z",
     "lidar": "effective rank of h between images, in units of views (LiDAR)",
-    "found_again": "share of views whose nearest neighbour by h is the image's other view",
 }
 ABOUT = {
-    CRITERION: "How many directions h uses. Higher has gone with more accuracy.",
+    CRITERION: "What stands in for an accuracy where there are no labels.",
+    "effective_rank_h": "How many directions h uses.",
     ACCURACY: "What counts, where there are labels.",
     "uniformity": "Falls with the temperature on most images.",
     "effective_negatives": "The temperature in words of how many negatives are felt.",
@@ -290,15 +293,15 @@ def recommend(results: Results, *, labelled: bool) -> Recommendation | None:
         words.append(f"It is the {most} tried: a {more} one may be better still.")
     if not labelled:
         words.append(
-            "Without labels this compares how many directions h uses, not an accuracy; what that "
-            "is worth, `contrapose reproduce temperature_sweep` measures."
+            "Without labels this compares how often an image is found again, not an accuracy; what "
+            "that is worth, `contrapose reproduce temperature_sweep` measures."
         )
     elif len(grid) > 3:
         from scipy import stats
 
         rank = [results.mean(CRITERION, tau=t) for t in grid]
         rho = stats.spearmanr(rank, [means[t] for t in grid]).statistic
-        words.append(f"Without labels one would have gone by the rank of h: Spearman's {rho:.2f}.")
+        words.append(f"The signal without labels correlates with it: Spearman's {rho:.2f}.")
     words.append("These were short runs: over more epochs another temperature may win.")
     return Recommendation(
         temperature=best, sure=sure, criterion=criterion, close=close, sentences=tuple(words)

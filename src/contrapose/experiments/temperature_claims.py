@@ -128,14 +128,14 @@ def cold_separates(results: Results, protocol: str) -> Verdict:
     return each(results, protocol, test)
 
 
-WITHOUT_LABELS = ("effective_rank_h", "effective_rank_z", "lidar", "found_again", "uniformity")
+WITHOUT_LABELS = ("found_again", "effective_rank_h", "effective_rank_z", "lidar", "uniformity")
 FOLLOWS = 0.7  # rank correlation from which a signal is said to follow the accuracy
 
 
 def a_signal_follows(results: Results, protocol: str) -> Verdict:
     """Spearman's correlation of each signal with accuracy, over temperatures of the ordinary loss.
 
-    The claim is about `effective_rank_h`, which `contrapose tune-temperature` goes by.
+    The claim is about CRITERION, which `contrapose tune-temperature` goes by.
     """
 
     def test(r: Results) -> Verdict:

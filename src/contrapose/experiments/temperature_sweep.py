@@ -162,8 +162,8 @@ def of_protocol(protocol: str) -> Iterator[Claim]:
             claims.hard_simple_recovers,
         ),
         (
-            "a signal without labels, the effective rank of h, orders temperatures as accuracy "
-            "does.",
+            "a signal without labels, how often h finds an image again in another view, orders "
+            "temperatures as accuracy does.",
             "",
             claims.a_signal_follows,
         ),
