@@ -19,7 +19,7 @@ from contrapose.bench.limits import free, unfit
 from contrapose.bench.measure import Measured, Settings, Work, in_float64, memory, warm_up
 from contrapose.bench.page import pages
 from contrapose.bench.record import Record, in_bytes, in_seconds
-from contrapose.bench.run import ForkError, Forks
+from contrapose.bench.run import ForkError, Forks, sizes_of
 
 ON_CPU = [
     (case, contender)
@@ -79,9 +79,11 @@ def test_a_kill_leaves_what_was_measured_and_no_process(tmp_path):
         command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL
     )
     file = tmp_path / "out" / "bench.json"
-    _wait(file.with_name("clip.svg").exists, "the first size")
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    try:
+        _wait(file.with_name("clip.svg").exists, "the first size")
+    finally:
+        running.kill()
+        running.wait()
     found = json.loads(file.read_text())
     assert not found["complete"] and {r["size"] for r in found["results"]} == {64}
     assert "Not complete" in (tmp_path / "out" / "bench.md").read_text()
@@ -89,7 +91,7 @@ def test_a_kill_leaves_what_was_measured_and_no_process(tmp_path):
     _wait(lambda: not _alive(running.pid), "the measuring processes to end")
 
 
-def _wait(until, what, seconds=60):
+def _wait(until, what, seconds=120):
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
@@ -121,6 +123,15 @@ def test_what_cannot_be_measured_is_refused_before_a_folder_is_made(tmp_path, mo
     with pytest.raises(FileExistsError, match="--out there exists and is left as it is"):
         bench(["clip"], out=Path("there"))
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_every_case_has_sizes_for_every_device():
+    for case in CASES.values():
+        for device in ("cpu", "cuda"):
+            sizes = [*sizes_of(case, device, True, False), *sizes_of(case, device, False, True)]
+            assert sizes and min(sizes) >= case.smallest and not any(n % 2 for n in sizes)
+    assert sizes_of(CASES["nt_xent"], "cpu", False, True)[-1] == 2 * 32768
+    assert sizes_of(CASES["nt_xent"], "cuda", False, True)[-2:] == (2 * 32768, 2 * 262144)
 
 
 def test_what_a_contender_cannot_do_is_said():

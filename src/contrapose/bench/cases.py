@@ -50,6 +50,7 @@ class Case:
     contenders: tuple[Contender, ...]
     sizes: tuple[int, ...]
     quick: tuple[int, ...]
+    cuda: tuple[int, ...] = ()  # few on CUDA, since every size is compiled anew
     large: tuple[int, ...] = ()  # with --large
     large_cuda: tuple[int, ...] = ()
     smallest: int = 2  # size at which a contender warms up
@@ -132,6 +133,7 @@ NT_XENT = Case(
     ),
     sizes=(256, 512, 1024, 2048, 8192),
     quick=(256, 1024),
+    cuda=(2048, 16384),
     large=(65536,),
     large_cuda=(65536, 524288),
 )
@@ -153,6 +155,7 @@ SUPCON = Case(
     ),
     sizes=(512, 2048, 8192),
     quick=(1024,),
+    cuda=(2048, 16384),
     smallest=256,
 )
 SUPCON_IN = Case(
@@ -166,6 +169,7 @@ SUPCON_IN = Case(
     (*ours(by.our_supcon_in), *plain(by.plain_supcon_in, 22)),
     sizes=(512, 2048, 8192),
     quick=(1024,),
+    cuda=(2048, 16384),
     smallest=256,
 )
 CLIP = Case(
@@ -183,6 +187,7 @@ CLIP = Case(
     ),
     sizes=(256, 1024, 4096),
     quick=(512,),
+    cuda=(1024, 8192),
     large_cuda=(32768,),
 )
 INFO_NCE = Case(
@@ -200,6 +205,7 @@ INFO_NCE = Case(
     ),
     sizes=(4096, 16384, 65536),
     quick=(16384,),
+    cuda=(16384, 65536),
     smallest=512,
 )
 HARD = Case(
@@ -213,6 +219,7 @@ HARD = Case(
     (*ours(by.our_hard), *plain(by.plain_hard, 17)),
     sizes=(12500, 50000),
     quick=(12500,),
+    cuda=(50000,),
     smallest=4352,
 )
 UNIFORMITY = Case(
@@ -236,6 +243,7 @@ UNIFORMITY = Case(
     ),
     sizes=(512, 2048, 8192),
     quick=(1024,),
+    cuda=(2048, 16384),
     smallest=8,
 )
 TOPK = Case(
@@ -252,6 +260,7 @@ TOPK = Case(
     ),
     sizes=(12500, 50000),
     quick=(5000,),
+    cuda=(50000,),
     smallest=1000,
 )
 CASES = {c.name: c for c in (NT_XENT, SUPCON, SUPCON_IN, CLIP, INFO_NCE, HARD, UNIFORMITY, TOPK)}

@@ -220,9 +220,10 @@ def attention_nt_xent(z: Tensor, group: Tensor) -> Step:
 
     def step() -> Tensor:
         lse: Tensor = _AttentionLogSumExp.apply(z, z, scale)
-        self = (z.float() * z.float()).sum(dim=1) * scale
+        wide = z.float()
+        self = wide.square().sum(dim=1) * scale
         lse = lse + torch.log1p(-(self - lse).exp())
-        return (lse - (z * z.roll(half, 0)).sum(dim=1) * scale).mean()
+        return (lse - (wide * wide.roll(half, 0)).sum(dim=1) * scale).mean()
 
     return step
 
@@ -233,7 +234,8 @@ def attention_clip(image: Tensor, text: Tensor) -> Step:
     def step() -> Tensor:
         rows: Tensor = _AttentionLogSumExp.apply(image, text, scale)
         columns: Tensor = _AttentionLogSumExp.apply(text, image, scale)
-        return ((rows + columns) / 2 - (image * text).sum(dim=1) * scale).mean()
+        match = (image.float() * text.float()).sum(dim=1)
+        return ((rows + columns) / 2 - match * scale).mean()
 
     return step
 
@@ -250,7 +252,8 @@ def flex_nt_xent(z: Tensor, group: Tensor) -> Step:
     def step() -> Tensor:
         rows = z[None, None]
         _, lse = attention(rows, rows, rows, score_mod=others, scale=scale, return_lse=True)
-        loss: Tensor = (lse[0, 0] - (z * z.roll(half, 0)).sum(dim=1) * scale).mean()
+        wide = z.float()
+        loss: Tensor = (lse[0, 0] - (wide * wide.roll(half, 0)).sum(dim=1) * scale).mean()
         return loss
 
     return step

@@ -76,8 +76,11 @@ def bench(
 
 
 def sizes_of(case: Case, device: str, quick: bool, large: bool) -> tuple[int, ...]:
-    more = case.large_cuda if device.startswith("cuda") else case.large
-    return case.quick if quick else case.sizes + (more if large else ())
+    if quick:
+        return case.quick
+    if device.startswith("cuda"):
+        return case.cuda + (case.large_cuda if large else ())
+    return case.sizes + (case.large if large else ())
 
 
 def offered(case: Case, record: Record) -> list[Contender]:
