@@ -112,7 +112,7 @@ def swept(**change):
         strict=True,
     )
     cells = {(loss, tau): (a / 100, u, t) for (loss, tau), a, u, t in columns}
-    cells[CONTRASTIVE, 0.2] = (0.83, 3.7, 0.1)
+    cells |= {(CONTRASTIVE, 0.2): (0.83, 3.7, 0.1), (CONTRASTIVE, 0.03): (0.75, 3.8, 0.06)}
     for protocol in (BANK, IN_BATCH):
         for (loss, tau), (a, u, t) in cells.items():
             row = {
@@ -151,7 +151,7 @@ def test_all_claims_hold_on_the_numbers_of_the_paper():
         ({"contrastive0.07": {"tolerance": 0.5}}, "tolerance_rises"),
         ({"hard1.0": {"uniformity": 3.3}}, "hard_is_flat"),
         ({"hard0.07": {"uniformity": 3.7}}, "hard_is_more_uniform"),
-        ({"contrastive0.07": {"accuracy": 0.9}}, "best_inside"),
+        ({"contrastive0.03": {"accuracy": 0.9}}, "best_inside"),
         ({"hard1.0": {"accuracy": 0.7}}, "hard_likes_warmth"),
         ({"simple": {"accuracy": 0.83}}, "simple_is_worse"),
         ({"hard-simple": {"accuracy": 0.75}}, "hard_simple_recovers"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from contrapose.experiments.form import Results
-from contrapose.experiments.temperature_claims import SWEEP
+from contrapose.experiments.temperature_claims import COLDER, SWEEP
 from contrapose.experiments.wang_liu import BANK, CONTRASTIVE, HARD, HARD_SIMPLE, IN_BATCH, SIMPLE
 
 MAPPED = (0.07, 0.2)  # figure 2
@@ -59,7 +59,7 @@ def against_temperature(measure: str, title: str) -> Callable[[Results], Chart]:
             for protocol in (BANK, IN_BATCH):
                 for loss, dash in ((CONTRASTIVE, "solid"), (HARD, "dot")):
                     at = {"data": data, "protocol": protocol, "loss": loss}
-                    means = {t: results.mean(measure, **at, tau=t) for t in SWEEP}
+                    means = {t: results.mean(measure, **at, tau=t) for t in (*COLDER, *SWEEP)}
                     means = {t: y for t, y in means.items() if not math.isnan(y)}
                     if means:
                         name = f"{loss}, {data}, {protocol}"
