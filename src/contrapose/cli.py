@@ -347,11 +347,12 @@ def show(
     size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
 ) -> None:
     """Draw a contact sheet of DATA: some images, with the labels of every feature they hold."""
+    from contrapose import console
     from contrapose.data import open_images
     from contrapose.data.composed import write_sheet
 
     images = open_images(data, split=split, size=size)
-    typer.echo(f"{images!r}")
+    console.print_images(images)
     typer.echo(f"Written: {write_sheet(images, out, count=count)}")
 
 

@@ -28,6 +28,19 @@ SHORT = {  # headings that leave room at 80 columns
 console = Console(highlight=False)
 
 
+def print_images(images: "ImageSet") -> None:
+    """What was opened, and what was left out of it."""
+    classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
+    shape = f"{images.channels} x {images.size} x {images.size}"
+    console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
+    for note, count in images.notes.items():
+        console.print(Text(f"  {count:,} {note}"))
+    for skipped in images.skipped[:5]:
+        console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
+    if len(images.skipped) > 5:
+        console.print(f"  and {len(images.skipped) - 5} more; all are named in recipe.json")
+
+
 class Watching:
     """A progress line of a training run, with the signals that matter most."""
 
@@ -46,15 +59,7 @@ class Watching:
         self.bar.stop()
 
     def begin(self, run: "Run", recipe: "Recipe", images: "ImageSet") -> None:
-        classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
-        shape = f"{images.channels} x {images.size} x {images.size}"
-        console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
-        for note, count in images.notes.items():
-            console.print(Text(f"  {count:,} {note}"))
-        for skipped in images.skipped[:5]:
-            console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
-        if len(images.skipped) > 5:
-            console.print(f"  and {len(images.skipped) - 5} more; all are named in recipe.json")
+        print_images(images)
         what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
         console.print(Text(f"{what} -> {run.path}"))
         held = run.read("recipe.json")["data"]["held_out"]
