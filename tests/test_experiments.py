@@ -115,6 +115,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(tmp_path):
     file, job = written(tmp_path, "training", TRAINING), tmp_path / "training-smoke" / "job0-seed0"
     one_thread = ("--jobs", str(os.cpu_count()))
