@@ -87,7 +87,8 @@ def test_every_command_of_the_readme_runs(desk):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (desk / "mine.html").is_file()
-    shown = [line for line in done.stdout.splitlines() if not line.startswith("$ ")]
+    # a path is never broken, however deep the folder in which this runs
+    shown = [x for x in done.stdout.splitlines() if not x.startswith("$ ") and str(desk) not in x]
     assert max(map(len, shown)) <= 80
 
 
