@@ -108,14 +108,16 @@ def trained(
     images: a name or path as for `contrapose train`, or a function (split="train" or "test") ->
     ImageSet; where there is no test split a fifth is held out. subset, test_subset: so many images,
     balanced over the classes, the same for every seed. recipe: as for `contrapose train`, or a
-    function (size, channels) -> Recipe; changes, encoder, epochs, batch_size and temperature vary
-    it as there. epochs=0 trains nothing. Checkpoints are removed once everything is measured.
+    function (size, channels) -> Recipe, told the channels of the picture alone; changes, encoder,
+    epochs, batch_size and temperature vary it as there. epochs=0 trains nothing. Checkpoints are
+    removed once everything is measured.
     """
     train, test = both_splits(images, size, subset, test_subset)
     chosen = _chosen(recipe, train)
     chosen = api.changed(
         chosen, train, encoder, epochs or None, batch_size, temperature, seed, changes
     )
+    chosen = api.beside_constants(chosen, train)
     if epochs == 0:
         run, network = None, api.build(chosen, train)
     else:
@@ -259,8 +261,8 @@ def both_splits(
 
 def _chosen(recipe: str | Path | Recipe | Callable[..., Recipe], images: ImageSet) -> Recipe:
     if isinstance(recipe, str | Path | Recipe):
-        return recipes.recipe_for(recipe, images.size, images.channels)
-    return recipe(size=images.size, channels=images.channels)
+        return recipes.recipe_for(recipe, images.size, images.shown)
+    return recipe(size=images.size, channels=images.shown)
 
 
 def _train(folder: Path, recipe: Recipe, images: ImageSet, device: str, precision: str) -> Run:
