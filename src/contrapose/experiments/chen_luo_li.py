@@ -26,7 +26,8 @@ from contrapose.evaluation.embed import embed
 from contrapose.evaluation.features import read_features
 from contrapose.evaluation.suppression import Suppression, explained, pictures, scaled
 from contrapose.evaluation.suppression import chance as guessing
-from contrapose.experiments.form import Job, Results
+from contrapose.experiments.form import Job, Results, Verdict
+from contrapose.experiments.temperature_plots import Trace, line
 from contrapose.experiments.trained import (
     Images,
     Measure,
@@ -314,3 +315,40 @@ def suppression_of(
     return Suppression(
         accuracy=numbers[0], supervised=numbers[1], untrained=numbers[2], chance=floor, n=int(n)
     )
+
+
+def scored(found: Mapping[Any, Suppression | None]) -> str:
+    """`suppression 16: 0.42 (0.03), 64: 0.12 (0.04)`: scores, standard errors by test images."""
+    listed = ", ".join(
+        f"{at}: {s.score:.2f} ({s.error:.2f})" for at, s in found.items() if s is not None
+    )
+    return f"suppression {listed}" if listed else ""
+
+
+def suppression_line(name: str, found: Mapping[Any, Suppression | None]) -> Trace | None:
+    """The scores as a line with their standard errors; None where there is none."""
+    known = {at: s for at, s in found.items() if s is not None and not math.isnan(s.score)}
+    if not known:
+        return None
+    bars = {"type": "data", "array": [s.error for s in known.values()]}
+    return line(name, list(map(str, known)), [s.score for s in known.values()], error_y=bars)
+
+
+def more_suppressed(
+    results: Results, found: Mapping[Any, Suppression | None], name: str
+) -> Verdict:
+    """Is more suppressed at the last setting than at the first, beyond twice the standard error?
+
+    Undecided where the difference is smaller; not tested where a setting has no result.
+    """
+    known = [s for s in found.values() if s is not None and not math.isnan(s.score)]
+    if len(known) < max(2, len(found)):
+        return Verdict.not_tested(f"not every setting of {name} has a result and its controls")
+    gap = known[-1].score - known[0].score
+    error = math.hypot(known[0].error, known[-1].error)
+    n = len(results.column("seed"))
+    seeds = "1 seed" if n == 1 else f"means of {n} seeds"
+    words = f"{scored(found)} by {name}; last less first {gap:+.2f} ({seeds})"
+    if abs(gap) < 2 * error:
+        return Verdict(None, f"undecided: {words}")
+    return Verdict(gap > 0, words)
