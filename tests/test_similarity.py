@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrapose import similarity
+from contrapose.losses import nt_xent
 from contrapose.similarity import (
     EVERY,
     Pairs,
@@ -19,6 +21,7 @@ from contrapose.similarity import (
     tiles,
 )
 from contrapose.similarity.pairs import Blocks
+from contrapose.similarity.wide import products_of
 
 GROUP = torch.tensor([2, 0, 0, 1, 3, 1, 0])
 PAIRS = {
@@ -181,6 +184,50 @@ def test_gradient_of_topk(z):
 def test_topk_refuses_more_neighbours_than_keys(z, k):
     with pytest.raises(ValueError, match=f"asked for k={k} neighbours among 7 keys"):
         similarity.topk(z, z, k)
+
+
+class Bf16Hardware(TorchDispatchMode):
+    """What a processor with bf16 instructions does while torch is told to use them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        products = {torch.ops.aten.addmm.out, torch.ops.aten.addmm_.default}
+        if func in products and torch.backends.mkldnn.matmul.fp32_precision == "bf16":
+            self.used += 1
+            args = args[0], *(x.bfloat16().float() for x in args[1:3])
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_of_bf16_keep_sums_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    rows = normalize(torch.randn(300, 128, generator=generator), dim=1).bfloat16()
+    group = torch.arange(150).repeat(2)
+
+    def gradient(z, backend):
+        z = z.clone().requires_grad_()
+        with similarity.using(backend):
+            loss = nt_xent(z, group, temperature=0.1)
+        loss.backward()
+        return loss.item(), z.grad.double()
+
+    def error(found):
+        assert found[0] == pytest.approx(exact[0], rel=1e-6)
+        return (found[1] - exact[1]).norm() / exact[1].norm()
+
+    exact = gradient(rows.double(), dense)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with Bf16Hardware() as hardware:
+        low = gradient(rows, tiled)
+        assert (used := hardware.used) >= 2
+        gradient(rows.float(), tiled)
+        assert hardware.used == used
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert error(low) < 3e-3  # of a gradient in bf16
+    with Bf16Hardware(), products_of(torch.bfloat16):
+        assert error(gradient(rows.float(), tiled)) < 2e-4
 
 
 @pytest.mark.parametrize("scale", [10.0, 1000.0])

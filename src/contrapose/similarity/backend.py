@@ -1,8 +1,13 @@
-"""Which implementation of the row reductions runs: chosen here and nowhere else."""
+"""Which implementation of the row reductions runs: chosen here and nowhere else.
+
+`fused` on CUDA where Triton is installed and its kernels take the operands, else `tiled`.
+"""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 
 from jaxtyping import Float, Int
@@ -25,7 +30,7 @@ def logsumexp(
     operands; memory grows with N + M. Where `query` is the same object as `key` (rows against
     themselves) half the work is saved. Raises ValueError where `pairs` describe other rows.
     """
-    return _backend.get().logsumexp(query, key, scale=scale, pairs=pairs)  # type: ignore[no-any-return]
+    return _chosen(query).logsumexp(query, key, scale=scale, pairs=pairs)  # type: ignore[no-any-return]
 
 
 def logsumexps(
@@ -36,7 +41,7 @@ def logsumexps(
     rules: tuple[Pairs, ...],
 ) -> tuple[Float[Tensor, " N"], ...]:
     """`logsumexp` for each of several rules about which pairs count, in one pass."""
-    return _backend.get().logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
+    return _chosen(query).logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
 
 
 def logsumexp_both(
@@ -46,7 +51,7 @@ def logsumexp_both(
     scale: float | Float[Tensor, ""] = 1.0,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
     """Log-sum-exps of the rows and of the columns of scale * query . key."""
-    return _backend.get().logsumexp_both(query, key, scale=scale)  # type: ignore[no-any-return]
+    return _chosen(query).logsumexp_both(query, key, scale=scale)  # type: ignore[no-any-return]
 
 
 def softplus_sum(
@@ -61,7 +66,7 @@ def softplus_sum(
 
     The reduction of the sigmoid losses. Differentiable in query, key, scale and bias.
     """
-    return _backend.get().softplus_sum(query, key, scale=scale, bias=bias, pairs=pairs)  # type: ignore[no-any-return]
+    return _chosen(query).softplus_sum(query, key, scale=scale, bias=bias, pairs=pairs)  # type: ignore[no-any-return]
 
 
 def topk(
@@ -72,7 +77,7 @@ def topk(
     Differentiable in query and key. A query with fewer than k pairs that count has similarity -inf
     in the places left over. Raises ValueError unless 1 <= k <= M.
     """
-    return _backend.get().topk(query, key, k, pairs=pairs)  # type: ignore[no-any-return]
+    return _chosen(query).topk(query, key, k, pairs=pairs)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -85,4 +90,18 @@ def using(implementation: ModuleType) -> Iterator[None]:
         _backend.reset(token)
 
 
-_backend: ContextVar[ModuleType] = ContextVar("backend", default=tiled)
+def _chosen(query: Tensor) -> ModuleType:
+    return _backend.get() or (_kernels() if query.is_cuda else tiled)
+
+
+@cache
+def _kernels() -> ModuleType:
+    """Imported where there is something to run them: it takes a second."""
+    if importlib.util.find_spec("triton") is None:
+        return tiled
+    from contrapose.similarity import fused
+
+    return fused
+
+
+_backend: ContextVar[ModuleType | None] = ContextVar("backend", default=None)

@@ -83,10 +83,11 @@ def softplus_sum(
 ) -> Float[Tensor, " N"]:
     """sum_j log(1 + exp(scale * query_i . key_j + bias_i)) over the pairs that count."""
     pairs.check(query.shape[0], key.shape[0])
+    operands = _operands(query, key)
     query, key = widen(query), widen(key)
-    tiles = Tiles(query, key, tile)
-    operands = query, key, _factor(scale, query), widen(bias)
-    return cast(Tensor, SoftplusSum.apply(*operands, pairs, tiles))
+    tiles = Tiles(query, key, tile, operands)
+    arguments = query, key, _factor(scale, query), widen(bias), pairs, tiles
+    return cast(Tensor, SoftplusSum.apply(*arguments))
 
 
 def topk(
@@ -118,15 +119,21 @@ def _reduce(
     columns: bool = False,
 ) -> tuple[Tensor, ...]:
     """Log-sum-exps of the rows for each rule, then of the columns where they are asked for."""
+    operands = _operands(query, query if key is None else key)
     query, key = widen(query), None if key is None else widen(key)
     factor = _factor(scale, query)
-    tiles = Tiles(query, key, tile)
+    tiles = Tiles(query, key, tile, operands)
     bound = _bound(query, key, factor)
     arguments = query, key, factor, rules, columns, tiles
     # sums of exponentials, and their inverses, stay well inside the dtype
     if bound < (60 if query.dtype == torch.float32 else 500):
         return cast(tuple[Tensor, ...], Warm.apply(*arguments, bound))
     return cast(tuple[Tensor, ...], Cold.apply(*arguments))
+
+
+def _operands(query: Tensor, key: Tensor) -> torch.dtype:
+    """The wider precision of the two."""
+    return torch.promote_types(query.dtype, key.dtype)
 
 
 def _factor(scale: float | Tensor, query: Tensor) -> float | Tensor:

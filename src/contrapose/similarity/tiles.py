@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contrapose.similarity.pairs import Blocks, Pairs
+from contrapose.similarity.wide import products_of
 from contrapose.threads import share
 
 AREA = 256 * 256  # entries of a tile on a CPU: 256 KB in float32, and a core keeps a few at hand
@@ -27,9 +28,17 @@ class Tiles:
     """Tiles of query x key; where key is None, of the query's rows against themselves.
 
     Then the tiles below the diagonal are left out: each tile serves its rows and its columns.
+    operands: the precision in which the rows came, if not that of the query.
     """
 
-    def __init__(self, query: Tensor, key: Tensor | None, tile: int | None = None) -> None:
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        tile: int | None = None,
+        operands: torch.dtype | None = None,
+    ) -> None:
+        self.operands = operands or query.dtype
         n, m = query.shape[0], (query if key is None else key).shape[0]
         self.like, self.mirrored, self.threads = query, key is None, workers(query, m)
         height, width = (tile, tile) if tile else _shape(query, m, self.mirrored, self.threads)
@@ -64,8 +73,9 @@ class Tiles:
                 room.enter(i, j)
                 work(i, j, room)
 
-        for tasks in self.rounds:
-            share(run, tasks, self.threads)
+        with products_of(self.operands):
+            for tasks in self.rounds:
+                share(run, tasks, self.threads)
 
 
 class Room:
