@@ -238,7 +238,7 @@ def readable(
     """Accuracy of a probe of h for every feature, that of guessing, and two R2 of the pictures.
 
     images: other ones than those of training, as many of either split as `subset` says. Features of
-    which there are many are averaged: `bits` over `bit 0`, `bit 1` ..., `holds` over digits.
+    which there are many are averaged: `bits_read` over `bit 0`, `bit 1` ..., `holds` over digits.
     """
     train, test = of.train, of.test
     h, of_test = of.of_train.h, of.of_test.h
@@ -288,8 +288,8 @@ def probed_features(
 
 
 def _kind(feature: str) -> str:
-    """`bits` of `bit 3`, `holds` of `holds 7`; else the feature itself."""
-    return {"bit": "bits", "holds": "holds"}.get(feature.split()[0], feature)
+    """`bits_read` of `bit 3`, `holds` of `holds 7`; else the feature itself."""
+    return {"bit": "bits_read", "holds": "holds"}.get(feature.split()[0], feature)
 
 
 # ---- scores over runs ----------------------------------------------------------------------------
