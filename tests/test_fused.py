@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -93,20 +94,22 @@ def test_rows_and_columns_and_spans_of_columns(monkeypatch, parts):
         assert_near(found, wanted, 1e-6)
 
 
-def test_losses_run_on_it():
-    z = rows(64, torch.float32, 0)
+@pytest.mark.parametrize(("precision", "near"), [(torch.float16, 1e-3), (None, 1e-5)])
+def test_losses_run_on_it(precision, near):
+    z = rows(64, torch.float16, 0).float()
     group = torch.arange(64) % 8
+    how = similarity.products(precision) if precision else nullcontext()
     results = []
     for implementation in (dense, fused):
         x = z.clone().requires_grad_()
-        with similarity.using(implementation):
+        with similarity.using(implementation), how if implementation is fused else nullcontext():
             value = losses.supcon(x, group, temperature=0.1) + losses.supcon_in(
                 x, group, temperature=0.07
             )
         value.backward()
         results.append((value.item(), x.grad.double()))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
-    assert_near(results[1][1], results[0][1], 1e-5)
+    assert_near(results[1][1], results[0][1], near)
 
 
 def test_what_the_kernels_do_not_take_goes_to_the_tiles():

@@ -97,7 +97,7 @@ def square(n: int) -> float:
 
 
 def ours(step: Callable[..., by.Step]) -> tuple[Contender, Contender]:
-    return Contender(OURS, step), Contender(OURS_LOW, step, low=True)
+    return Contender(OURS, step), Contender(OURS_LOW, by.in_bf16(step), low=True)
 
 
 def plain(step: Callable[..., by.Step], per_pair: float) -> tuple[Contender, ...]:

@@ -62,6 +62,21 @@ def our_topk(query: Tensor, key: Tensor) -> Step:
     return lambda: similarity.topk(query, key, NEAREST)[0]
 
 
+def in_bf16(ours: Callable[..., Step]) -> Callable[..., Step]:
+    """The same with products of bf16."""
+
+    def make(**inputs: Tensor) -> Step:
+        step = ours(**inputs)
+
+        def low() -> Tensor:
+            with similarity.products(torch.bfloat16):
+                return step()
+
+        return low
+
+    return make
+
+
 def plain_nt_xent(z: Tensor, group: Tensor) -> Step:
     partner = (torch.arange(len(z), device=z.device) + len(z) // 2) % len(z)
 

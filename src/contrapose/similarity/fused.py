@@ -1,13 +1,14 @@
 """The log-sum-exps on an accelerator, each pass one kernel: no tile of the matrix leaves the chip.
 
-The products are of the operands' own precision, on tensor cores; the running maximum and sum are
-float32. Memory O(N D). One pass over rows against themselves gives the whole gradient: at pair
-(i, j) row i gets its share of what row i and of what row j want of it, and no sum needs a lock.
+Products are in the precision of the operands, or that of `products`, on tensor cores; the running
+maximum and sum are float32. Memory O(N D). One pass over rows against themselves gives the whole
+gradient: at pair (i, j) row i gets its share of what row i and of what row j want of it, and no
+sum needs a lock.
 
-The kernels take bf16, fp16 and, where torch may multiply float32 in TF32, float32 operands of up
-to WIDEST columns; all else, and the reductions that are not log-sum-exps, are left to `tiled`.
-(In float32 proper they would use no tensor core and more registers than there are: what the
-compiler says of sm_90 and sm_80.)
+The kernels multiply bf16, fp16 and, where torch may use TF32 for it, float32 rows of up to WIDEST
+columns; all else, and the reductions that are not log-sum-exps, are left to `tiled`. (In float32
+proper they would use no tensor core, and more registers than sm_90 and sm_80 have, as the
+compiler says.)
 """
 
 import math
@@ -22,6 +23,7 @@ from contrapose.similarity import kernels, tiled
 from contrapose.similarity.pairs import EVERY, Pairs
 from contrapose.similarity.tiled import softplus_sum as softplus_sum
 from contrapose.similarity.tiled import topk as topk
+from contrapose.similarity.wide import LOW, precision_of
 
 WIDEST = 256
 NARROWEST = 16  # columns: the least that a tensor core multiplies
@@ -75,11 +77,11 @@ def logsumexp_both(
 
 def takes(query: Tensor, key: Tensor) -> bool:
     """Whether the kernels can multiply these."""
-    known = query.dtype in (torch.bfloat16, torch.float16) or (
-        query.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    precision = precision_of(query, key)
+    known = precision in LOW or (
+        precision == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     )
-    there = query.shape[0] > 0 and key.shape[0] > 0 and 0 < query.shape[1] <= WIDEST
-    return known and query.dtype == key.dtype and there
+    return known and min(len(query), len(key)) > 0 and 0 < query.shape[1] <= WIDEST
 
 
 def _reduce(
@@ -97,8 +99,10 @@ def _reduce(
 class _LogSumExps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, scale, rules, columns):  # type: ignore[no-untyped-def]
-        query = query.contiguous()
-        key = query if (mirrored := key is None) else key.contiguous()
+        mirrored, ctx.given = key is None, [None if x is None else x.dtype for x in (query, key)]
+        precision = precision_of(query, query if mirrored else key)
+        query = query.to(precision).contiguous()
+        key = query if mirrored else key.to(precision).contiguous()
         lse = [_forward(query, key, scale, pairs) for pairs in rules]
         if columns:
             lse.append(_forward(key, query, scale, EVERY))
@@ -132,8 +136,8 @@ class _LogSumExps(torch.autograd.Function):
             dscale = (dquery * query).sum() * size / (1 + ctx.mirrored)
         factor = scale * size
         return (
-            (dquery * factor).to(query.dtype) if for_query else None,
-            (dkey * factor).to(key.dtype) if dkey is not None else None,
+            (dquery * factor).to(ctx.given[0]) if for_query else None,
+            (dkey * factor).to(ctx.given[1]) if dkey is not None else None,
             dscale, None, None,
         )  # fmt: skip
 

@@ -8,7 +8,8 @@ import triton.language as tl
 
 
 @triton.jit
-def _logits(q, k, scale, row_group, col_group, row_id, col_id, RELATION, rows, cols, n, m):  # fmt: skip
+def _logits(q, k, scale, row_group, col_group, row_id, col_id, RELATION,
+            rows, cols, n, m):  # fmt: skip
     """log2(e) * scale * q . k; -inf where a pair does not count."""
     x = tl.dot(q, tl.trans(k)) * (scale * 1.4426950408889634)
     counts = (rows < n)[:, None] & (cols < m)[None, :]

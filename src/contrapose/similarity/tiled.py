@@ -21,7 +21,7 @@ from contrapose.similarity.nearest import TopK
 from contrapose.similarity.pairs import EVERY, Pairs
 from contrapose.similarity.passes import Cold, SoftplusSum, Warm
 from contrapose.similarity.tiles import Tiles, workers
-from contrapose.similarity.wide import widen
+from contrapose.similarity.wide import precision_of, widen
 from contrapose.threads import alone
 
 
@@ -83,9 +83,9 @@ def softplus_sum(
 ) -> Float[Tensor, " N"]:
     """sum_j log(1 + exp(scale * query_i . key_j + bias_i)) over the pairs that count."""
     pairs.check(query.shape[0], key.shape[0])
-    operands = _operands(query, key)
+    precision = precision_of(query, key)
     query, key = widen(query), widen(key)
-    tiles = Tiles(query, key, tile, operands)
+    tiles = Tiles(query, key, tile, precision)
     arguments = query, key, _factor(scale, query), widen(bias), pairs, tiles
     return cast(Tensor, SoftplusSum.apply(*arguments))
 
@@ -119,21 +119,16 @@ def _reduce(
     columns: bool = False,
 ) -> tuple[Tensor, ...]:
     """Log-sum-exps of the rows for each rule, then of the columns where they are asked for."""
-    operands = _operands(query, query if key is None else key)
+    precision = precision_of(query, query if key is None else key)
     query, key = widen(query), None if key is None else widen(key)
     factor = _factor(scale, query)
-    tiles = Tiles(query, key, tile, operands)
+    tiles = Tiles(query, key, tile, precision)
     bound = _bound(query, key, factor)
     arguments = query, key, factor, rules, columns, tiles
     # sums of exponentials, and their inverses, stay well inside the dtype
     if bound < (60 if query.dtype == torch.float32 else 500):
         return cast(tuple[Tensor, ...], Warm.apply(*arguments, bound))
     return cast(tuple[Tensor, ...], Cold.apply(*arguments))
-
-
-def _operands(query: Tensor, key: Tensor) -> torch.dtype:
-    """The wider precision of the two."""
-    return torch.promote_types(query.dtype, key.dtype)
 
 
 def _factor(scale: float | Tensor, query: Tensor) -> float | Tensor:

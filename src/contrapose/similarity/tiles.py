@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contrapose.similarity.pairs import Blocks, Pairs
-from contrapose.similarity.wide import products_of
+from contrapose.similarity.wide import instructions_for
 from contrapose.threads import share
 
 AREA = 256 * 256  # entries of a tile on a CPU: 256 KB in float32, and a core keeps a few at hand
@@ -28,7 +28,7 @@ class Tiles:
     """Tiles of query x key; where key is None, of the query's rows against themselves.
 
     Then the tiles below the diagonal are left out: each tile serves its rows and its columns.
-    operands: the precision in which the rows came, if not that of the query.
+    precision: of the products, if not that of the query.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Tiles:
         query: Tensor,
         key: Tensor | None,
         tile: int | None = None,
-        operands: torch.dtype | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
-        self.operands = operands or query.dtype
+        self.precision = precision or query.dtype
         n, m = query.shape[0], (query if key is None else key).shape[0]
         self.like, self.mirrored, self.threads = query, key is None, workers(query, m)
         height, width = (tile, tile) if tile else _shape(query, m, self.mirrored, self.threads)
@@ -73,7 +73,7 @@ class Tiles:
                 room.enter(i, j)
                 work(i, j, room)
 
-        with products_of(self.operands):
+        with instructions_for(self.precision):
             for tasks in self.rounds:
                 share(run, tasks, self.threads)
 
