@@ -106,10 +106,10 @@ def accuracies(results: Results) -> Chart:
     ):  # fmt: skip
         at = results.where(method=method, label=None if method == SIMCLR else "image")
         means = {k: at.mean(feature, unique=k) for k in UNIQUE}
-        means = {str(k): value for k, value in means.items() if not math.isnan(value)}
+        means = {k: value for k, value in means.items() if not math.isnan(value)}
         if means:
-            name = f"{feature}, {method}"
-            traces.append(line(name, [*means], [*means.values()], line={"dash": dash}))
+            name, x = f"{feature}, {method}", list(map(str, means))
+            traces.append(line(name, x, [*means.values()], line={"dash": dash}))
     return chart(traces, "unique digits in training", "linear accuracy")
 
 

@@ -79,7 +79,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
             make = partial(_one, scale, seed, data, size, classes)
             found += [make(bits, SIMCLR) for bits in at.bits]
             found += [make(bits, SUPERVISED) for bits in (0, at.bits[-1])]
-            found.append(make(at.bits[-1], UNTRAINED))
+            found += [make(bits, UNTRAINED) for bits in at.bits]
         size, classes = at.sets[at.varied]
         vary = partial(_one, scale, seed, at.varied, size, classes, at.at, SIMCLR)
         found += [vary(batch=batch) for batch in at.batches]
@@ -116,7 +116,7 @@ def _one(
         options["keys"] = partial(keys.queue, size=at.queue, momentum=0.99)
         options["loss"] = partial(losses.info_nce, temperature=tau)
     elif loss == DECOUPLED:
-        options["loss"] = partial(losses.gcl_decoupled, temperature=tau, weight=weight)
+        options["loss"] = partial(losses.gcl_decoupled, temperature=TAU, weight=weight or TAU)
     else:
         options["loss"] = loss_of(loss, temperature=tau)
     return job(
@@ -199,7 +199,8 @@ def scores(results: Results, data: str) -> Mapping[Any, Any]:
     return {
         bits: suppression_of(
             here, "image", here=usual | {"bits": bits},
-            supervised={"method": SUPERVISED, "bits": 0}, untrained={"method": UNTRAINED},
+            supervised={"method": SUPERVISED, "bits": 0},
+            untrained={"method": UNTRAINED, "bits": bits},
         )
         for bits in plain(results, data).column("bits")
     }  # fmt: skip
@@ -221,7 +222,7 @@ def _setting(results: Results) -> Setting:
 def accuracies(results: Results) -> Chart:
     traces = []
     for data in results.column("data"):
-        for method, dash in ((SIMCLR, "solid"), (SUPERVISED, "dot")):
+        for method, dash in ((SIMCLR, "solid"), (SUPERVISED, "dot"), (UNTRAINED, "dash")):
             runs = plain(results, data, method)
             means = {b: runs.mean("image", bits=b) for b in runs.column("bits")}
             means = {b: value for b, value in means.items() if not math.isnan(value)}
@@ -288,7 +289,7 @@ EXPERIMENT = Experiment(
         Figure(
             "Accuracy of the image by the number of bits",
             accuracies,
-            "Solid: SimCLR; dotted: learned from labels, with the same bits.",
+            "Solid: SimCLR; dotted: learned from labels; dashed: before training. With the same bits.",
         ),
         Figure(
             "Suppression of the image",
