@@ -194,7 +194,7 @@ def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
     if not images.constant:
         return recipe
     views = recipe.views
-    if getattr(views, "func", None) is not augment.on_channels:
+    if not _leaves_constants(views):
         views = partial(augment.on_channels, views=views, channels=images.shown)
     backbone = recipe.backbone
     function = getattr(backbone, "func", backbone)
@@ -202,6 +202,14 @@ def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
         given = getattr(backbone, "keywords", {}) | {"channels": images.channels}
         backbone = partial(function, **given)
     return dataclasses.replace(recipe, views=views, backbone=backbone)
+
+
+def _leaves_constants(views: Callable[..., Any]) -> bool:
+    """Whether the policy, or one that it is put on top of, is `on_channels`."""
+    if getattr(views, "func", None) is augment.on_channels:
+        return True
+    below = getattr(views, "keywords", {}).get("views")
+    return below is not None and _leaves_constants(below)
 
 
 def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:

@@ -339,6 +339,48 @@ def tune_temperature(
 
 
 @app.command()
+def shortcuts(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA|RUN", help="Images, as for `train`; or a run folder.")
+    ],
+    recipe: Annotated[str, typer.Option(help="A name, or your own Python file.")] = "simclr",
+    encoder: Annotated[str, typer.Option(help="Of the brief training.")] = "small_conv",
+    steps: Annotated[int, typer.Option(help="Of the brief training.")] = 200,
+    images: Annotated[int, typer.Option(help="At most.")] = 5000,
+    labels: Labels = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side in px to store images at; at most 64 without it.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
+    ] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights, order and views.")] = 0,
+    download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to make; runs/shortcuts-DATA without it.")
+    ] = None,
+) -> None:
+    """Say which easy features the views of DATA share, and which augmentation removes each.
+
+    Colours, grey levels, position, border, sharpness, constant channels, duplicates. Trains twice,
+    briefly. Stop it at any time: the same command goes on.
+    """
+    from contrapose import shortcuts as looking
+    from contrapose.api import command_line
+    from contrapose.console import Watching, print_shortcuts
+
+    with Watching() as watching:
+        found, page = looking.examine(
+            data, recipe=recipe, encoder=encoder, steps=steps, images=images, labels=labels,
+            size=size, changes=set_ or (), device=device, seed=seed, download=download, out=out,
+            command=command_line(), watch=watching.step, begin=watching.begin,
+        )  # fmt: skip
+    print_shortcuts(found)
+    typer.echo(f"Report: {page}")
+
+
+@app.command()
 def show(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),

@@ -1,5 +1,6 @@
 """What the command line shows: progress, tables, the verdict; readable at 80 columns."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,36 @@ def print_recommendation(
     console.print(words + Text(f" ({how[advice.sure]})", style=style))
     for sentence in advice.sentences:
         console.print(Text(f"  {sentence}"))
+
+
+def print_shortcuts(found: dict[str, Any]) -> None:
+    """Each easy feature with its numbers, then what was found in words."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("easy feature", max_width=26)
+    for name in ("found by it", "bits", "h R2", "untrained", "bits*", "h R2*"):
+        table.add_column(name, justify="right")
+
+    def number(score: dict[str, Any] | None, digits: int) -> str:
+        value = math.nan if score is None or score["value"] is None else score["value"]
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+    for row in found["candidates"]:
+        table.add_row(
+            Text(row["title"]), f"{row['found']['value']:.1%}", number(row["bits"], 1),
+            number(row["h"], 2), number(row["untrained"], 2), number(row["bits_after"], 1),
+            number(row["h_after"], 2),
+        )  # fmt: skip
+    console.print(table)
+    n, most = found["compared"], found["at_most"]
+    console.print(Text(f"{n:,} images, {most:.1f} bits name one; * with what is suggested"))
+    for row in found["candidates"]:
+        console.print(Text(f"  {row['state']}: ", style=STYLES[row["level"]]) + Text(row["title"]))
+        if row["suggested"]:
+            console.print(Text(f"    {row['sentence']} {row['instead']}"))
+    again = found["duplicates"]
+    console.print(
+        Text(f"  {again['state']}: ", style=STYLES[again["level"]]) + Text(again["sentence"])
+    )
 
 
 def print_inventory() -> None:

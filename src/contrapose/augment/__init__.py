@@ -5,6 +5,7 @@ from contrapose.augment.channels import on_channels
 from contrapose.augment.colour import Grayscale, Jitter, Solarise
 from contrapose.augment.crop import draw_box, draw_box_tf, resized_crop
 from contrapose.augment.draw import chance, uniform
+from contrapose.augment.harden import blanked, hardened
 from contrapose.augment.policies import (
     crop_flip,
     digits,
@@ -24,12 +25,14 @@ __all__ = [
     "Policy",
     "Solarise",
     "Step",
+    "blanked",
     "center",
     "chance",
     "crop_flip",
     "digits",
     "draw_box",
     "draw_box_tf",
+    "hardened",
     "instance_discrimination",
     "moco_v1",
     "moco_v2",

@@ -3,5 +3,15 @@
 from contrapose.report.experiment import read_experiment, write_experiment
 from contrapose.report.page import write_report
 from contrapose.report.run_folder import FORMAT, Run, read_run
+from contrapose.report.shortcuts import read_shortcuts, write_shortcuts
 
-__all__ = ["FORMAT", "Run", "read_experiment", "read_run", "write_experiment", "write_report"]
+__all__ = [
+    "FORMAT",
+    "Run",
+    "read_experiment",
+    "read_run",
+    "read_shortcuts",
+    "write_experiment",
+    "write_report",
+    "write_shortcuts",
+]

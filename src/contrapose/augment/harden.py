@@ -1,0 +1,78 @@
+"""What can be put on top of any policy so that views no longer share an easy feature.
+
+`contrapose shortcuts` suggests the settings; `hardened` and `blanked` are what it tries them with.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from contrapose.augment.blur import Blur
+from contrapose.augment.colour import Grayscale, Jitter
+from contrapose.augment.crop import draw_box, resized_crop
+from contrapose.augment.policies import Image
+
+
+def hardened(
+    image: Image,
+    generator: Generator,
+    *,
+    size: int,
+    views: Callable[..., Tensor],
+    border: int = 0,
+    area: float = 1.0,
+    intensity: float = 0.0,
+    colour: float = 0.0,
+    blur: float = 0.0,
+) -> Float[Tensor, "B C size size"]:
+    """`views`, with a border cut away and a crop before it, colour changes and blur behind it.
+
+    border: px of the image cut from every side. area: least share of what is left that a first
+    crop keeps. intensity: strength s of a jitter of brightness and contrast, factors U(1 - s, 1 +
+    s), on every view. colour: the same of saturation, with a turn of the hue by U(-s, s) / 2 of the
+    circle, and gray with p = 0.2. blur: probability of a Gaussian of U(0.5, size / 16) px.
+    Raises ValueError for a border that leaves nothing, or a share that is none.
+    """
+    height, width = image.shape[2:]
+    if not 0 <= 2 * border < min(height, width):
+        raise ValueError(f"hardened: border={border} px of images of {height} x {width} px")
+    if not 0 < area <= 1 or not 0 <= blur <= 1:
+        raise ValueError(f"hardened: area={area}, blur={blur}; give shares, area above 0")
+    n = len(image)
+    if border:
+        image = image[:, :, border : height - border, border : width - border]
+    if area < 1:
+        height, width = image.shape[2:]
+        box = draw_box(n, height, width, generator, area=(area, 1.0))
+        image = resized_crop(image, box, min(height, width))
+    view = views(image, generator, size=size)
+    if intensity or colour:
+        strengths = {"brightness": intensity, "contrast": intensity, "saturation": colour}
+        Jitter.draw(n, generator, **strengths, hue=min(0.5, colour / 2))(view)
+    if colour:
+        Grayscale.draw(n, generator, p=0.2)(view)
+    if blur:
+        widest = max(1.0, size / 16)
+        drawn = Blur.draw(n, generator, side=size, sigma=(0.5, widest), p=blur)
+        replace(drawn, radius=max(1, round(2 * widest)))(view)
+    return view.clamp_(0, 1)
+
+
+def blanked(
+    image: Image,
+    generator: Generator,
+    *,
+    size: int,
+    views: Callable[..., Tensor],
+    channels: Sequence[int],
+) -> Float[Tensor, "B C size size"]:
+    """`views` with these channels set to 0, counted from 0. ValueError for one that is missing."""
+    if not all(0 <= c < image.shape[1] for c in channels):
+        raise ValueError(
+            f"blanked: channels={tuple(channels)} of images with {image.shape[1]} channels"
+        )
+    view = views(image, generator, size=size)
+    view[:, list(channels)] = 0
+    return view

@@ -1,0 +1,161 @@
+"""The page about easy features: shortcuts.json and its pictures in, one HTML file out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contrapose.report.charts import Figure
+from contrapose.report.experiment_charts import themed
+from contrapose.report.page import assemble, write_text
+from contrapose.report.run_folder import Json
+from contrapose.report.sprites import Sprite, sprite
+
+FORMAT = 1
+BUDGET = 400_000  # bytes of each feature's pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Views that asked, and those found for them; `tile` counts through the sprite."""
+
+    words: str
+    rows: tuple[tuple[int, tuple[tuple[int, bool], ...]], ...]  # query, (found, is it the image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One feature on the page."""
+
+    row: Json
+    sprite: Sprite | None
+    evidence: tuple[Evidence, ...]
+
+
+def read_shortcuts(folder: Path) -> Json:
+    """shortcuts.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
+    file = folder / "shortcuts.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no shortcuts.json; it is written by `contrapose shortcuts`"
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); run `contrapose shortcuts` again") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{file} is not of format {FORMAT}; run `contrapose shortcuts` again")
+    return found
+
+
+def write_shortcuts(folder: Path, out: Path | None = None) -> Path:
+    """Write report.html in the folder, or `out`; where it lies."""
+    found = read_shortcuts(folder)
+    page = folder / "report.html" if out is None else out
+    write_text(page, render(found, _arrays(folder / "shortcuts.npz"), folder))
+    return page
+
+
+def render(found: Json, arrays: dict[str, np.ndarray], folder: Path) -> str:
+    """The page as text."""
+    rows = found["candidates"]
+    pairs = arrays.get("duplicates")
+    return assemble(
+        "shortcuts.html",
+        ("page.js", "experiment.js"),
+        {"figures": {"bits": _bits(rows), "read": _read(rows)}, "classes": []},
+        f=found,
+        folder=folder,
+        lead=lead(found),
+        shown=[_shown(row, arrays) for row in rows],
+        pairs=None if pairs is None else sprite(pairs.reshape(-1, *pairs.shape[2:]), budget=BUDGET),
+        count=0 if pairs is None else len(pairs),
+    )
+
+
+def lead(found: Json) -> tuple[str, str, str]:
+    """(level, headline, sentence) of all features together."""
+    shared = [row for row in found["candidates"] if row["suggested"]]
+    held = [row for row in shared if row["level"] == "bad"]
+    if not shared:
+        looked = ", ".join(row["title"].lower() for row in found["candidates"])
+        return "good", "No easy feature is shared", f"Looked for: {looked}."
+    names = _listed([row["title"].lower() for row in shared])
+    level = "bad" if held else "warn"
+    headline = f"Views share {names}"
+    if held:
+        return level, headline, f"h holds on to {_listed([r['title'].lower() for r in held])}."
+    return level, headline, "h does not hold on to any of it for long, or it is little."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _bits(rows: Sequence[Json]) -> Figure:
+    """What each feature shares, as it is and with its suggestion."""
+    return _bars(
+        rows,
+        (("bits", "views as they are"), ("bits_after", "with its suggestion")),
+        "bits about the image",
+    )
+
+
+def _read(rows: Sequence[Json]) -> Figure:
+    """What h holds of each feature."""
+    names = (("h", "h"), ("untrained", "untrained"), ("h_after", "h, with all suggestions"))
+    return _bars(rows, names, "R² of the feature read from h")
+
+
+def _bars(rows: Sequence[Json], names: Sequence[tuple[str, str]], title: str) -> Figure:
+    traces = []
+    for name, words in names:
+        scores = [(row["title"], row[name]) for row in reversed(rows)]
+        known = [(t, s) for t, s in scores if s is not None and s["value"] is not None]
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": words,
+                "y": [t for t, _ in known],
+                "x": [s["value"] for _, s in known],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [s["high"] - s["value"] for _, s in known],
+                    "arrayminus": [s["value"] - s["low"] for _, s in known],
+                },
+            }
+        )
+    layout = {"xaxis": {"title": {"text": title}, "rangemode": "tozero"}, "barmode": "group"}
+    return themed({"data": traces, "layout": layout | {"yaxis": {"automargin": True}}})
+
+
+def _shown(row: Json, arrays: dict[str, np.ndarray]) -> Shown:
+    tiles: list[np.ndarray] = []
+    evidence = []
+    for when, words in (("before", "Views as they are"), ("after", f"With {row['suggestion']}")):
+        names = [f"{row['name']}_{when}_{part}" for part in ("query", "found", "right")]
+        if not all(name in arrays for name in names):
+            continue
+        query, found, right = (arrays[name] for name in names)
+        lines = []
+        for q in range(len(query)):
+            at = sum(map(len, tiles))
+            tiles += [query[q : q + 1], found[q]]
+            ours = tuple((at + 1 + k, bool(right[q, k])) for k in range(len(found[q])))
+            lines.append((at, ours))
+        evidence.append(Evidence(words=words, rows=tuple(lines)))
+    packed = sprite(np.concatenate(tiles), budget=BUDGET) if tiles else None
+    return Shown(row=row, sprite=packed, evidence=tuple(evidence))
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    """The pictures; none where the file is missing or damaged, so that the numbers still show."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError):
+        return {}
