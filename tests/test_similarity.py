@@ -98,7 +98,8 @@ def test_gradient(z, tile, same, keep, monkeypatch):
 
 @pytest.fixture
 def three_threads(monkeypatch):
-    monkeypatch.setattr(tiles, "ALONE", 0)  # small matrices are shared as large ones are
+    monkeypatch.setattr(tiles, "WHOLE", 0)  # small matrices are shared as large ones are
+    monkeypatch.setattr(tiled, "ALONE", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield

@@ -5,8 +5,9 @@ An operation on a small tensor takes less time than waking a second OpenMP threa
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from threading import Barrier
 from typing import Any, TypeVar
@@ -29,20 +30,28 @@ def share(work: Callable[[Piece], None], pieces: Iterable[Piece], threads: int) 
             work(piece)
 
 
+@contextmanager
+def serial() -> Iterator[None]:
+    """Inside, torch operations run on the calling thread alone."""
+    if (threads := torch.get_num_threads()) == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def alone(f: Function) -> Function:
     """The function, its torch operations on the calling thread alone."""
 
     @wraps(f)
-    def serial(*args: Any, **kwargs: Any) -> Any:
-        if (threads := torch.get_num_threads()) == 1:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with serial():
             return f(*args, **kwargs)
-        torch.set_num_threads(1)
-        try:
-            return f(*args, **kwargs)
-        finally:
-            torch.set_num_threads(threads)
 
-    return serial  # type: ignore[return-value]
+    return run  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=1)

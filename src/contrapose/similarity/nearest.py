@@ -7,6 +7,7 @@ maxima before those: in all less than half the work of searching every entry.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,12 +92,21 @@ def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest entries of every row, in any order, and where they are."""
     width = x.shape[1] // GROUP
     if width <= 2 * k:
-        return x.topk(k, sorted=False)
+        return _select(x, k)
     # group g: columns g, g + width, g + 2 width, ...
     groups = x[:, : GROUP * width].view(len(x), GROUP, width)
     _, best = _largest(groups.amax(dim=1), k)
     steps = torch.arange(0, GROUP * width, width, device=x.device)
     left_over = torch.arange(GROUP * width, x.shape[1], device=x.device).expand(len(x), -1)
     index = torch.cat([(best[:, None] + steps[:, None]).flatten(1), left_over], dim=1)
-    value, place = x.gather(1, index).topk(k, sorted=False)
+    value, place = _select(x.gather(1, index), k)
     return value, index.gather(1, place)
+
+
+def _select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same of few columns: numpy's selection takes less than half the time of torch's."""
+    if x.device.type != "cpu":
+        return x.topk(k, sorted=False)
+    last = x.shape[1] - k
+    place = torch.from_numpy(np.argpartition(x.numpy(), last, axis=1)[:, last:].copy())
+    return x.gather(1, place), place

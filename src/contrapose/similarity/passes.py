@@ -10,23 +10,38 @@ The passes return the log-sum-exps of the rows for each rule, then those of the 
 """
 
 import math
-from functools import partial
+from contextlib import nullcontext
+from functools import partial, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contrapose.similarity.tiles import Room, Tiles
-from contrapose.threads import alone
+from contrapose.threads import Function, serial
 
 KEEP = 12 * 2**20  # bytes of exponentials kept for the backward pass; the rest are made again
 LOG2E = 1 / math.log(2)  # e^x = 2^(x log2 e), and a power of 2 takes half the time
+
+
+def _planned(work: Function) -> Function:
+    """A pass on the calling thread alone, unless its tile is for torch's threads."""
+
+    @wraps(work)
+    def run(ctx: Any, *args: Any) -> Any:
+        given = (x for x in args if isinstance(x, Tiles))
+        tiles = next(given, None) or ctx.tiles
+        with nullcontext() if tiles.parallel else serial():
+            return work(ctx, *args)
+
+    return run  # type: ignore[return-value]
 
 
 class Warm(torch.autograd.Function):
     """Sums of exponentials that need no shift: all are between e^-bound and e^bound."""
 
     @staticmethod
-    @alone
+    @_planned
     def forward(ctx, query, key, scale, rules, columns, tiles, bound):  # type: ignore[no-untyped-def]
         scale, key = _value(scale), query if tiles.mirrored else key
         both = tiles.mirrored or columns
@@ -59,7 +74,7 @@ class Warm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    @alone
+    @_planned
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         query, key, *total = ctx.saved_tensors
         tiles, rules, both = ctx.tiles, len(ctx.blocks), _both(ctx, grads)
@@ -92,7 +107,7 @@ class Cold(torch.autograd.Function):
     """Any temperature: the running maximum is taken out of each sum."""
 
     @staticmethod
-    @alone
+    @_planned
     def forward(ctx, query, key, scale, rules, columns, tiles):  # type: ignore[no-untyped-def]
         scale, key = _value(scale), query if tiles.mirrored else key
         both = tiles.mirrored or columns
@@ -119,7 +134,7 @@ class Cold(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    @alone
+    @_planned
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         # d lse_i / d logit_ij is the softmax weight p_ij, rebuilt from lse instead of stored.
         query, key, *lse = ctx.saved_tensors
@@ -149,7 +164,7 @@ class Cold(torch.autograd.Function):
 
 class SoftplusSum(torch.autograd.Function):
     @staticmethod
-    @alone
+    @_planned
     def forward(ctx, query, key, scale, bias, pairs, tiles):  # type: ignore[no-untyped-def]
         scale = _value(scale)
         logits, block = _Logits(tiles, query, key, scale), tiles.blocks(pairs)
@@ -169,7 +184,7 @@ class SoftplusSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    @alone
+    @_planned
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         query, key, bias = ctx.saved_tensors
         logits = _Logits(ctx.tiles, query, key, ctx.scale)

@@ -20,7 +20,7 @@ from torch import Tensor
 from contrapose.similarity.nearest import TopK
 from contrapose.similarity.pairs import EVERY, Pairs
 from contrapose.similarity.passes import Cold, SoftplusSum, Warm
-from contrapose.similarity.tiles import Tiles, workers
+from contrapose.similarity.tiles import ALONE, Tiles, workers
 from contrapose.similarity.wide import precision_of, widen
 from contrapose.threads import alone
 
@@ -106,7 +106,8 @@ def topk(
     if not 1 <= k <= m:
         raise ValueError(f"topk: asked for k={k} neighbours among {m} keys; use 1 <= k <= {m}")
     pairs.check(n, m)
-    value, index = TopK.apply(widen(query), widen(key), k, pairs, tile, workers(query, m))
+    threads = workers(query, m, few=ALONE)
+    value, index = TopK.apply(widen(query), widen(key), k, pairs, tile, threads)
     return value, index
 
 

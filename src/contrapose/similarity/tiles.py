@@ -3,7 +3,8 @@
 Tiles fit a core's cache and are made in scratch that is used again, so that a pass allocates
 next to nothing. Every thread runs its tiles serially (see `contrapose.threads`). Tiles that are
 worked on at the same time have no row and no column in common, so that a pass may add to what
-belongs to a row or to a column without a lock, and always in the same order.
+belongs to a row or to a column without a lock, and always in the same order. A small matrix is one
+tile: too few operations then to be worth threads of their own.
 """
 
 import math
@@ -20,6 +21,7 @@ from contrapose.threads import share
 AREA = 256 * 256  # entries of a tile on a CPU: 256 KB in float32, and a core keeps a few at hand
 DEVICE_TILE = 4096  # rows and columns on an accelerator, where few large products are quickest
 ALONE = 2**17  # entries of a matrix that one thread works off sooner than it wakes another
+WHOLE = 2**20  # entries up to which it is one tile, on the threads that torch has
 
 Tile = tuple[int, int]  # which block of rows, which block of columns
 
@@ -28,7 +30,8 @@ class Tiles:
     """Tiles of query x key; where key is None, of the query's rows against themselves.
 
     Then the tiles below the diagonal are left out: each tile serves its rows and its columns.
-    precision: of the products, if not that of the query.
+    precision: of the products, if not that of the query. `parallel` says that torch's threads are
+    to work on it.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class Tiles:
     ) -> None:
         self.precision = precision or query.dtype
         n, m = query.shape[0], (query if key is None else key).shape[0]
-        self.like, self.mirrored, self.threads = query, key is None, workers(query, m)
+        self.like, self.mirrored = query, key is None
+        self.threads = workers(query, m, few=ALONE if tile else WHOLE)
+        self.parallel = query.device.type == "cpu" and not tile and ALONE < n * m <= WHOLE
         height, width = (tile, tile) if tile else _shape(query, m, self.mirrored, self.threads)
         self.shape = max(1, min(height, n)), max(1, min(width, m))
         self.rows, self.cols = slices(n, self.shape[0]), slices(m, self.shape[1])
@@ -102,10 +107,11 @@ class Room:
         return whole.view(-1)[: math.prod(self.shape)].view(self.shape)
 
 
-def workers(query: Tensor, keys: int) -> int:
-    """On how many threads to work on the similarities of the query to so many keys."""
-    few = query.device.type != "cpu" or query.shape[0] * keys <= ALONE
-    return 1 if few else torch.get_num_threads()
+def workers(query: Tensor, keys: int, *, few: int) -> int:
+    """On how many threads of our own to work on the query's similarities to so many keys."""
+    if query.device.type != "cpu" or query.shape[0] * keys <= few:
+        return 1
+    return torch.get_num_threads()
 
 
 def slices(n: int, size: int) -> list[slice]:
@@ -116,7 +122,7 @@ def _shape(query: Tensor, keys: int, mirrored: bool, threads: int) -> tuple[int,
     """Rows and columns of a tile."""
     if query.device.type != "cpu":
         return DEVICE_TILE, DEVICE_TILE
-    if query.shape[0] * keys <= ALONE:
+    if query.shape[0] * keys <= WHOLE:
         return query.shape[0], keys
     if mirrored:
         side = min(256, max(128, -(-query.shape[0] // (2 * threads))))
