@@ -60,12 +60,12 @@ SETTINGS = {
     ),
     "cpu": Setting(
         sets={"mnist": (16, 10), "cifar10": (16, 10), "tiny-imagenet-50": (16, 50)},
-        bits=(0, 4, 8, 16), varied="cifar10", at=8, batch=128, batches=(32, 512),
+        bits=(0, 2, 4, 8, 16), varied="cifar10", at=4, batch=128, batches=(32, 512),
         taus=(0.05, 0.1, 0.5), weights=(0.05, 1.0), queue=2048,
     ),
     "paper": Setting(
         sets={"mnist": (None, 10), "cifar10": (None, 10), "imagenet": (224, 1000)},
-        bits=(0, 5, 10, 15, 20), varied="cifar10", at=10, batch=128, batches=(512, 2048),
+        bits=(0, 5, 10, 15, 20), varied="cifar10", at=5, batch=128, batches=(512, 2048),
         taus=(0.05, 0.1, 0.5), weights=(0.05, 1.0), queue=65536,
     ),
 }  # fmt: skip
@@ -289,7 +289,7 @@ EXPERIMENT = Experiment(
         Figure(
             "Accuracy of the image by the number of bits",
             accuracies,
-            "Solid: SimCLR; dotted: learned from labels; dashed: before training. With the same bits.",
+            "Solid: SimCLR; dotted: learned from labels; dashed: before training.",
         ),
         Figure(
             "Suppression of the image",

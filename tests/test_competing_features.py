@@ -1,0 +1,188 @@
+"""The experiments on competing features: their jobs, their losses, their claims on made-up runs."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from contrapose import experiments, losses
+from contrapose.data import open_images
+from contrapose.encoders import Encoder, small_conv
+from contrapose.evaluation.local import local_maps
+from contrapose.evaluation.local_page import write_map_page
+from contrapose.experiments import batch_size, chen_luo_li, digits_on_images, random_bits
+from contrapose.experiments.chen_luo_li import (
+    SIMCLR,
+    SUPERVISED,
+    SWD_CUBE,
+    SWD_NORMAL,
+    UNTRAINED,
+    head_of,
+    loss_of,
+    recipe,
+)
+from contrapose.experiments.form import Results
+from contrapose.partials import describe
+
+NAMES = (
+    "generalised_losses", "batch_size", "multiple_objects", "digits_on_images", "digit_sizes",
+    "random_bits", "local_features",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_job_has_a_recipe_that_can_be_written(name):
+    experiment = experiments.experiment(name)
+    for scale in experiment.costs:
+        jobs = experiment.jobs(scale, (0, 1))
+        assert len({job.name for job in jobs}) == len(jobs)
+        for job in jobs:
+            made = job.call.keywords["recipe"](size=32, channels=3)
+            assert describe(made)["loss"]["call"] and describe(job.call)
+            assert (made.positives == "class") == (job.facts["method"] == SUPERVISED)
+            assert (job.call.keywords["epochs"] == 0) == (job.facts["method"] == UNTRAINED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_results_nothing_is_decided_and_nothing_drawn(name):
+    experiment = experiments.experiment(name)
+    for scale in experiment.costs:
+        missing = [job.coordinates for job in experiment.jobs(scale, (0,))]
+        results = Results(rows=[], missing=missing, measures=experiment.measures)
+        assert {claim.test(results).holds for claim in experiment.claims} == {None}
+        assert all(figure.draw(results) is None for figure in experiment.figures)
+
+
+def test_the_protocol_is_that_of_the_authors_reply():
+    small = recipe(32, 3, scale="paper")
+    assert small.scaling(small.lr, small.batch_size) == pytest.approx(0.2 * math.sqrt(128))
+    assert small.head.keywords == {"dim": 64, "layers": 2}
+    large = recipe(224, 3, scale="paper")
+    assert large.scaling(large.lr, 1024) == pytest.approx(0.075 * 32)
+    assert (large.temperature, large.head.keywords["dim"], large.batch_size) == (0.2, 128, 1024)
+
+
+@pytest.mark.parametrize("name", [SWD_NORMAL, SWD_CUBE])
+def test_priors_on_the_plane_see_z_before_it_is_brought_to_unit_length(name):
+    torch.manual_seed(0)
+    loss = loss_of(name)
+    encoder = Encoder(
+        small_conv(channels=1, width=16), head_of(loss)(16, dim=6, layers=2), [0], [1]
+    )
+    group = torch.arange(8).repeat(2)
+    h, z = encoder(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    raw = encoder.head[0](h)
+    assert float((raw.norm(dim=1) - 1).abs().max().detach()) > 0.1
+    plain = losses.gcl_swd_normal if name == SWD_NORMAL else losses.gcl_swd_hypercube
+    weights, found, expected = list(encoder.head.parameters()), [], []
+    for of, rows, store in ((loss, z, found), (plain, raw, expected)):
+        torch.manual_seed(2)  # the prior and the directions are drawn in the loss
+        value = of(rows, group) if of is loss else of(rows, group, weight=5.0)
+        store += [value, *torch.autograd.grad(value, weights, retain_graph=True)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_both_rules_of_scaling_find_their_rates_in_the_grid():
+    grid = batch_size.grid(128)
+    for power in batch_size.RULES.values():
+        for base in batch_size.BASES:
+            assert all(base * (batch / 128) ** power in rates for batch, rates in grid.items())
+
+
+# ---- claims --------------------------------------------------------------------------------------
+
+
+def row(facts, **measures):
+    return {"data": "cifar10", "seed": 0, "n_test": 2000, **facts, **measures}
+
+
+def verdicts(module, rows):
+    results = Results(rows=rows, measures=module.EXPERIMENT.measures)
+    return {claim.test.__name__: claim.test(results) for claim in module.EXPERIMENT.claims}
+
+
+def on_images(image, supervised=0.6):
+    rows = []
+    for k, a in zip((1, 16, 256), image, strict=True):
+        at, chance = {"unique": k}, {"image": 0.1, "digit": 0.1}
+        digit = 0.2 + k / 1000
+        rows.append(
+            row(at | {"method": SIMCLR, "label": None}, image=a, digit=digit, chance=chance)
+        )
+        rows.append(row(at | {"method": SUPERVISED, "label": "image"}, image=supervised))
+    at = {"unique": None, "method": UNTRAINED, "label": None}
+    return [*rows, row(at, image=0.3, digit=0.3, chance={"image": 0.1, "digit": 0.1})]
+
+
+def test_digits_on_images_are_judged_as_the_paper_does():
+    found = verdicts(digits_on_images, on_images((0.5, 0.4, 0.2)))
+    assert [verdict.holds for verdict in found.values()] == [True] * 4
+    assert (
+        "1: 0.20 (0.03), 16: 0.40 (0.03), 256: 0.80 (0.02)" in found["image_is_suppressed"].evidence
+    )
+    found = verdicts(digits_on_images, on_images((0.5, 0.5, 0.5)))
+    assert found["image_is_suppressed"].holds is None
+    found = verdicts(digits_on_images, on_images((0.3, 0.4, 0.5)))
+    assert found["images_fall"].holds is False and found["image_is_suppressed"].holds is False
+
+
+def with_bits(accuracy, varied):
+    rows = []
+    for job in random_bits.jobs("cpu", (0,)):
+        at = dict(job.facts)
+        usual = (at["loss"], at["tau"], at["batch"]) == ("NT-Xent", 0.2, 128)
+        value = accuracy[at["bits"]] if usual else varied
+        value = {SUPERVISED: 0.6, UNTRAINED: 0.3}.get(at["method"], value)
+        rows.append({"seed": 0, "n_test": 2000, **at, "image": value, "chance": {"image": 0.1}})
+    return rows
+
+
+def test_random_bits_are_judged_set_by_set():
+    falls = {0: 0.5, 2: 0.4, 4: 0.3, 8: 0.2, 16: 0.1}
+    found = verdicts(random_bits, with_bits(falls, varied=0.3))
+    assert [verdict.holds for verdict in found.values()] == [True] * 4
+    assert "8: 0.80 (0.02)" in found["image_is_suppressed"].evidence
+    found = verdicts(random_bits, with_bits(falls, varied=0.5))
+    assert found["nothing_else_helps"].holds is False
+    assert "momentum encoder 0.500" in found["nothing_else_helps"].evidence
+
+
+# ---- whole ---------------------------------------------------------------------------------------
+
+
+def test_a_run_reads_every_feature_and_the_pictures(tmp_path):
+    name = "SimCLR-datadigits-bits8-lossNT-Xent-tau0.2-batch64-seed0"
+    jobs = {job.name: job for job in random_bits.jobs("smoke", (0,))}
+    found = jobs[name].call(tmp_path)
+    assert found["n_train"] == 256 and found["n_test"] == 128
+    assert found["bits_read"] > 0.6 and found["image"] < 0.4  # the bits crowd out the digit
+    assert 0.4 < found["chance"]["bits_read"] < 0.6
+    assert found["pixels"] < 0.3
+    plain = random_bits.jobs("smoke", (0,))[0].call(tmp_path / "plain")
+    assert plain["image"] > found["image"] + 0.1 and plain["pixels"] > found["pixels"]
+
+
+def test_the_page_of_maps_holds_every_label(tmp_path: Path):
+    images = open_images("digits").subset(torch.arange(3))
+    encoder = Encoder(small_conv(channels=1, width=16), torch.nn.Identity(), [0], [1])
+    maps = local_maps(encoder, images, clusters=(2, 4), restarts=1)
+    page = write_map_page(images, {"each": maps}, tmp_path / "maps.html").read_text()
+    drawn = sum(len(label) for by_k in maps.labels.values() for label in by_k.values())
+    assert page.count("data:image/png") == drawn and page.count("data:image/jpeg") == 3
+    assert "http" not in page.replace("<!doctype html>", "")
+    with pytest.raises(ValueError, match="labels of 3 images"):
+        write_map_page(images.subset(torch.arange(2)), {"each": maps}, tmp_path / "maps.html")
+
+
+def test_without_a_control_there_is_no_score():
+    results = Results(
+        rows=on_images((0.5, 0.4, 0.2)), measures=digits_on_images.EXPERIMENT.measures
+    )
+    at = {"here": {"unique": 16, "method": SIMCLR}, "untrained": {"method": UNTRAINED}}
+    control = {"method": SUPERVISED, "label": "image", "unique": 1}
+    found = chen_luo_li.suppression_of(results, "image", supervised=control, **at)
+    assert found is not None and found.score == pytest.approx((0.6 - 0.4) / (0.6 - 0.1))
+    without = control | {"label": "digit"}
+    assert chen_luo_li.suppression_of(results, "image", supervised=without, **at) is None
