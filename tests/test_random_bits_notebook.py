@@ -104,9 +104,9 @@ def test_every_detail_makes_another_network_or_step():
     def after_a_step(details):
         torch.manual_seed(0)
         network = Network(2, 10, details)
-        train = notebook._with_bits("digits", "train", 2)
+        train = notebook.with_bits("digits", "train", 2)
         generator = torch.Generator().manual_seed(0)
-        optimizers = notebook._optimizers(network, details)
+        optimizers = notebook.optimizers_of(network, details)
         index = next(notebook._batches(details.order, len(train.pixel), 50, generator))
         notebook._step(network, optimizers, train, index, 1e-3, 0, 0.1, details, generator)
         with torch.no_grad():

@@ -194,12 +194,12 @@ def cell(
 
     The seed decides weights and crops. The bits are hashed from the pixels, the same for all seeds.
     """
-    _keep_freed_memory()
-    train, test = (_with_bits(images, split, bits) for split in ("train", "test"))
+    keep_freed_memory()
+    train, test = (with_bits(images, split, bits) for split in ("train", "test"))
     torch.manual_seed(seed)
     network = Network(bits, len(train.classes), details)
     generator = Generator().manual_seed(seed)
-    optimizers = _optimizers(network, details)
+    optimizers = optimizers_of(network, details)
     batches = _batches(details.order, len(train.pixel), batch_size, generator)
     steps = epochs * (len(train.pixel) // batch_size)
     loss = math.nan
@@ -207,8 +207,13 @@ def cell(
         rate = 1e-3 * linear(step, steps)
         loss = _step(network, optimizers, train, index, rate, step, temperature, details, generator)
         note_progress(folder, step / steps)
+    return read_out(network, train, test, seed) | {"loss": loss}
+
+
+def read_out(network: Network, train: "Digits", test: "Digits", seed: int) -> dict[str, float]:
+    """What the classifier trained along, a solved one and least squares read from h."""
     network.eval()
-    h, h_test = (_represented(network, part) for part in (train, test))
+    h, h_test = (represented(network, part) for part in (train, test))
     named = network.classifier(h_test).argmax(dim=1)
     some = slice(PROBED)
     solved = probes.linear_probe(h[some], train.label[some], l2=1.0, seed=seed)
@@ -216,14 +221,13 @@ def cell(
         "accuracy": _share(named, test.label),
         "readable": _share(solved.predict(h_test), test.label),
         "bits_readable": _bits_readable(h[some], train.bits[some], h_test, test.bits),
-        "loss": loss,
     }
 
 
 def _step(
     network: Network,
     optimizers: Sequence[torch.optim.Optimizer],
-    train: "_Set",
+    train: "Digits",
     index: Int[Tensor, " B"],
     rate: float,
     step: int,
@@ -232,7 +236,7 @@ def _step(
     generator: Generator,
 ) -> float:
     pixel, bits, label = train.pixel[index], train.bits[index], train.label[index]
-    views = [_view(pixel, details, generator) for _ in range(2)]
+    views = [cropped(pixel, details, generator) for _ in range(2)]
     if details.together:
         both = network.represent(torch.cat(views), bits.repeat(2, 1))
         h, (a, b) = both[: len(index)], network.embed(both).chunk(2)
@@ -241,19 +245,30 @@ def _step(
         a, b = network.embed(h), network.embed(other)
     contrast = details.loss(a, b, temperature=temperature)
     named = F.cross_entropy(network.classifier(h.detach()), label)
+    update(optimizers, contrast + named, rate, step, details)
+    return float(contrast.detach())
+
+
+def update(
+    optimizers: Sequence[torch.optim.Optimizer],
+    loss: Float[Tensor, ""],
+    rate: float,
+    step: int,
+    details: Details = NOTEBOOK,
+) -> None:
+    """One step of Keras's Adam down the loss."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             group["lr"] = rate
             # Keras adds eps to the root of the moment that is not yet corrected for its start
             group["eps"] = details.eps / math.sqrt(1 - 0.999 ** (step + 1))
-    (contrast + named).backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]
     for optimizer in optimizers:
         optimizer.step()
-    return float(contrast.detach())
 
 
-def _optimizers(network: Network, details: Details) -> list[torch.optim.Optimizer]:
+def optimizers_of(network: Network, details: Details) -> list[torch.optim.Optimizer]:
     decayed = nn.ModuleList([network.backbone, network.head])
     return [
         adam(decayed, 1e-3, weight_decay=2 * details.penalty),
@@ -261,7 +276,7 @@ def _optimizers(network: Network, details: Details) -> list[torch.optim.Optimize
     ]
 
 
-def _view(
+def cropped(
     pixel: UInt8[Tensor, "B 28 28"], details: Details, generator: Generator
 ) -> Float[Tensor, "B 28 28"]:
     box = details.boxes(len(pixel), SIZE, SIZE, generator, area=(0.5, 1.0))
@@ -269,14 +284,16 @@ def _view(
 
 
 @dataclass(frozen=True)
-class _Set:
+class Digits:
+    """A split of the set: images, the bits hashed from each, and its class."""
+
     pixel: UInt8[Tensor, "N 28 28"]
     bits: Float[Tensor, "N b"]
     label: Int[Tensor, " N"]
     classes: tuple[str, ...]
 
 
-def _with_bits(name: str, split: str, bits: int) -> _Set:
+def with_bits(name: str, split: str, bits: int) -> Digits:
     """Images in the order of TensorFlow Datasets, and their bits."""
     images = open_images(name, split=split, size=SIZE)
     assert images.label is not None
@@ -285,7 +302,7 @@ def _with_bits(name: str, split: str, bits: int) -> _Set:
     column = _bits_of(images, bits)
     pixel = images.batch(torch.arange(len(images)))[:, 0]
     assert images.label is not None
-    return _Set(pixel, column, images.label, images.classes)
+    return Digits(pixel, column, images.label, images.classes)
 
 
 def _bits_of(images: ImageSet, bits: int) -> Float[Tensor, "N b"]:
@@ -320,7 +337,7 @@ def _batches(
 
 
 @torch.no_grad()
-def _represented(network: Network, images: _Set) -> Float[Tensor, "N 128"]:
+def represented(network: Network, images: Digits) -> Float[Tensor, "N 128"]:
     """h of the images as they are, without augmentation."""
     pieces = torch.split(torch.arange(len(images.pixel)), 1000)
     return torch.cat([network.represent(images.pixel[p] / 255, images.bits[p]) for p in pieces])
@@ -341,7 +358,7 @@ def _bits_readable(h: Tensor, bits: Tensor, h_test: Tensor, bits_test: Tensor) -
     return float((((x_test @ weight) > 0) == (bits_test > 0.5)).double().mean())
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep large blocks that were freed: fresh pages cost a third of a step here."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")

@@ -1,0 +1,113 @@
+"""Negatives that share what is too easy: contrast within groups that an encoder cannot tell apart.
+
+Where views share a shortcut s beside the content c, InfoNCE over all images is solved by s alone as
+soon as s names an image. Conditioned on s it cannot be: among images with (nearly) the same s the
+other view is found by c only,
+
+    L = mean over i of  log sum_{j in G(i)} e^{z_i.z'_j/t}  -  z_i.z'_i/t,    G(i): images with s_i
+
+s need not be known. An encoder trained for one epoch, the finder, holds what is easiest and little
+else, so that its neighbours share s; groups are cut from its embeddings once and kept. Groups made
+anew from the encoder that learns within them fail: it forgets s, and its groups lose their point.
+
+It rests on two assumptions: the shortcut is learnt before the content, and enough images share
+each value of it. `group_size` asks the data for the second: with as many codes as images no group
+can be made. What the groups hold constant is no longer taught, though an encoder may keep it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose.encoders import unit
+
+SIZES = (40, 20, 10, 5)  # of groups, tried from the largest
+ASKED = 200  # groups of each size that are looked at
+
+
+def neighbour_groups(
+    z: Float[Tensor, "N D"], size: int, generator: torch.Generator, *, count: int | None = None
+) -> Int[Tensor, "G size"]:
+    """Groups of rows, no row in two: one drawn among the free, and its nearest free rows.
+
+    By the cosine of z. `count` groups, by default N // size: then the N % size rows that are left
+    at the end are in none. O(count N D). Raises ValueError for a size below 2 or above N.
+    """
+    n = len(z)
+    if not 2 <= size <= n:
+        raise ValueError(f"neighbour_groups: size={size} of {n} rows; use 2 to {n}")
+    z = unit(z)
+    free = torch.ones(n, dtype=torch.bool)
+    rows, columns = torch.arange(n), z
+    groups: list[Tensor] = []
+    for first in torch.randperm(n, generator=generator).tolist():
+        if not free[first]:
+            continue
+        if len(groups) == (n // size if count is None else min(count, n // size)):
+            break
+        if len(rows) > 1.25 * int(free.sum()):  # forget those that are taken
+            kept = free[rows]
+            rows, columns = rows[kept], columns[kept]
+        similarity = (columns @ z[first]).masked_fill(~free[rows], -2.0)
+        similarity[rows == first] = 2.0
+        chosen = rows[similarity.topk(size).indices]
+        free[chosen] = False
+        groups.append(chosen)
+    return torch.stack(groups)
+
+
+def conditional_info_nce(
+    a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int, temperature: float
+) -> Float[Tensor, ""]:
+    """InfoNCE of views a among the views b of their group, plus that of b among a.
+
+    Rows come group by group, `size` of each, and both are of unit length. Raises ValueError for a
+    batch that does not consist of whole groups.
+    """
+    if size < 2 or len(a) % size:
+        raise ValueError(f"conditional_info_nce: {len(a)} rows are no whole groups of {size}")
+    logits = _within(a, b, size) / temperature
+    own = logits.diagonal(dim1=1, dim2=2)
+    return (logits.logsumexp(dim=2) - own).mean() + (logits.logsumexp(dim=1) - own).mean()
+
+
+def told_apart(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int) -> float:
+    """Share of rows of a whose own row of b is the nearest (cosine) of their group's."""
+    nearest = _within(unit(a), unit(b), size).argmax(dim=2)
+    return float((nearest == torch.arange(size)).double().mean())
+
+
+def group_size(
+    z: Float[Tensor, "N D"],
+    a: Float[Tensor, "N D"],
+    b: Float[Tensor, "N D"],
+    x_a: Float[Tensor, "N P"],
+    x_b: Float[Tensor, "N P"],
+    generator: torch.Generator,
+    *,
+    sizes: Sequence[int] = SIZES,
+) -> int | None:
+    """The largest size of neighbour groups whose members the pixels tell apart better than z does.
+
+    z: the finder's embeddings of the images; a, b: of two views of each; x_a, x_b: pixels of these.
+    An encoder that learns what views share beats raw pixels at finding the other view. Where it
+    loses to them among its own neighbours it has overlooked what it could have learnt there, and a
+    loss within such groups teaches it. None: it overlooks nothing, train on as before.
+    """
+    for size in sizes:
+        index = neighbour_groups(z, size, generator, count=ASKED).flatten()
+        seen, by_pixels = (
+            told_apart(one[index], two[index], size=size) for one, two in ((a, b), (x_a, x_b))
+        )
+        if by_pixels > seen:
+            return size
+    return None
+
+
+def _within(
+    a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], size: int
+) -> Float[Tensor, "G size size"]:
+    """Products of the rows of each group."""
+    return torch.bmm(a.view(-1, size, a.shape[1]), b.view(-1, size, b.shape[1]).mT)
