@@ -24,3 +24,5 @@ from contrapose.evaluation.scores import mean_per_class_accuracy as mean_per_cla
 from contrapose.evaluation.scores import wilson as wilson
 from contrapose.evaluation.sgd_probe import Protocol as Protocol
 from contrapose.evaluation.sgd_probe import sgd_probe as sgd_probe
+from contrapose.evaluation.suppression import Suppression as Suppression
+from contrapose.evaluation.suppression import suppression as suppression
