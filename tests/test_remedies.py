@@ -7,10 +7,10 @@ from contrapose.encoders import unit
 from contrapose.experiments.random_bits_notebook import Network, cross_view
 from contrapose.experiments.remedies import EXPERIMENT, Seen, cell, modified, plain, weighted
 from contrapose.training.conditional import (
+    best_temperature,
     conditional_info_nce,
     group_size,
     neighbour_groups,
-    told_apart,
 )
 
 
@@ -63,20 +63,29 @@ def test_what_all_of_a_group_share_does_not_move_the_loss():
     torch.testing.assert_close(after, before)
 
 
-def test_groups_are_asked_for_where_the_finder_overlooks_what_pixels_show():
-    """60 codes of 100 images: a finder that holds only the code needs groups, one that also holds
-    the image does not; with more codes than images a code has no neighbours to offer."""
+def test_groups_are_asked_for_where_content_is_kept_too_small_to_be_felt():
+    """60 codes of 100 images. At t = 0.1 a finder whose views differ by noise of 0.1 to 0.3 is read
+    at about its own temperature; content of a tenth of the code's size is not."""
     n = 6000
     code = rows(60, 16, seed=1)[torch.arange(n) % 60]
     content = rows(n, 32, seed=2)
-    x = [content + 0.1 * torch.randn(n, 32, generator=draw(k)) for k in (3, 4)]
-    noise = [0.05 * torch.randn(n, 16, generator=draw(k)) for k in (5, 6)]
-    blind = [code + e for e in noise]
-    assert group_size(code, *blind, *x, draw(), sizes=(40, 10)) == 40
-    both = [torch.cat([e, content], dim=1) for e in blind]
-    faint = [content + 0.5 * torch.randn(n, 32, generator=draw(k)) for k in (7, 8)]
-    assert group_size(torch.cat([code, content], 1), *both, *faint, draw(), sizes=(40, 10)) is None
-    assert told_apart(*x, size=40) > 0.99
+
+    def finder(size, noise):
+        z = torch.cat([code, size * content], dim=1)
+        views = [z + noise * size * torch.randn(z.shape, generator=draw(k)) for k in (3, 4)]
+        return unit(z), unit(views[0]), unit(views[1])
+
+    assert group_size(*finder(0.15, 0.2), draw(), temperature=0.1, sizes=(40, 10)) == 40
+    assert group_size(*finder(1.0, 0.3), draw(), temperature=0.1, sizes=(40, 10)) is None
+
+
+def test_the_best_temperature_follows_the_scale_of_differences():
+    a, b = rows(40, seed=1), rows(40, seed=2)
+    near = unit(0.5 * a + b)
+    own = best_temperature(a, near, size=20)
+    shared = torch.ones(40, 1)
+    far = [torch.cat([shared, x], dim=1) / 2**0.5 for x in (a, near)]  # differences halve
+    assert best_temperature(*far, size=20) == pytest.approx(own / 2, rel=1e-6)
 
 
 def seen(a, b, familiar=None):

@@ -38,7 +38,12 @@ from contrapose.experiments.random_bits_notebook import (
     with_bits,
 )
 from contrapose.losses import hard, hcl, info_nce, supcon
-from contrapose.training.conditional import conditional_info_nce, group_size, neighbour_groups
+from contrapose.training.conditional import (
+    SIZES,
+    conditional_info_nce,
+    group_size,
+    neighbour_groups,
+)
 from contrapose.training.optim import linear
 
 TAU = 0.1
@@ -281,20 +286,10 @@ def _size(
     network: Network, images: Digits, z: Tensor, generator: Generator, batch_size: int
 ) -> int | None:
     """The size of groups that `group_size` finds on views of all images."""
-    views, pixels = [], []
-    kept = {name: x.clone() for name, x in network.state_dict().items()}
-    for _ in range(2):
-        parts, seen = [], []
-        for index in torch.split(torch.arange(len(z)), 1000):
-            view = cropped(images.pixel[index], NOTEBOOK, generator)
-            seen.append(view.flatten(1))
-            parts.append(network.embed(network.represent(view, images.bits[index])))
-        views.append(torch.cat(parts))
-        pixels.append(torch.cat(seen))
-    network.load_state_dict(kept)
-    possible = [s for s in (40, 20, 10, 5) if batch_size % s == 0]
+    views = [_embedded(network, images, generator) for _ in range(2)]
+    possible = [s for s in SIZES if batch_size % s == 0]
     a, b = views
-    return group_size(z, a, b, pixels[0], pixels[1], generator, sizes=possible)
+    return group_size(z, a, b, generator, temperature=TAU, sizes=possible)
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ else, so that its neighbours share s; groups are cut from its embeddings once an
 anew from the encoder that learns within them fail: it forgets s, and its groups lose their point.
 
 It rests on two assumptions: the shortcut is learnt before the content, and enough images share
-each value of it. `group_size` asks the data for the second: with as many codes as images no group
-can be made. What the groups hold constant is no longer taught, though an encoder may keep it.
+each value of it; with as many values as images no group can be made. Where there is no shortcut the
+groups hold images that are alike, and contrast among them costs: `group_size` asks first whether
+anything is suppressed. What the groups hold constant is no longer taught, though h may keep it.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from contrapose.encoders import unit
 
 SIZES = (40, 20, 10, 5)  # of groups, tried from the largest
 ASKED = 200  # groups of each size that are looked at
+COLD = 4.0  # how far below that of training a temperature speaks of suppression
 
 
 def neighbour_groups(
@@ -73,35 +75,35 @@ def conditional_info_nce(
     return (logits.logsumexp(dim=2) - own).mean() + (logits.logsumexp(dim=1) - own).mean()
 
 
-def told_apart(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int) -> float:
-    """Share of rows of a whose own row of b is the nearest (cosine) of their group's."""
-    nearest = _within(unit(a), unit(b), size).argmax(dim=2)
-    return float((nearest == torch.arange(size)).double().mean())
+def best_temperature(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int) -> float:
+    """The temperature of a grid (1 down to 0.005, by roots of 2) with the least conditional loss.
+
+    How differences of similarity within the groups must be read to say what they know.
+    """
+    grid = [2 ** (-k / 2) for k in range(16)]
+    return min(grid, key=lambda t: float(conditional_info_nce(a, b, size=size, temperature=t)))
 
 
 def group_size(
     z: Float[Tensor, "N D"],
     a: Float[Tensor, "N D"],
     b: Float[Tensor, "N D"],
-    x_a: Float[Tensor, "N P"],
-    x_b: Float[Tensor, "N P"],
     generator: torch.Generator,
     *,
+    temperature: float,
     sizes: Sequence[int] = SIZES,
 ) -> int | None:
-    """The largest size of neighbour groups whose members the pixels tell apart better than z does.
+    """The largest size of neighbour groups in which something is suppressed; None: nowhere.
 
-    z: the finder's embeddings of the images; a, b: of two views of each; x_a, x_b: pixels of these.
-    An encoder that learns what views share beats raw pixels at finding the other view. Where it
-    loses to them among its own neighbours it has overlooked what it could have learnt there, and a
-    loss within such groups teaches it. None: it overlooks nothing, train on as before.
+    z: the finder's embeddings of the images; a, b: those of two views of each. InfoNCE at t makes
+    similarities that are read at t. Where the members of a group are told apart at a far lower
+    temperature, below t / COLD, the finder has seen what tells them apart and keeps it too small to
+    be felt, since something else already did: a loss within such groups brings it out. MNIST, seed
+    0, t = 0.1, groups of 40 after one epoch: best at 0.0125 with 10 bits, at 0.1 with none.
     """
     for size in sizes:
         index = neighbour_groups(z, size, generator, count=ASKED).flatten()
-        seen, by_pixels = (
-            told_apart(one[index], two[index], size=size) for one, two in ((a, b), (x_a, x_b))
-        )
-        if by_pixels > seen:
+        if best_temperature(a[index], b[index], size=size) < temperature / COLD:
             return size
     return None
 
