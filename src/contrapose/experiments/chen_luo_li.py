@@ -26,6 +26,8 @@ from contrapose.evaluation.embed import embed
 from contrapose.evaluation.features import read_features
 from contrapose.evaluation.suppression import Suppression, explained, pictures, scaled
 from contrapose.evaluation.suppression import chance as guessing
+from contrapose.experiments import evidence
+from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Job, Results, Verdict
 from contrapose.experiments.temperature_plots import Trace, line
 from contrapose.experiments.trained import (
@@ -292,7 +294,25 @@ def _kind(feature: str) -> str:
     return {"bit": "bits_read", "holds": "holds"}.get(feature.split()[0], feature)
 
 
-# ---- scores over runs ----------------------------------------------------------------------------
+# ---- claims over runs ----------------------------------------------------------------------------
+
+
+def rises_over(results: Results, measure: str, along: str, *, slack: float) -> Verdict:
+    """Rises with every step, of which some may fall by `slack`, and by more than that in all."""
+    steps = evidence.rises(results, measure, along, slack=slack)
+    at = [{along: value} for value in results.column(along) if value is not None]
+    if len(at) < 2:
+        return steps
+    return all_of(steps, evidence.higher(results, measure, at[-1], at[0], by=slack))
+
+
+def falls_over(results: Results, measure: str, along: str, *, slack: float) -> Verdict:
+    """As `rises_over`, downwards."""
+    steps = evidence.falls(results, measure, along, slack=slack)
+    at = [{along: value} for value in results.column(along) if value is not None]
+    if len(at) < 2:
+        return steps
+    return all_of(steps, evidence.lower(results, measure, at[-1], at[0], by=slack))
 
 
 def suppression_of(

@@ -17,8 +17,10 @@ from contrapose.experiments.chen_luo_li import (
     SIMCLR,
     SUPERVISED,
     UNTRAINED,
+    falls_over,
     job,
     more_suppressed,
+    rises_over,
     suppression_line,
     suppression_of,
 )
@@ -68,11 +70,11 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def digits_rise(results: Results) -> Verdict:
-    return evidence.rises(results, "digit", "unique", slack=SLACK, method=SIMCLR)
+    return rises_over(results.where(method=SIMCLR), "digit", "unique", slack=SLACK)
 
 
 def images_fall(results: Results) -> Verdict:
-    return evidence.falls(results, "image", "unique", slack=SLACK, method=SIMCLR)
+    return falls_over(results.where(method=SIMCLR), "image", "unique", slack=SLACK)
 
 
 def labels_do_not_suffer(results: Results) -> Verdict:
