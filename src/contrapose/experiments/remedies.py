@@ -423,7 +423,7 @@ EXPERIMENT = Experiment(
             "By a classifier solved on h. Up is the digit brought back, left is harm.",
         ),
     ),
-    costs={"smoke": "60 s", "cpu": "75 min a seed on 2 cores with --jobs 2"},
+    costs={"smoke": "75 s", "cpu": "75 min a seed on 2 cores with --jobs 2"},
     notes=(
         "Equal compute: as many steps on as many images with the same network for every remedy; "
         "the finder's epoch is one of them. The decoder and the search for groups come on top, in "
