@@ -273,7 +273,7 @@ def _embedded(
     which follow slowly in the first epochs, stay."""
     kept = {name: x.clone() for name, x in network.state_dict().items()}
     z = torch.empty(len(images.pixel), 64)
-    for index in torch.split(torch.randperm(len(z)), 1000):
+    for index in torch.split(torch.arange(len(z)), 1000):  # the same batches for every view
         pixel = images.pixel[index]
         view = pixel / 255 if generator is None else cropped(pixel, NOTEBOOK, generator)
         z[index] = network.embed(network.represent(view, images.bits[index]))
