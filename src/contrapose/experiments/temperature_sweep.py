@@ -80,8 +80,8 @@ def published() -> Iterator[Published]:
 
 
 def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
-    more = [tau for tau in (*SWEEP, *COLDER) if tau not in TABLE]
-    settings = [*COLUMNS, *((CONTRASTIVE, tau) for tau in more)]
+    taus = sorted({*TABLE, *SWEEP, *COLDER})
+    settings = [(CONTRASTIVE, tau) for tau in taus] + [c for c in COLUMNS if c[0] != CONTRASTIVE]
     return [
         job(
             scale=scale, seed=seed, data=data, protocol=protocol, loss=loss, tau=tau,

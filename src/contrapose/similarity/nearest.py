@@ -15,7 +15,7 @@ from contrapose.similarity.pairs import Blocks
 from contrapose.similarity.tiles import DEVICE_TILE, slices
 from contrapose.threads import alone, share
 
-HEIGHT, WIDTH = 64, 1024  # of the products on a CPU
+HEIGHT, WIDTH = 128, 1024  # of the products on a CPU
 AREA = 2**23  # similarities that all threads together hold at a time
 GROUP = 4
 
@@ -50,7 +50,7 @@ class TopK(torch.autograd.Function):
                 found, place = _largest(room[:, : stop - start], min(k, stop - start))
                 values.append(found)
                 indices.append(place + start)
-            value[rows[i]], best = torch.cat(values, dim=1).topk(k)
+            value[rows[i]], best = _sorted(torch.cat(values, dim=1), k)
             index[rows[i]] = torch.cat(indices, dim=1).gather(1, best)
 
         share(work, range(len(rows)), threads)
@@ -110,3 +110,12 @@ def _select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     last = x.shape[1] - k
     place = torch.from_numpy(np.argpartition(x.numpy(), last, axis=1)[:, last:].copy())
     return x.gather(1, place), place
+
+
+def _sorted(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest, largest first."""
+    if x.device.type != "cpu":
+        return x.topk(k)
+    value, place = _select(x, k)
+    order = torch.from_numpy(np.argsort(-value.numpy(), axis=1))
+    return value.gather(1, order), place.gather(1, order)

@@ -21,7 +21,7 @@ from contrapose.threads import share
 AREA = 256 * 256  # entries of a tile on a CPU: 256 KB in float32, and a core keeps a few at hand
 DEVICE_TILE = 4096  # rows and columns on an accelerator, where few large products are quickest
 ALONE = 2**17  # entries of a matrix that one thread works off sooner than it wakes another
-WHOLE = 2**20  # entries up to which it is one tile, on the threads that torch has
+WHOLE = 2**21  # entries up to which it is one tile, on the threads that torch has
 
 Tile = tuple[int, int]  # which block of rows, which block of columns
 
