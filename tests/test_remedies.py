@@ -113,7 +113,14 @@ def test_weights_of_one_code_each_are_groups():
     torch.testing.assert_close(found, conditional_info_nce(a, b, size=5, temperature=0.1))
 
 
-@pytest.mark.parametrize("remedy", ["groups kept", "conditional", "shared against not"])
+@pytest.mark.parametrize(
+    "remedy",
+    [
+        "conditional",
+        pytest.param("groups kept", marks=pytest.mark.slow),
+        pytest.param("shared against not", marks=pytest.mark.slow),
+    ],
+)
 def test_a_cell_trains_and_repeats_itself(tmp_path, remedy):
     small = {"images": "digits", "epochs": 2, "batch_size": 200, "size": 20, "bits": 4, "seed": 0}
     one, again = (cell(tmp_path, remedy=remedy, **small) for _ in range(2))

@@ -166,6 +166,7 @@ def test_the_command_names_the_border_and_writes_a_recipe_that_cuts_it(examined)
     assert own.views.func is augment.hardened and own.views.keywords["border"] == 2
 
 
+@pytest.mark.slow  # four brief runs
 def test_the_same_request_again_trains_nothing_and_another_is_refused(examined):
     root, arguments, _ = examined
     weights = root / "found" / "as-it-is" / "encoder.safetensors"
