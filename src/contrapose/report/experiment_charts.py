@@ -26,6 +26,8 @@ def themed(drawn: dict[str, Any]) -> Figure:
     for name in named:
         if _of_words(data, name):  # "0.07" and the like are names here, not places on a line
             layout[name].setdefault("type", "category")
+            layout[name].pop("nticks", None)
+            layout[name].setdefault("dtick", 1)  # every name
     shown = [t for t in data if t.get("name") and t.get("showlegend", True)]
     layout["colorway"] = COLOURS
     layout["showlegend"] = len(shown) > 1
