@@ -290,7 +290,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "40 s on 2 cores",
-        "cpu": "25 min on 2 cores",
+        "cpu": "20 min on 2 cores",
         "paper": "200 epochs a run, on a GPU (not timed)",
     },
     notes=(

@@ -230,7 +230,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "30 s on 2 cores",
-        "cpu": "50 min on 2 cores",
+        "cpu": "35 min on 2 cores",
         "paper": "24 runs of 200 epochs a set, on a GPU (not timed)",
     },
     notes=(
