@@ -8,6 +8,14 @@ import triton.language as tl
 
 
 @triton.jit
+def _block(x, rows, n, D: tl.constexpr, DEPTH: tl.constexpr):
+    """Rows of x, which are D wide; 0 beyond its n rows and its columns."""
+    depth = tl.arange(0, DEPTH)
+    inside = (rows < n)[:, None] & (depth < D)[None, :]
+    return tl.load(x + rows.to(tl.int64)[:, None] * D + depth[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
 def _logits(q, k, scale, row_group, col_group, row_id, col_id, RELATION,
             rows, cols, n, m):  # fmt: skip
     """log2(e) * scale * q . k; -inf where a pair does not count."""
@@ -34,17 +42,14 @@ def log_sum_exp(query, key, scale, out, row_group, col_group, row_id, col_id,
     """One block of rows over one span of columns: out[part, row] = log-sum-exp."""
     rows = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
     part = tl.program_id(1)
-    depth = tl.arange(0, DEPTH)
-    inside = (rows < n)[:, None] & (depth < D)[None, :]
-    q = tl.load(query + rows.to(tl.int64)[:, None] * D + depth[None, :], mask=inside, other=0.0)
+    q = _block(query, rows, n, D, DEPTH)
     factor = tl.load(scale)
     top = tl.full((HEIGHT,), float("-inf"), tl.float32)
     total = tl.zeros((HEIGHT,), tl.float32)
     first = part * span
     for start in range(first, tl.minimum(first + span, m), WIDTH):
         cols = start + tl.arange(0, WIDTH)
-        there = (cols < m)[:, None] & (depth < D)[None, :]
-        k = tl.load(key + cols.to(tl.int64)[:, None] * D + depth[None, :], mask=there, other=0.0)
+        k = _block(key, cols, m, D, DEPTH)
         x = _logits(q, k, factor, row_group, col_group, row_id, col_id, RELATION, rows, cols,
                     n, m)  # fmt: skip
         new = tl.maximum(top, tl.max(x, axis=1))
@@ -62,9 +67,7 @@ def gradient(query, key, scale, out, row, col, row_group, col_group, row_id, col
     """One block of rows over one span of columns: out[part, row] = sum_j weight_ij key_j."""
     rows = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
     part = tl.program_id(1)
-    depth = tl.arange(0, DEPTH)
-    inside = (rows < n)[:, None] & (depth < D)[None, :]
-    q = tl.load(query + rows.to(tl.int64)[:, None] * D + depth[None, :], mask=inside, other=0.0)
+    q = _block(query, rows, n, D, DEPTH)
     factor = tl.load(scale)
     if row is not None:
         row_lse = tl.load(row + rows, mask=rows < n, other=0.0)
@@ -73,8 +76,7 @@ def gradient(query, key, scale, out, row, col, row_group, col_group, row_id, col
     first = part * span
     for start in range(first, tl.minimum(first + span, m), WIDTH):
         cols = start + tl.arange(0, WIDTH)
-        there = (cols < m)[:, None] & (depth < D)[None, :]
-        k = tl.load(key + cols.to(tl.int64)[:, None] * D + depth[None, :], mask=there, other=0.0)
+        k = _block(key, cols, m, D, DEPTH)
         x = _logits(q, k, factor, row_group, col_group, row_id, col_id, RELATION, rows, cols,
                     n, m)  # fmt: skip
         weight = tl.zeros((HEIGHT, WIDTH), tl.float32)
@@ -85,5 +87,7 @@ def gradient(query, key, scale, out, row, col, row_group, col_group, row_id, col
             col_grad = tl.load(col + m + cols, mask=cols < m, other=0.0)
             weight += tl.exp2(x - col_lse[None, :]) * col_grad[None, :]
         total += tl.dot(weight.to(k.dtype), k)
+    depth = tl.arange(0, DEPTH)
+    inside = (rows < n)[:, None] & (depth < D)[None, :]
     place = part.to(tl.int64) * n * D + rows.to(tl.int64)[:, None] * D + depth[None, :]
     tl.store(out + place, total, mask=inside)

@@ -52,12 +52,14 @@ def instructions_for(precision: torch.dtype) -> Iterator[None]:
     Factors are rounded to bf16 and summed in float32 by processors that have instructions for it;
     bf16 and fp16 numbers are TF32 numbers on CUDA.
     """
+    if precision not in LOW:  # torch's switches are everybody's: leave them alone
+        yield
+        return
     on_cpu, on_cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = on_cpu.fp32_precision, on_cuda.fp32_precision
     if precision == torch.bfloat16:
         on_cpu.fp32_precision = "bf16"
-    if precision in LOW:
-        on_cuda.fp32_precision = "tf32"
+    on_cuda.fp32_precision = "tf32"
     try:
         yield
     finally:
