@@ -29,7 +29,7 @@ from contrapose.evaluation.suppression import chance as guessing
 from contrapose.experiments import evidence
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Job, Results, Verdict
-from contrapose.experiments.temperature_plots import Trace, line
+from contrapose.experiments.temperature_plots import Chart, Trace, chart, line
 from contrapose.experiments.trained import (
     Images,
     Measure,
@@ -337,6 +337,15 @@ def suppression_of(
     )
 
 
+def known_means(
+    results: Results, measure: str, along: str, values: Sequence[Any] | None = None
+) -> dict[Any, float]:
+    """Mean of the measure at each value (default: all there are) that has a result."""
+    values = results.column(along) if values is None else values
+    means = {value: results.mean(measure, **{along: value}) for value in values}
+    return {value: mean for value, mean in means.items() if not math.isnan(mean)}
+
+
 def scored(found: Mapping[Any, Suppression | None]) -> str:
     """`suppression 16: 0.42 (0.03), 64: 0.12 (0.04)`: scores, standard errors by test images."""
     listed = ", ".join(
@@ -345,7 +354,13 @@ def scored(found: Mapping[Any, Suppression | None]) -> str:
     return f"suppression {listed}" if listed else ""
 
 
-def suppression_line(name: str, found: Mapping[Any, Suppression | None]) -> Trace | None:
+def suppression_chart(found: Mapping[str, Mapping[Any, Suppression | None]], along: str) -> Chart:
+    """A line of scores for each name."""
+    lines = [_line_of_scores(name, scores) for name, scores in found.items()]
+    return chart([t for t in lines if t], along, "suppression score")
+
+
+def _line_of_scores(name: str, found: Mapping[Any, Suppression | None]) -> Trace | None:
     """The scores as a line with their standard errors; None where there is none."""
     known = {at: s for at, s in found.items() if s is not None and not math.isnan(s.score)}
     if not known:

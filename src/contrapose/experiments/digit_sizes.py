@@ -6,7 +6,6 @@ One digit keeps its size, the other grows. Supervised controls learn the class o
 encoder before training says what random weights let one read.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,8 +19,9 @@ from contrapose.experiments.chen_luo_li import (
     UNTRAINED,
     falls_over,
     job,
+    known_means,
     more_suppressed,
-    suppression_line,
+    suppression_chart,
     suppression_of,
 )
 from contrapose.experiments.evidence import all_of
@@ -112,9 +112,7 @@ def accuracies(results: Results) -> Chart:
     for feature, digit in zip(FEATURES, ("digit of fixed size", "other digit"), strict=True):
         for method, dash in ((SIMCLR, "solid"), (SUPERVISED, "dot"), (UNTRAINED, "dash")):
             at = results.where(method=method, label=feature if method == SUPERVISED else None)
-            means = {px: at.mean(feature, varied_px=px) for px in at.column("varied_px")}
-            means = {px: value for px, value in means.items() if not math.isnan(value)}
-            if means:
+            if means := known_means(at, feature, "varied_px"):
                 name, y = f"{digit}, {method}", [*means.values()]
                 traces.append(line(name, [*means], y, line={"dash": dash}))
     return chart(traces, "size of the other digit, px", "linear accuracy")
@@ -122,8 +120,8 @@ def accuracies(results: Results) -> Chart:
 
 def suppressed(results: Results) -> Chart:
     names = {"fixed": "digit of fixed size", "varied": "other digit"}
-    lines = [suppression_line(name, scores(results, key)) for key, name in names.items()]
-    return chart([t for t in lines if t], "size of the other digit, px", "suppression score")
+    found = {name: scores(results, key) for key, name in names.items()}
+    return suppression_chart(found, "size of the other digit, px")
 
 
 EXPERIMENT = Experiment(

@@ -6,7 +6,6 @@ The more unique digits there are, the more they tell images apart, and the less 
 the images for. Learning from the labels of the images does not suffer.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,9 +18,10 @@ from contrapose.experiments.chen_luo_li import (
     UNTRAINED,
     falls_over,
     job,
+    known_means,
     more_suppressed,
     rises_over,
-    suppression_line,
+    suppression_chart,
     suppression_of,
 )
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
@@ -107,17 +107,15 @@ def accuracies(results: Results) -> Chart:
         (SIMCLR, "digit", "solid"), (SIMCLR, "image", "solid"), (SUPERVISED, "image", "dot"),
     ):  # fmt: skip
         at = results.where(method=method, label=None if method == SIMCLR else "image")
-        means = {k: at.mean(feature, unique=k) for k in UNIQUE}
-        means = {k: value for k, value in means.items() if not math.isnan(value)}
-        if means:
+        if means := known_means(at, feature, "unique", UNIQUE):
             name, x = f"{feature}, {method}", list(map(str, means))
             traces.append(line(name, x, [*means.values()], line={"dash": dash}))
     return chart(traces, "unique digits in training", "linear accuracy")
 
 
 def suppressed(results: Results) -> Chart:
-    lines = [suppression_line(name, scores(results, name)) for name in ("digit", "image")]
-    return chart([t for t in lines if t], "unique digits in training", "suppression score")
+    found = {name: scores(results, name) for name in ("digit", "image")}
+    return suppression_chart(found, "unique digits in training")
 
 
 EXPERIMENT = Experiment(

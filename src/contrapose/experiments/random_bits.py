@@ -26,9 +26,10 @@ from contrapose.experiments.chen_luo_li import (
     UNTRAINED,
     falls_over,
     job,
+    known_means,
     loss_of,
     more_suppressed,
-    suppression_line,
+    suppression_chart,
     suppression_of,
 )
 from contrapose.experiments.evidence import all_of
@@ -226,17 +227,15 @@ def accuracies(results: Results) -> Chart:
     for data in results.column("data"):
         for method, dash in ((SIMCLR, "solid"), (SUPERVISED, "dot"), (UNTRAINED, "dash")):
             runs = plain(results, data, method)
-            means = {b: runs.mean("image", bits=b) for b in runs.column("bits")}
-            means = {b: value for b, value in means.items() if not math.isnan(value)}
-            if means:
+            if means := known_means(runs, "image", "bits"):
                 name = f"{data}, {method}"
                 traces.append(line(name, [*means], [*means.values()], line={"dash": dash}))
     return chart(traces, "bits shared by the views", "linear accuracy of the image")
 
 
 def suppressed(results: Results) -> Chart:
-    lines = [suppression_line(data, scores(results, data)) for data in results.column("data")]
-    return chart([t for t in lines if t], "bits shared by the views", "suppression score")
+    found = {data: scores(results, data) for data in results.column("data")}
+    return suppression_chart(found, "bits shared by the views")
 
 
 def still_read(results: Results) -> Chart:

@@ -1,6 +1,5 @@
 """The report of an experiment: experiment.json in, one HTML page and a Markdown table out."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 from contrapose.report.experiment_charts import themed
 from contrapose.report.numbers import MISSING, duration, leaf
 from contrapose.report.page import assemble, write_text
-from contrapose.report.run_folder import Json
+from contrapose.report.run_folder import Json, read_record
 
 FORMAT = 1
 SMOKE = (
@@ -65,21 +64,7 @@ class Grid:
 
 def read_experiment(folder: Path) -> Json:
     """experiment.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
-    file = folder / "experiment.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no experiment.json; it is written by `contrapose reproduce`"
-        )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); run `contrapose reproduce` again") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} is no experiment of format {FORMAT}, which this version reads; "
-            "run `contrapose reproduce` again"
-        )
-    return found
+    return read_record(folder / "experiment.json", format=FORMAT, command="contrapose reproduce")
 
 
 def write_experiment(folder: Path, out: Path | None = None) -> Path:

@@ -266,3 +266,18 @@ def _pictures(file: Path, notices: list[Notice]) -> Pictures:
     pictures, left_out = read_pictures(file)
     notices.extend(Notice(level="info", sentence=sentence) for sentence in left_out)
     return pictures
+
+
+def read_record(file: Path, *, format: int, command: str) -> Json:
+    """What a command wrote; FileNotFoundError or ValueError that says what is wrong with it."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} has no {file.name}; it is written by `{command}`")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); run `{command}` again") from None
+    if not isinstance(found, dict) or found.get("format") != format:
+        raise ValueError(
+            f"{file} is not of format {format}, which this version reads; run `{command}` again"
+        )
+    return found

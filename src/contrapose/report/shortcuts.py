@@ -1,6 +1,5 @@
 """The page about easy features: shortcuts.json and its pictures in, one HTML file out."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from contrapose.report.charts import Figure
 from contrapose.report.experiment_charts import themed
 from contrapose.report.page import assemble, write_text
-from contrapose.report.run_folder import Json
+from contrapose.report.run_folder import Json, read_record
 from contrapose.report.sprites import Sprite, sprite
 
 FORMAT = 1
@@ -36,18 +35,7 @@ class Shown:
 
 def read_shortcuts(folder: Path) -> Json:
     """shortcuts.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
-    file = folder / "shortcuts.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no shortcuts.json; it is written by `contrapose shortcuts`"
-        )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); run `contrapose shortcuts` again") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"{file} is not of format {FORMAT}; run `contrapose shortcuts` again")
-    return found
+    return read_record(folder / "shortcuts.json", format=FORMAT, command="contrapose shortcuts")
 
 
 def write_shortcuts(folder: Path, out: Path | None = None) -> Path:
