@@ -73,7 +73,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(images=256, tested=128, width=16, epochs=2, changes={"batch_size": 64}),
-    "cpu": Scale(images=5000, tested=2000, width=64, epochs=40, changes={"batch_size": 128}),
+    "cpu": Scale(images=5000, tested=2000, width=64, epochs=20, changes={"batch_size": 128}),
     "paper": Scale(epochs=400),
 }
 

@@ -178,6 +178,6 @@ EXPERIMENT = Experiment(
         "better off.",
         "Overlap hides some of the small digit from any encoder; the controls say how much.",
         "Views: crops of area 0.5 to 1, no flip and no colour; S0's were not found.",
-        "Scale cpu: 8 px beside 8 to 22 px on 32, 5,000 canvases, 30 epochs, a small network.",
+        "Scale cpu: 8 px beside 8 to 22 px on 32, 5,000 canvases, 15 epochs, a small network.",
     ),
 )
