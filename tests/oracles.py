@@ -74,6 +74,16 @@ def matched(query, key, match):
     return s.gather(1, match[:, None]), others
 
 
+def ifm(z, group, *, temperature, epsilon):
+    p, n, _ = relations(group)
+    s, rows = z @ z.T, p.any(1) & n.any(1)
+    positive, total = pull(s, p), 0.0
+    for e in (0.0, epsilon):
+        up = (positive - e) / temperature
+        total = total + torch.logaddexp(up, lse((s + e) / temperature, n)) - up
+    return over(total / 2, rows)
+
+
 def hard_info_nce(query, key, match, *, temperature, k):
     positive, others = matched(query, key, match)
     s = torch.cat([positive, others.topk(k, dim=1).values], 1) / temperature
@@ -378,6 +388,7 @@ ORACLE = {
             hard_simple,
             hcl,
             debiased,
+            ifm,
             simple,
             cold_limit,
             hot_limit,

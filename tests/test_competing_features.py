@@ -27,7 +27,7 @@ from contrapose.partials import describe
 
 NAMES = (
     "generalised_losses", "batch_size", "multiple_objects", "digits_on_images", "digit_sizes",
-    "random_bits", "local_features",
+    "random_bits", "local_features", "who_keeps_both",
 )  # fmt: skip
 
 
@@ -40,7 +40,8 @@ def test_every_job_has_a_recipe_that_can_be_written(name):
         for job in jobs:
             made = job.call.keywords["recipe"](size=32, channels=3)
             assert describe(made)["loss"]["call"] and describe(job.call)
-            assert (made.positives == "class") == (job.facts["method"] == SUPERVISED)
+            labelled = job.call.keywords["labels"] is not None
+            assert (made.positives == "class") == (labelled or job.facts["method"] == SUPERVISED)
             assert (job.call.keywords["epochs"] == 0) == (job.facts["method"] == UNTRAINED)
 
 

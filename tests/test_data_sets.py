@@ -17,6 +17,7 @@ from contrapose.data import (
     NoSuchSplit,
     balanced,
     exact_duplicates,
+    few_labels,
     hold_out,
     open_images,
     overlap,
@@ -362,3 +363,15 @@ def test_a_slow_decoding_is_kept_and_a_changed_file_makes_another(
         assert len(open_images(folder, max_bad_share=0.5)) == 4
     monkeypatch.setenv("CONTRAPOSE_CACHE", "off")
     assert len(open_images(folder, max_bad_share=0.5)) == 4
+
+
+def test_few_labels_keeps_every_image_and_the_same_ones_labelled() -> None:
+    digits = open_images("digits")
+    few = few_labels(digits, 30)
+    assert len(few) == len(digits) and digits.label is not None and few.label is not None
+    known = few.label >= 0
+    assert torch.equal(few.label[known], digits.label[known])
+    assert torch.bincount(few.label[known]).tolist() == [3] * 10
+    assert torch.equal(few.subset(known.nonzero()[:, 0]).label, balanced(digits, 30).label)
+    with pytest.raises(ValueError, match="few_labels: 9999 of"):
+        few_labels(digits, 9999)

@@ -1,17 +1,30 @@
 """Negatives within groups that share the shortcut: the groups, the loss, the bench of remedies."""
 
+import dataclasses
+import math
+import signal
+from functools import partial
+
 import pytest
 import torch
 
+import contrapose
+from contrapose import encoders, losses, recipes
+from contrapose.data import open_images
 from contrapose.encoders import unit
 from contrapose.experiments.random_bits_notebook import Network, cross_view
 from contrapose.experiments.remedies import EXPERIMENT, Seen, cell, modified, plain, weighted
+from contrapose.training.batches import conditional
 from contrapose.training.conditional import (
+    SIZES,
     best_temperature,
     conditional_info_nce,
     group_size,
     neighbour_groups,
 )
+from contrapose.training.loop import InterruptedTraining
+from contrapose.training.run import Run
+from contrapose.training.step import in_batch
 
 
 def draw(seed=0):
@@ -127,3 +140,95 @@ def test_a_cell_trains_and_repeats_itself(tmp_path, remedy):
     assert one.pop("cpu_seconds") > 0 and again.pop("cpu_seconds") > 0
     assert one == again and set(one) == set(EXPERIMENT.measures) - {"cpu_seconds"}
     assert remedy != "groups kept" or one["group"] == 20
+
+
+# ---- in the training loop: --set batches=conditional ---------------------------------------------
+
+
+def test_parts_of_a_batch_contrast_on_their_own():
+    z, image = rows(24, seed=1), torch.arange(12).repeat(2)
+    part = (torch.arange(12) // 4).repeat(2)
+    within = in_batch(torch.arange(12), torch.arange(12) // 4, 2)
+    loss = partial(losses.nt_xent, temperature=0.2)
+    each = [loss(z[part == p], image[part == p]) for p in range(3)]
+    torch.testing.assert_close(within.loss(loss, z), torch.stack(each).mean())
+    key, pairs, _ = within.negatives(z)
+    asked = pairs.mask()
+    wanted = (part[:, None] == part) & (image[:, None] != image)
+    assert torch.equal(key, z) and torch.equal(asked, wanted)
+    one = in_batch(torch.arange(12), torch.zeros(12, dtype=torch.long), 2)
+    torch.testing.assert_close(one.loss(loss, z), loss(z, image))
+
+
+def test_batches_hold_whole_groups_and_every_epoch_has_as_many():
+    chosen = conditional(103, 32, sizes=(7,))
+    plainly = chosen.order(3, seed=1)
+    assert plainly.shape == (3, 32) and len(plainly.unique()) == 96
+    chosen.groups = neighbour_groups(rows(103), 7, draw())
+    order = chosen.order(3, seed=1)
+    assert order.shape[1] == 28 and len(order) >= 3 and len(order.unique()) == order.numel()
+    known = {frozenset(g.tolist()) for g in chosen.groups}
+    assert {frozenset(g.tolist()) for g in order.view(-1, 7)} <= known
+    assert not torch.equal(order, chosen.order(4, seed=1))
+    with pytest.raises(ValueError, match="after=0"):
+        conditional(103, 32, after=0)
+    with pytest.raises(ValueError, match=r"sizes=\(40,\) in batches of 32"):
+        conditional(103, 32, sizes=(40,))
+
+
+def shortcut(bits: int):
+    return open_images(f"random-bits(digits, bits={bits})")
+
+
+def conditionally(**changes):
+    simclr = recipes.recipe_for("simclr", 8, 1)
+    values = dict(
+        backbone=partial(encoders.small_conv, width=32), batches=partial(conditional, after=2),
+        epochs=5, warmup=0, batch_size=128,
+    )  # fmt: skip
+    return dataclasses.replace(simclr, **values | changes)
+
+
+def test_a_shortcut_is_found_and_the_run_resumes_bit_for_bit(tmp_path):
+    images = shortcut(6)
+    whole = contrapose.train(conditionally(), images, out=tmp_path / "whole")
+    sizes = [row["part_size"] for row in whole.metrics()]
+    assert sizes[0] == 128 and sizes[-1] in SIZES
+    assert whole.metrics()[-1]["chance"] == pytest.approx(math.log(2 * sizes[-1] - 1), abs=1e-4)
+
+    def stop(progress):
+        if progress.step == 3 * 14 + 5:  # within an epoch, after the groups were made
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedTraining):
+        contrapose.train(conditionally(), images, out=tmp_path / "broken", watch=stop)
+    run = contrapose.resume(tmp_path / "broken", images=images)
+    for name, weight in whole.load_checkpoint()[0].items():
+        assert torch.equal(weight, run.load_checkpoint()[0][name]), name
+
+
+def test_without_a_shortcut_the_run_is_the_plain_one(tmp_path):
+    images = open_images("digits")
+    asked = contrapose.train(conditionally(), images, out=tmp_path / "asked")
+    usual = contrapose.train(conditionally(batches=None), images, out=tmp_path / "usual")
+    assert {row["part_size"] for row in asked.metrics()} == {128.0}
+    for name, weight in usual.load_checkpoint()[0].items():
+        assert torch.equal(weight, asked.load_checkpoint()[0][name]), name
+
+
+def test_batches_are_set_by_name_and_refused_where_they_do_not_fit(tmp_path):
+    images, out = open_images("digits"), tmp_path / "run"
+
+    def train(*changes, **fields):
+        contrapose.train(conditionally(epochs=0.2, **fields), images, out=out, changes=changes)
+
+    with pytest.raises(ValueError, match=r"batches cannot run.*temperature of the loss"):
+        train("loss=triplet")
+    with pytest.raises(ValueError, match="leave it out with keys"):
+        train("keys=queue")
+    with pytest.raises(ValueError, match=r"batches=conditonal.*did you mean 'conditional'"):
+        train("batches=conditonal")
+    assert not out.exists()
+    train("batches=conditional", "batches.after=3", "batches.sizes=20,10", batches=None)
+    written = Run.open(out).read("recipe.json")["recipe"]["batches"]
+    assert written["after"] == 3 and written["sizes"] == [20, 10]

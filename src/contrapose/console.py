@@ -192,7 +192,7 @@ def print_inventory() -> None:
     from contrapose import augment, encoders, experiments, keys, losses, recipes
     from contrapose.data import COMPOSED, NAMED
     from contrapose.partials import alike, public_functions
-    from contrapose.training import optim
+    from contrapose.training import batches, optim
 
     def section(title: str, rows: dict[str, str]) -> None:
         console.print(Text(title, style="bold"))
@@ -218,6 +218,7 @@ def print_inventory() -> None:
     against_keys |= alike(losses.supcon_memory)
     section("losses (--set loss=...)", first_lines(list(usable.values())))
     section("keys from elsewhere (--set keys=...)", first_lines(list(alike(keys.bank).values())))
+    section("batches (--set batches=...)", first_lines(list(alike(batches.conditional).values())))
     section("losses with such keys (--set loss=...)", first_lines(list(against_keys.values())))
     usable |= against_keys
     others = [f for name, f in public_functions(losses).items() if name not in usable]

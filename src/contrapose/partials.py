@@ -21,6 +21,7 @@ HOMES = (
     "contrapose.keys",
     "contrapose.augment",
     "contrapose.encoders",
+    "contrapose.training.batches",
     "contrapose.training.optim",
 )
 

@@ -11,5 +11,6 @@ from contrapose.data.open import open_images as open_images
 from contrapose.data.split import balanced as balanced
 from contrapose.data.split import evenly as evenly
 from contrapose.data.split import exact_duplicates as exact_duplicates
+from contrapose.data.split import few_labels as few_labels
 from contrapose.data.split import hold_out as hold_out
 from contrapose.data.split import overlap as overlap

@@ -34,16 +34,34 @@ def balanced(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
     Where a class has too few, the others give more; without labels all images are one class. Images
     without a label (-1) are left out where others have one. ValueError for n beyond what there is.
     """
+    return images.subset(_balanced("balanced", images, n, seed))
+
+
+def few_labels(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
+    """The same images, of which n keep their label, chosen as by `balanced`; the others get -1.
+
+    Raises ValueError for images without labels and for n beyond what there is.
+    """
+    if images.label is None:
+        raise ValueError(f"few_labels: {images.name} has no labels to keep")
+    kept = _balanced("few_labels", images, n, seed)
+    label = torch.full_like(images.label, -1)
+    label[kept] = images.label[kept]
+    return replace(images, label=label)
+
+
+def _balanced(caller: str, images: ImageSet, n: int, seed: int) -> Int[Tensor, " n"]:
+    """Positions of n images, ascending, as even over the classes as can be."""
     y = np.zeros(len(images), np.int64) if images.label is None else images.label.numpy()
     usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.arange(len(y))
     if not 1 <= n <= len(usable):
-        raise ValueError(f"balanced: {n} of {images.name}; it has {len(usable)} images to give")
+        raise ValueError(f"{caller}: {n} of {images.name}; it has {len(usable)} images to give")
     drawn = np.random.default_rng(seed).permutation(usable)
     drawn = drawn[np.argsort(y[drawn], kind="stable")]  # class by class, shuffled within
     first = np.searchsorted(y[drawn], y[drawn])
     rank = np.arange(len(drawn)) - first
     chosen = drawn[np.argsort(rank, kind="stable")[:n]]
-    return images.subset(torch.from_numpy(np.sort(chosen)))
+    return torch.from_numpy(np.sort(chosen))
 
 
 def stratified(

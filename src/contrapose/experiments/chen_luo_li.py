@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -86,13 +86,16 @@ def recipe(
     loss: Callable[..., Any] | None = None,
     layers: int = 2,
     keys: Callable[..., Any] | None = None,
+    batches: Callable[..., Any] | None = None,
     rate: float | None = None,
     classes: int | None = None,
+    positives: Literal["image", "class"] = "image",
 ) -> Recipe:
     """S0's recipe, scaled down as SCALES says: NT-Xent at 0.2, or this loss.
 
-    layers: of the projection head. keys: a source of keys for losses that need one. rate: of the
-    paper's optimiser LARS whatever the batch, at the small scales too, which otherwise take AdamW.
+    layers: of the projection head. keys: a source of keys for losses that need one. batches: which
+    images share a batch. rate: of the paper's optimiser LARS whatever the batch, at the small
+    scales too, which otherwise take AdamW.
     classes: learn the labels, of so many classes.
     """
     at = SCALES[scale]
@@ -103,6 +106,8 @@ def recipe(
         loss=partial(losses.nt_xent, temperature=TAU) if loss is None else loss,
         head=partial(head_of(loss), dim=DIM if small else 128, layers=layers),
         keys=keys,
+        batches=batches,
+        positives=positives,
         optimizer=partial(optim.lars, weight_decay=1e-4 if small else 1e-6),
         scaling=optim.sqrt_scaling,
         lr=0.2 if small else 0.075,  # times the root of the batch [C, issue 166]
@@ -145,17 +150,21 @@ def job(
     size: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
+    labels: int | None = None,
     probed: Images | None = None,
     **options: Any,
 ) -> Job:
     """One run with the standard measures and these; `options` go to `recipe`.
 
-    method: what teaches the encoder. classes: how many labels there are for SUPERVISED. probed: the
+    method: what teaches the encoder. labels: so many images have one for SIMCLR to use: those of a
+    class are positives of each other. classes: how many there are for SUPERVISED. probed: the
     images that probes read, by default those of training. epochs: a multiple of the scale's.
     """
     at = SCALES[scale]
     if method == SUPERVISED:
         options |= {"classes": classes}
+    if labels is not None:
+        options |= {"positives": "class"}
     standard = partial(readable, images=probed, subset=(at.images, at.tested), size=size)
     call = partial(
         trained,
@@ -166,6 +175,7 @@ def job(
         recipe=partial(recipe, scale=scale, **options),
         epochs=0 if method == UNTRAINED else at.epochs * (1 if epochs is None else epochs),
         batch_size=batch_size,
+        labels=labels,
         seed=seed,
         measures=(standard, *measures),
     )

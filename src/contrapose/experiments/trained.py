@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from contrapose import api, recipes
-from contrapose.data import ImageSet, NoSuchSplit, balanced, hold_out, open_images
+from contrapose.data import ImageSet, NoSuchSplit, balanced, few_labels, hold_out, open_images
 from contrapose.encoders import Encoder, linear
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import Embedded, embed, embed_views
@@ -99,6 +99,7 @@ def trained(
     seed: int = 0,
     subset: int | None = None,
     test_subset: int | None = None,
+    labels: int | None = None,
     size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -107,7 +108,8 @@ def trained(
 
     images: a name or path as for `contrapose train`, or a function (split="train" or "test") ->
     ImageSet; where there is no test split a fifth is held out. subset, test_subset: so many images,
-    balanced over the classes, the same for every seed. recipe: as for `contrapose train`, or a
+    balanced over the classes, the same for every seed. labels: so many training images keep theirs
+    while training; measures see them all. recipe: as for `contrapose train`, or a
     function (size, channels) -> Recipe, told the channels of the picture alone; changes, encoder,
     epochs, batch_size and temperature vary it as there. epochs=0 trains nothing. Checkpoints are
     removed once everything is measured.
@@ -121,7 +123,8 @@ def trained(
     if epochs == 0:
         run, network = None, api.build(chosen, train)
     else:
-        run = _train(folder, chosen, train, device, precision)
+        taught = train if labels is None else few_labels(train, labels)
+        run = _train(folder, chosen, taught, device, precision)
         network = api.build(chosen, train)
         network.load_state_dict(load_file(run.path / "encoder.safetensors"))
     seen = Trained(

@@ -38,6 +38,26 @@ class InBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class Within(InBatch):
+    """The other rows of the same part of the batch: the mean over parts of loss(z, group)."""
+
+    part: Int[Tensor, " N"]
+
+    def parts(self) -> list[tuple[Int[Tensor, " n"], InBatch]]:
+        """The rows of each part, and what they are compared with there."""
+        _, size = self.part.unique(return_counts=True)  # type: ignore[no-untyped-call]
+        rows = torch.split(self.part.argsort(stable=True), size.tolist())
+        return [(own, InBatch(self.group[own], self.image[own])) for own in rows]
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        each = [part.loss(loss, z[rows]) for rows, part in self.parts()]
+        return torch.stack(each).mean()
+
+    def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
+        return z, Pairs("same", self.part, self.part, self.group, self.group), None
+
+
+@dataclass(frozen=True, eq=False)
 class Matched:
     """Keys of which row i's positive is `key[match[i]]`: loss(query, key, match, pairs=...)."""
 
@@ -73,4 +93,4 @@ class Grouped:
         return torch.cat([z, self.key]), Pairs("different", self.group, every), None
 
 
-Contrast = InBatch | Matched | Grouped
+Contrast = InBatch | Within | Matched | Grouped

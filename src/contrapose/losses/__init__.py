@@ -13,6 +13,7 @@ from contrapose.losses.hardness import hard_quantile as hard_quantile
 from contrapose.losses.hardness import hard_simple as hard_simple
 from contrapose.losses.hardness import hcl as hcl
 from contrapose.losses.hardness import hot_limit as hot_limit
+from contrapose.losses.hardness import ifm as ifm
 from contrapose.losses.hardness import simple as simple
 from contrapose.losses.margin import large_margin_softmax as large_margin_softmax
 from contrapose.losses.margin import max_margin as max_margin

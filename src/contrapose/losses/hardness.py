@@ -101,6 +101,34 @@ def debiased(
     return _debiased("debiased", z, group, temperature, 0.0, tau_plus)
 
 
+def ifm(
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    epsilon: float,
+) -> Float[Tensor, ""]:
+    """Implicit feature modification (Robinson et al. 2021, arXiv 2106.11230).
+
+    (L_0 + L_eps) / 2  with  L_e = mean over i of
+    -log e^{(p_i - e)/t} / (e^{(p_i - e)/t} + sum_{n in N(i)} e^{(s_in + e)/t})
+    L_eps moves positives away and negatives near by epsilon along what tells them apart most
+    easily. epsilon = 0: NT-Xent. Raises ValueError for a negative epsilon.
+    """
+    z = _check("ifm", z, group, temperature=temperature)
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"ifm: epsilon={epsilon}; give a finite value of at least 0")
+    every = everyone(z)
+    similarity, count = positive_similarity(z, group, every)
+    push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
+    where = (count > 0) & (push > -math.inf)
+    gap = torch.where(where, push - similarity / temperature, 0.0)
+    losses = [
+        torch.logaddexp(g, torch.zeros_like(g)) for g in (gap, gap + 2 * epsilon / temperature)
+    ]
+    return mean_over_anchors("ifm", (losses[0] + losses[1]) / 2, where, lacking=BOTH)
+
+
 def simple(
     z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, weight: float
 ) -> Float[Tensor, ""]:

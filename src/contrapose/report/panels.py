@@ -92,6 +92,14 @@ QUANTITIES = (
         lines=(("effective_negatives", "negatives", "solid"),),
     ),
     _Quantity(
+        id="part_size",
+        title="Images that repel each other",
+        reading="The whole batch until the encoder has been asked what it confuses; afterwards the "
+        "groups of a batch, if anything was found suppressed.",
+        lines=(("part_size", "images", "solid"),),
+        missing="batches were drawn, and all of a batch repel each other",
+    ),
+    _Quantity(
         id="temperature",
         title="Temperature in force",
         reading="What divides the similarities: constant where it was set, found anew in every "

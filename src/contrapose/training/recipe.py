@@ -31,6 +31,11 @@ class Recipe:
     keys: Callable[..., Any] | None = field(
         default=None, metadata={"like": "contrapose.keys.sources.bank", "keep": False}
     )
+    # (images, batch_size) -> which images share a batch; None: drawn anew in every epoch
+    batches: Callable[..., Any] | None = field(
+        default=None,
+        metadata={"like": "contrapose.training.batches.conditional", "keep": False},
+    )
     positives: Literal["image", "class"] = "image"
     number_of_views: int = 2
     size: int = 32  # px, side of a view
@@ -68,6 +73,11 @@ class Recipe:
             raise ValueError(
                 f"perplexity={perplexity}: use an effective number of negatives above 1, such as 50"
             )
+        if self.batches is not None and (self.keys is not None or self.positives == "class"):
+            raise ValueError(
+                "batches decides which images of a batch repel each other; leave it out with keys "
+                "from elsewhere and with positives=class"
+            )
         if self.warmup > self.epochs:
             raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
 
@@ -85,6 +95,8 @@ class Recipe:
 
 def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Recipe:
     """The recipe that `describe` wrote; ValueError where it names a function outside `own`."""
-    functions = {"views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys"}
+    functions = {
+        "views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys", "batches",
+    }  # fmt: skip
     called = {k for k in functions if described.get(k) is not None}
     return Recipe(**{k: revive(v, own) if k in called else v for k, v in described.items()})

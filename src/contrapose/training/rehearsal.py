@@ -12,11 +12,12 @@ from contrapose import losses
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
-from contrapose.keys.contrast import Contrast, InBatch, Matched
+from contrapose.keys.contrast import Contrast, Matched
 from contrapose.partials import describe, given, public_functions
-from contrapose.training.loop import shuffled, source_of_keys
+from contrapose.training.batches import shuffled
+from contrapose.training.loop import source_of_keys
 from contrapose.training.recipe import Recipe
-from contrapose.training.step import lasting_groups, positive_groups
+from contrapose.training.step import in_batch, lasting_groups, positive_groups
 
 
 def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
@@ -26,7 +27,7 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
     The random state is left as it was.
     """
     trial = copy.deepcopy(network).train()
-    index = shuffled(len(images), recipe.seed, 0)[: recipe.batch_size]
+    index = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0]
     few = index[:4]
     label = None if images.label is None else images.label[index]
     group = positive_groups(recipe, label, len(index), torch.device("cpu"))
@@ -40,8 +41,7 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
             view = make_views(policy, images.batch(few).cpu(), generator, n=recipe.number_of_views)
         with _part("backbone and head"):
             width = trial(view.flatten(0, 1))[1].shape[1]
-        views_of = torch.arange(len(index)).repeat(recipe.number_of_views)
-        contrast: Contrast = InBatch(group.repeat(recipe.number_of_views), views_of)
+        contrast: Contrast = in_batch(group, None, recipe.number_of_views)
         z = _random_rows(len(index) * recipe.number_of_views, width)
         with _part("keys"):
             source = source_of_keys(recipe, trial, len(images))
@@ -51,6 +51,12 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
                 entries = source.entries(view, z, few, lasting)
                 source.update(trial, entries)
                 contrast = source.contrast(len(z), entries)
+        with _part("batches"):
+            if recipe.batches is not None:
+                sizes = recipe.batches(len(images), recipe.batch_size).rehearse(recipe)
+                part = torch.arange(2 * min(sizes)) // min(sizes)
+                contrast = in_batch(torch.arange(len(part)), part, recipe.number_of_views)
+                z = _random_rows(len(part) * recipe.number_of_views, width)
         with _part("loss"):
             _fitting(recipe, contrast)
             value = contrast.loss(recipe.loss, z)

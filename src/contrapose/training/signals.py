@@ -1,5 +1,6 @@
 """What can be seen while training, most of it without a label."""
 
+import statistics
 import warnings
 from dataclasses import replace
 from typing import Literal
@@ -12,7 +13,7 @@ from contrapose.data import ImageSet, evenly
 from contrapose.encoders import Encoder, unit
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
-from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
+from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched, Within
 from contrapose.losses.temperature import Tiles, entropy, temperature_at
 from contrapose.similarity import Pairs, paired, topk
 from contrapose.training.recipe import Recipe
@@ -74,7 +75,9 @@ def positives(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
             return {}
         found = {"contrastive_accuracy": float(near[some].float().mean())}
     else:
-        found = {"contrastive_accuracy": geometry.contrastive_accuracy(z, contrast.group)}
+        parts = contrast.parts() if isinstance(contrast, Within) else [(slice(None), contrast)]
+        each = [geometry.contrastive_accuracy(z[rows], part.group) for rows, part in parts]
+        found = {"contrastive_accuracy": statistics.fmean(each)}
     if len(torch.unique(contrast.group)) < len(contrast.group):
         found["alignment"] = geometry.alignment(z, contrast.group)
     return found

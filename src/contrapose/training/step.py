@@ -10,7 +10,7 @@ from torch import Tensor
 from contrapose.augment import views as make_views
 from contrapose.encoders import Encoder
 from contrapose.keys import chunked
-from contrapose.keys.contrast import Contrast, InBatch
+from contrapose.keys.contrast import Contrast, InBatch, Within
 from contrapose.keys.sources import Entries, Source
 from contrapose.training.recipe import Recipe
 
@@ -43,12 +43,14 @@ def step(
     *,
     index: Int[Tensor, " B"] | None = None,
     source: Source | None = None,
+    part: Int[Tensor, " B"] | None = None,
     bf16: bool = False,
 ) -> Step:
     """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights.
 
     source, index: where keys come from if not from the batch, and which images these are. The
     source is left as it was: `source.update(encoder, seen.entries)` takes the batch's keys in.
+    part: which part of the batch an image belongs to, where parts contrast on their own.
     """
     view = make_views(recipe.policy, image, generator, n=recipe.number_of_views)
     query = view if source is None else source.queries(view)
@@ -57,8 +59,7 @@ def step(
     entries = None
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         h, z = encoder(rows) if recipe.chunk is None else chunked(encoder, rows, chunk=recipe.chunk)
-        views_of = torch.arange(len(image), device=image.device).repeat(len(query))
-        contrast: Contrast = InBatch(group.repeat(len(query)), views_of)
+        contrast = in_batch(group, part, len(query))
         if source is not None:
             assert index is not None
             entries = source.entries(view, z, index, lasting_groups(recipe, label, index))
@@ -78,6 +79,14 @@ def step(
     repeated = None if label is None else label.repeat(len(query))
     h, z = h.detach().float(), z.detach().float()
     return Step(value, size, h, z, group.repeat(len(query)), repeated, contrast, entries)
+
+
+def in_batch(group: Int[Tensor, " B"], part: Int[Tensor, " B"] | None, views: int) -> Contrast:
+    """What V views of B images are compared with: all others, or those of their part."""
+    of = torch.arange(len(group), device=group.device).repeat(views)
+    if part is None:
+        return InBatch(group.repeat(views), of)
+    return Within(group.repeat(views), of, part.repeat(views))
 
 
 def positive_groups(

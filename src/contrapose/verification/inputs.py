@@ -20,6 +20,7 @@ VALUES = {
     "alpha": 0.4,
     "beta": 0.7,
     "tau_plus": 0.1,
+    "epsilon": 0.1,
     "sigma": 0.5,
     "weight": 0.3,
     "bias": -1.5,

@@ -1,0 +1,145 @@
+"""Which images share a batch, and which of them repel each other: what a recipe's `batches` makes.
+
+`conditional(images, batch_size, after=1)` and its like are called once, when training begins; a
+recipe binds the other arguments. Without `batches` every epoch draws its images anew and all images
+of a batch repel each other.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from contrapose.augment import center
+from contrapose.data import ImageSet
+from contrapose.encoders import Encoder
+from contrapose.training.conditional import SIZES, group_size, neighbour_groups
+
+if TYPE_CHECKING:
+    from contrapose.training.recipe import Recipe
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What a recipe's `batches` makes; its state is part of every checkpoint."""
+
+    @property
+    def size(self) -> int | None:
+        """Images of a part, of which a batch has whole ones; None: the batch is one part."""
+
+    def rehearse(self, recipe: "Recipe") -> list[int]:
+        """The sizes of parts that may come. Raises ValueError for a recipe that does not fit."""
+
+    def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
+        """Before the first batch of an epoch. The encoder is left as it was."""
+
+    def order(self, epoch: int, seed: int) -> Int[Tensor, "n B"]:
+        """The images of an epoch, a row for each batch, from (seed, epoch) and the state alone."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def conditional(
+    images: int, batch_size: int, *, after: int = 1, sizes: Sequence[int] = SIZES
+) -> "Conditional":
+    """Groups of images that an early encoder confuses repel each other, and nobody else.
+
+    The encoder as it is after `after` epochs, the finder, embeds every image and two of its views.
+    Where within groups of neighbours something is known but kept too small to be felt, as a
+    shortcut does to content, training goes on with such groups, the largest of `sizes` in which
+    that is so: a batch of as many whole groups as fit, the loss the mean of each group's own.
+    Else it goes on plainly. See `contrapose.training.conditional`. Needs a loss with a
+    temperature, and positives that are images. Cost: the passes of one epoch without gradients.
+    Raises ValueError for sizes that are no group or do not fit into a batch.
+    """
+    fitting = [size for size in sizes if size <= batch_size]
+    if after < 1 or not fitting or min(fitting) < 2:
+        raise ValueError(
+            f"conditional: after={after}, sizes={tuple(sizes)} in batches of {batch_size}; use at "
+            "least 1 epoch, and groups of 2 images up to a batch"
+        )
+    if images < batch_size:
+        raise ValueError(f"conditional: {images} images are fewer than a batch of {batch_size}")
+    return Conditional(images, batch_size, after, fitting)
+
+
+class Conditional:
+    def __init__(self, images: int, batch_size: int, after: int, sizes: Sequence[int]) -> None:
+        self.images, self.batch_size, self.after, self.sizes = images, batch_size, after, sizes
+        self.asked = False
+        self.groups: Int[Tensor, "G s"] | None = None
+
+    @property
+    def size(self) -> int | None:
+        return None if self.groups is None else self.groups.shape[1]
+
+    def rehearse(self, recipe: "Recipe") -> list[int]:
+        if recipe.temperature is None:
+            raise ValueError(
+                "conditional reads similarities at the temperature of the loss, and this one has "
+                "none; use --set loss.temperature=0.1, or a loss that takes one"
+            )
+        return list(self.sizes)
+
+    def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
+        if self.asked or epoch < self.after:
+            return
+        assert recipe.temperature is not None  # rehearsed
+        draw = Generator(next(encoder.parameters()).device).manual_seed(recipe.seed)
+        z = embedded(encoder, images, recipe, None)
+        a, b = (embedded(encoder, images, recipe, draw) for _ in range(2))
+        on_host = Generator().manual_seed(recipe.seed)
+        found = group_size(z, a, b, on_host, temperature=recipe.temperature, sizes=self.sizes)
+        if found is not None:
+            self.groups = neighbour_groups(z, found, on_host)
+        self.asked = True
+
+    def order(self, epoch: int, seed: int) -> Int[Tensor, "n B"]:
+        if self.groups is None:
+            return shuffled(self.images, seed, epoch, self.batch_size)
+        mixed = shuffled(len(self.groups), seed, epoch, self.batch_size // self.groups.shape[1])
+        return self.groups[mixed].flatten(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked, "groups": self.groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.asked, self.groups = state["asked"], state["groups"]
+
+
+def shuffled(n: int, seed: int, epoch: int, batch_size: int) -> Int[Tensor, "m B"]:
+    """The batches of an epoch, from (seed, epoch) alone; the rest waits for the next epoch."""
+    order = torch.randperm(n, generator=Generator().manual_seed(seed * 1_000_003 + epoch))
+    return order[: n // batch_size * batch_size].view(-1, batch_size)
+
+
+@torch.no_grad()
+def embedded(
+    encoder: Encoder, images: ImageSet, recipe: "Recipe", generator: Generator | None
+) -> Float[Tensor, "N D"]:
+    """z of every image as it is, or of a view drawn by `generator`, on the CPU.
+
+    Batch norm takes the statistics of the batch, always of the same images, since its running ones
+    follow slowly in the first epochs; those, and the mode of every module, stay as they were.
+    """
+    device = next(encoder.parameters()).device
+    kept = {name: x.clone() for name, x in encoder.named_buffers()}
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.train()
+    z = []
+    for index in torch.arange(len(images)).tensor_split(max(1, len(images) // recipe.batch_size)):
+        image = images.batch(index)
+        if generator is None:
+            view = center(image, recipe.size)
+        else:
+            view = recipe.policy(image, generator)
+        z.append(encoder(view.to(device, memory_format=torch.channels_last))[1].float().cpu())
+    for module, training in modes:
+        module.training = training
+    for name, x in encoder.named_buffers():
+        x.copy_(kept[name])
+    return torch.cat(z)
