@@ -87,6 +87,14 @@ def test_a_task_solved_at_once_with_few_dimensions_raises_a_suspicion():
     assert "shortcut suspected" not in states(rows(contrastive_accuracy=0.97))
 
 
+def test_what_the_finder_of_composed_batches_found_is_said():
+    found = verdict(rows(part_size=lambda t: 128.0 if t < 0.1 else 40.0, epoch=lambda t: 20 * t))
+    said = next(f for f in found if f.state == "conditional batches")
+    assert said.evidence == "groups of 40, by epoch 2.00; batches of 128 before"
+    assert "plain batches" in states(rows(part_size=128.0))
+    assert {"conditional batches", "plain batches"}.isdisjoint(states(rows()))
+
+
 def test_a_falling_loss_is_still_improving_and_a_rising_one_is_said():
     assert "still improving" in states(rows(loss=lambda t: 4 - 2 * t))
     assert "rising" in states(rows(loss=lambda t: 3 + 2 * t))

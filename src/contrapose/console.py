@@ -218,11 +218,11 @@ def print_inventory() -> None:
     against_keys |= alike(losses.supcon_memory)
     section("losses (--set loss=...)", first_lines(list(usable.values())))
     section("keys from elsewhere (--set keys=...)", first_lines(list(alike(keys.bank).values())))
-    section("batches (--set batches=...)", first_lines(list(alike(batches.conditional).values())))
     section("losses with such keys (--set loss=...)", first_lines(list(against_keys.values())))
     usable |= against_keys
     others = [f for name, f in public_functions(losses).items() if name not in usable]
     section("losses of other inputs (in Python)", first_lines(others))
+    section("batches (--set batches=...)", first_lines(list(alike(batches.conditional).values())))
     section("views (--set views=...)", first_lines(list(alike(augment.simclr).values())))
     section("optimisers (--set optimizer=...)", first_lines(optim.OPTIMISERS))
     section("schedules (--set schedule=...)", first_lines(optim.SCHEDULES))

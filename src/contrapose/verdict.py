@@ -55,6 +55,8 @@ def verdict(
     findings.append(_readable(last, scores))
     gain = _gain(last, scores)
     findings += [gain] if gain else []
+    parts = _parts(rows)
+    findings += [parts] if parts else []
     findings.append(_trend(rows, last))
     return findings
 
@@ -106,6 +108,24 @@ def late(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     knn = [row["knn"] for row in rows if row.get("knn") is not None]
     found = {n: median(r[n] for r in tail if r.get(n) is not None) for n in names}
     return found | ({"knn": knn[-1]} if knn else {})
+
+
+def _parts(rows: Sequence[dict[str, Any]]) -> Finding | None:
+    """What the finder of `batches=conditional` found; None for a run without one."""
+    sizes = [(row.get("epoch"), row["part_size"]) for row in rows if row.get("part_size")]
+    if not sizes:
+        return None
+    (_, batch), (_, last) = sizes[0], sizes[-1]
+    if last >= batch:
+        sentence = "Nothing was found suppressed, so all images of a batch repel each other."
+        return Finding("plain batches", "info", sentence, f"batches of {batch:,.0f}")
+    since = next((epoch for epoch, size in sizes if size < batch), None)
+    sentence = (
+        "Something easy was found to crowd out the rest: since then only images that the early "
+        "encoder confused repel each other."
+    )
+    evidence = f"groups of {last:,.0f}, by epoch {_number(since)}; batches of {batch:,.0f} before"
+    return Finding("conditional batches", "info", sentence, evidence)
 
 
 def _status(status: dict[str, Any]) -> Finding | None:
