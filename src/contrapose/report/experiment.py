@@ -97,7 +97,7 @@ def render(found: Json, folder: Path) -> str:
         jobs=_jobs(found),
         failed=[job for job in found["jobs"] if job["state"] == "failed"],
         seconds=_seconds(found),
-        not_paper="" if found["scale"] == "paper" else NOT_PAPER.format(scale=found["scale"]),
+        not_paper=_not_paper(found),
     )
 
 
@@ -204,6 +204,15 @@ def measured_grid(found: Json) -> Grid | None:
     return _grid(facts, names, cells) if names else None
 
 
+def _not_paper(found: Json) -> str:
+    """What to say of published numbers beside those of another protocol.
+
+    The largest scale there is has the paper's: where two cores suffice for that it is `cpu`.
+    """
+    papers = "paper" if "paper" in found["costs"] else "cpu"
+    return "" if found["scale"] == papers else NOT_PAPER.format(scale=found["scale"])
+
+
 def sources(found: Json) -> list[str]:
     return list(dict.fromkeys(str(n["source"]) for n in found["published"]))
 
@@ -251,8 +260,8 @@ def markdown(found: Json) -> str:
         if others.rows:
             left = _plural(len(others.rows), "published setting")
             lines += [f"Not run at this scale: {left}.", ""]
-        scale = "" if found["scale"] == "paper" else " " + NOT_PAPER.format(scale=found["scale"])
-        lines += [f"Published: {_md('; '.join(sources(found)))}.{scale}", ""]
+        published = f"Published: {_md('; '.join(sources(found)))}."
+        lines += [f"{published} {_not_paper(found)}".rstrip(), ""]
     if (grid := measured_grid(found)) is not None:
         lines += ["## Measured", ""]
         lines += [f"{_md(grid.same)}.", ""] if grid.same else []
