@@ -134,8 +134,7 @@ def curves(results: Results) -> Chart:
         if batch is None:
             continue
         row = results.where(batch=batch)
-        means = {r: row.mean("image", multiple=r) for r in row.column("multiple")}
-        means = {r: value for r, value in means.items() if not math.isnan(value)}
+        means = row.means("image", "multiple")
         traces += [line(f"batch {batch}", [*means], [*means.values()])] if means else []
     log = {"type": "log", "dtick": math.log10(2), "tickformat": ".3~g"}
     return chart(

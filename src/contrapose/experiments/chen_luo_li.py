@@ -347,15 +347,6 @@ def suppression_of(
     )
 
 
-def known_means(
-    results: Results, measure: str, along: str, values: Sequence[Any] | None = None
-) -> dict[Any, float]:
-    """Mean of the measure at each value (default: all there are) that has a result."""
-    values = results.column(along) if values is None else values
-    means = {value: results.mean(measure, **{along: value}) for value in values}
-    return {value: mean for value, mean in means.items() if not math.isnan(mean)}
-
-
 def scored(found: Mapping[Any, Suppression | None]) -> str:
     """`suppression 16: 0.42 (0.03), 64: 0.12 (0.04)`: scores, standard errors by test images."""
     listed = ", ".join(

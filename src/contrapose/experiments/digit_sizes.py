@@ -19,7 +19,6 @@ from contrapose.experiments.chen_luo_li import (
     UNTRAINED,
     falls_over,
     job,
-    known_means,
     more_suppressed,
     suppression_chart,
     suppression_of,
@@ -112,7 +111,7 @@ def accuracies(results: Results) -> Chart:
     for feature, digit in zip(FEATURES, ("digit of fixed size", "other digit"), strict=True):
         for method, dash in ((SIMCLR, "solid"), (SUPERVISED, "dot"), (UNTRAINED, "dash")):
             at = results.where(method=method, label=feature if method == SUPERVISED else None)
-            if means := known_means(at, feature, "varied_px"):
+            if means := at.means(feature, "varied_px"):
                 name, y = f"{digit}, {method}", [*means.values()]
                 traces.append(line(name, [*means], y, line={"dash": dash}))
     return chart(traces, "size of the other digit, px", "linear accuracy")

@@ -18,7 +18,6 @@ from contrapose.experiments.chen_luo_li import (
     UNTRAINED,
     falls_over,
     job,
-    known_means,
     more_suppressed,
     rises_over,
     suppression_chart,
@@ -107,7 +106,7 @@ def accuracies(results: Results) -> Chart:
         (SIMCLR, "digit", "solid"), (SIMCLR, "image", "solid"), (SUPERVISED, "image", "dot"),
     ):  # fmt: skip
         at = results.where(method=method, label=None if method == SIMCLR else "image")
-        if means := known_means(at, feature, "unique", UNIQUE):
+        if means := at.means(feature, "unique", UNIQUE):
             name, x = f"{feature}, {method}", list(map(str, means))
             traces.append(line(name, x, [*means.values()], line={"dash": dash}))
     return chart(traces, "unique digits in training", "linear accuracy")

@@ -129,6 +129,14 @@ class Results:
         found = self.values(measure, **facts)
         return sum(found) / len(found) if found else math.nan
 
+    def means(
+        self, measure: str, along: str, values: Sequence[Any] | None = None
+    ) -> dict[Any, float]:
+        """Mean over seeds at each value of the fact (default: all there are) that was measured."""
+        values = self.column(along) if values is None else values
+        found = {value: self.mean(measure, **{along: value}) for value in values}
+        return {value: mean for value, mean in found.items() if not math.isnan(mean)}
+
     def curve(self, measure: str, **facts: Any) -> list[float]:
         """Mean over seeds of a measure that is a list; [] where nothing was measured."""
         found = list(self.by_seed(measure, **facts).values())

@@ -133,8 +133,7 @@ def bars(results: Results) -> Chart:
     traces = []
     for layers in LAYERS:
         at = {"layers": layers, "tau": None, "method": SIMCLR}
-        means = {x: results.mean("image", loss=x, **at) for x in LOSSES}
-        means = {x: value for x, value in means.items() if not math.isnan(value)}
+        means = results.where(**at).means("image", "loss", LOSSES)
         if means:
             y = [*means.values()]
             traces.append({"type": "bar", "name": f"{layers} layers", "x": [*means], "y": y})

@@ -7,7 +7,6 @@ canvases that hold one.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -98,8 +97,7 @@ def curves(results: Results) -> Chart:
     for placement, dash in zip(PLACEMENTS, ("solid", "dot"), strict=True):
         for method in (SIMCLR, SUPERVISED, UNTRAINED):
             at = {"placement": placement, "method": method}
-            means = {n: results.mean("digit", digits=n, **at) for n in DIGITS}
-            means = {n: value for n, value in means.items() if not math.isnan(value)}
+            means = results.where(**at).means("digit", "digits", DIGITS)
             if method == UNTRAINED:
                 means = {n: value for value in means.values() for n in (DIGITS[0], DIGITS[-1])}
             if means:

@@ -26,7 +26,6 @@ from contrapose.experiments.chen_luo_li import (
     UNTRAINED,
     falls_over,
     job,
-    known_means,
     loss_of,
     more_suppressed,
     suppression_chart,
@@ -227,7 +226,7 @@ def accuracies(results: Results) -> Chart:
     for data in results.column("data"):
         for method, dash in ((SIMCLR, "solid"), (SUPERVISED, "dot"), (UNTRAINED, "dash")):
             runs = plain(results, data, method)
-            if means := known_means(runs, "image", "bits"):
+            if means := runs.means("image", "bits"):
                 name = f"{data}, {method}"
                 traces.append(line(name, [*means], [*means.values()], line={"dash": dash}))
     return chart(traces, "bits shared by the views", "linear accuracy of the image")
@@ -244,8 +243,7 @@ def still_read(results: Results) -> Chart:
     for data in results.column("data"):
         for measure, dash in (("pixels", "solid"), ("network", "dot")):
             runs = plain(results, data)
-            means = {b: runs.mean(measure, bits=b) for b in runs.column("bits")}
-            means = {b: value for b, value in means.items() if not math.isnan(value)}
+            means = runs.means(measure, "bits")
             if means:
                 name = f"{data}, {measure}"
                 traces.append(line(name, [*means], [*means.values()], line={"dash": dash}))

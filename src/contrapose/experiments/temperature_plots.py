@@ -1,6 +1,5 @@
 """Charts of the experiments on temperature."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,8 +58,7 @@ def against_temperature(measure: str, title: str) -> Callable[[Results], Chart]:
             for protocol in (BANK, IN_BATCH):
                 for loss, dash in ((CONTRASTIVE, "solid"), (HARD, "dot")):
                     at = {"data": data, "protocol": protocol, "loss": loss}
-                    means = {t: results.mean(measure, **at, tau=t) for t in (*COLDER, *SWEEP)}
-                    means = {t: y for t, y in means.items() if not math.isnan(y)}
+                    means = results.where(**at).means(measure, "tau", (*COLDER, *SWEEP))
                     if means:
                         name = f"{loss}, {data}, {protocol}"
                         traces.append(line(name, [*means], [*means.values()], line={"dash": dash}))
