@@ -163,8 +163,10 @@ def job(
     at = SCALES[scale]
     if method == SUPERVISED:
         options |= {"classes": classes}
+    taught: dict[str, Any] = {}
     if labels is not None:
         options |= {"positives": "class"}
+        taught = {"labels": labels}
     standard = partial(readable, images=probed, subset=(at.images, at.tested), size=size)
     call = partial(
         trained,
@@ -175,9 +177,9 @@ def job(
         recipe=partial(recipe, scale=scale, **options),
         epochs=0 if method == UNTRAINED else at.epochs * (1 if epochs is None else epochs),
         batch_size=batch_size,
-        labels=labels,
         seed=seed,
         measures=(standard, *measures),
+        **taught,
     )
     return Job(name=f"{name}-seed{seed}", call=call, facts={**facts, "method": method}, seed=seed)
 

@@ -108,7 +108,9 @@ def accuracies(results: Results) -> Chart:
         at = results.where(method=method, label=None if method == SIMCLR else "image")
         if means := at.means(feature, "unique", UNIQUE):
             name, x = f"{feature}, {method}", list(map(str, means))
-            traces.append(line(name, x, [*means.values()], line={"dash": dash}))
+            traces.append(
+                line(name, x, [*means.values()], line={"dash": dash}, legendgroup=feature)
+            )
     return chart(traces, "unique digits in training", "linear accuracy")
 
 

@@ -102,7 +102,9 @@ def curves(results: Results) -> Chart:
                 means = {n: value for value in means.values() for n in (DIGITS[0], DIGITS[-1])}
             if means:
                 name, y = f"{method}, {placement}", [*means.values()]
-                traces.append(line(name, [f"{n}" for n in means], y, line={"dash": dash}))
+                traces.append(
+                    line(name, [f"{n}" for n in means], y, line={"dash": dash}, legendgroup=method)
+                )
     return chart(traces, "digits on a canvas in training", "linear accuracy of one digit")
 
 

@@ -228,7 +228,9 @@ def accuracies(results: Results) -> Chart:
             runs = plain(results, data, method)
             if means := runs.means("image", "bits"):
                 name = f"{data}, {method}"
-                traces.append(line(name, [*means], [*means.values()], line={"dash": dash}))
+                traces.append(
+                    line(name, [*means], [*means.values()], line={"dash": dash}, legendgroup=data)
+                )
     return chart(traces, "bits shared by the views", "linear accuracy of the image")
 
 
@@ -246,7 +248,9 @@ def still_read(results: Results) -> Chart:
             means = runs.means(measure, "bits")
             if means:
                 name = f"{data}, {measure}"
-                traces.append(line(name, [*means], [*means.values()], line={"dash": dash}))
+                traces.append(
+                    line(name, [*means], [*means.values()], line={"dash": dash}, legendgroup=data)
+                )
     return chart(traces, "bits shared by the views", "R2")
 
 

@@ -23,6 +23,7 @@ def themed(drawn: dict[str, Any]) -> Figure:
     for name in named:
         layout[name] = _axis(axes[name[:5]], asked.pop(name, None) or {})
     data = [_trace(trace) for trace in drawn["data"] if isinstance(trace, dict)]
+    _share_colours(data)
     for name in named:
         if _of_words(data, name):  # "0.07" and the like are names here, not places on a line
             layout[name].setdefault("type", "category")
@@ -75,6 +76,16 @@ def _trace(trace: dict[str, Any]) -> dict[str, Any]:
         if isinstance(trace.get(bars), dict):
             trace[bars] = {"thickness": 1.4, "width": 3} | trace[bars]
     return trace
+
+
+def _share_colours(data: list[dict[str, Any]]) -> None:
+    """Traces of one legend group are of one colour."""
+    groups = list(dict.fromkeys(t["legendgroup"] for t in data if t.get("legendgroup")))
+    for trace in data:
+        if trace.get("legendgroup"):
+            colour = COLOURS[groups.index(trace["legendgroup"]) % len(COLOURS)]
+            for part in ("line", "marker"):
+                trace[part] = {"color": colour} | trace.get(part, {})
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
