@@ -59,13 +59,13 @@ BENCHES = {
         BITS: Bench(
             images="random-bits(mnist, bits=8)", hard="image", easy="bits_read", size=16
         ),
-        PHOTOGRAPHS: Bench(
-            images="digits-on-images(cifar10, mnist, glyph=8, unique=64, label=image)",
-            hard="image", easy="digit", size=32,
-        ),
         SIZES: Bench(
             images="two-digits(mnist, fixed=8, varied=22, canvas=32, label=fixed)",
             hard="fixed", easy="varied",
+        ),
+        PHOTOGRAPHS: Bench(
+            images="digits-on-images(cifar10, mnist, glyph=8, unique=64, label=image)",
+            hard="image", easy="digit", size=32,
         ),
     },
 }  # fmt: skip
