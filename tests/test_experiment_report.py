@@ -139,3 +139,12 @@ def test_no_name_of_an_experiment_becomes_code(reader: Reader, tmp_path):  # noq
     assert HOSTILE in tab.locator(".failure summary").inner_text()
     assert "<script" not in (folder / "results.md").read_text().replace("\\<", "")
     assert reader.trouble == []
+
+
+def test_pages_that_jobs_left_are_linked_beside_the_report(tmp_path):
+    folder = experiment(tmp_path)
+    job = folder / read_experiment(folder)["jobs"][0]["name"]
+    job.mkdir()
+    (job / "maps <b>.html").write_text("")
+    text = write_experiment(folder).read_text()
+    assert f'<a href="{job.name}/maps%20%3Cb%3E.html">maps &lt;b&gt;, {job.name}</a>' in text

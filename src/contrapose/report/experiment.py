@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from contrapose.report.experiment_charts import themed
 from contrapose.report.numbers import MISSING, duration, leaf
@@ -95,6 +96,7 @@ def render(found: Json, folder: Path) -> str:
         sources=sources(found),
         figures=figures,
         jobs=_jobs(found),
+        pages=_pages(found, folder),
         failed=[job for job in found["jobs"] if job["state"] == "failed"],
         seconds=_seconds(found),
         not_paper=_not_paper(found),
@@ -349,6 +351,15 @@ def _jobs(found: Json) -> list[tuple[str, str, str, dict[str, str]]]:
             {name: _short(v) for name, v in scalars(job["measures"]).items()},
         )
         for job in found["jobs"]
+    ]
+
+
+def _pages(found: Json, folder: Path) -> list[tuple[str, str]]:
+    """(words, relative link) of every page that a job left in its folder."""
+    return [
+        (f"{path.stem}, {job['name']}", quote(f"{job['name']}/{path.name}"))
+        for job in found["jobs"]
+        for path in sorted((folder / job["name"]).glob("*.html"))
     ]
 
 
