@@ -60,7 +60,7 @@ BENCHES = {
             images="random-bits(mnist, bits=8)", hard="image", easy="bits_read", size=16
         ),
         SIZES: Bench(
-            images="two-digits(mnist, fixed=8, varied=22, canvas=32, label=fixed)",
+            images="two-digits(mnist, fixed=12, varied=24, canvas=40, label=fixed)",
             hard="fixed", easy="varied",
         ),
         PHOTOGRAPHS: Bench(
