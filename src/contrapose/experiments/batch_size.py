@@ -176,7 +176,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "30 s on 2 cores",
-        "cpu": "12 min on 2 cores",
+        "cpu": "6 min on 2 cores with --jobs 2",
         "paper": "12 runs of ResNet-50 on CIFAR-10, 400 epochs, on a GPU (not timed)",
     },
     notes=(

@@ -166,7 +166,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "1 min on 2 cores",
-        "cpu": "25 min on 2 cores",
+        "cpu": "9 min on 2 cores with --jobs 2",
         "paper": "21 runs of ResNet-50 on MNIST, 112 px, 300 epochs, on a GPU (not timed)",
     },
     notes=(

@@ -158,7 +158,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "1 min on 2 cores",
-        "cpu": "25 min on 2 cores",
+        "cpu": "8 min on 2 cores with --jobs 2",
         "paper": "11 runs of ResNet-50 on ImageNet, 400 epochs, on GPUs (not timed)",
     },
     notes=(

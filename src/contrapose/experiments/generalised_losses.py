@@ -202,7 +202,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "1 min on 2 cores",
-        "cpu": "30 min on 2 cores",
+        "cpu": "13 min on 2 cores with --jobs 2",
         "paper": "32 runs of ResNet-50 on CIFAR-10, 400 epochs, on a GPU (not timed)",
     },
     notes=(

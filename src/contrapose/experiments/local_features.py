@@ -274,7 +274,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "30 s on 2 cores",
-        "cpu": "10 min on 2 cores",
+        "cpu": "4 min on 2 cores with --jobs 2",
         "paper": "ResNet-50 on ImageNet, 400 epochs, on GPUs (not timed)",
     },
     notes=(

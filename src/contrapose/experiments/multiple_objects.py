@@ -138,7 +138,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "1 min on 2 cores",
-        "cpu": "30 min on 2 cores",
+        "cpu": "14 min on 2 cores with --jobs 2",
         "paper": "18 runs of ResNet-50 on MNIST, 112 px, 400 epochs, on a GPU (not timed)",
     },
     notes=(

@@ -310,7 +310,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "1 min on 2 cores",
-        "cpu": "30 min on 2 cores",
+        "cpu": "11 min on 2 cores with --jobs 2",
         "paper": "33 runs of ResNet-50, 400 epochs, on GPUs (not timed)",
     },
     notes=(
