@@ -35,6 +35,7 @@ from contrapose.training.batches import conditional
 PLAIN, CONDITIONAL, LATE, LABELS = "plain", "conditional", "conditional, late", "few labels"
 EARLY = 2  # epochs after which the finder is asked
 KNOWN = 100  # one image in so many has a label, for LABELS
+COLOURS = 8  # of a page, after which they repeat
 BACK = 0.1  # of accuracy: what counts as brought back
 FREE = 0.01  # of accuracy: what counts as free
 
@@ -191,10 +192,11 @@ def both(results: Results) -> Chart:
     """A point for each remedy: the bits to the right, the digit up."""
     bench = _benches(results)[BITS]
     traces = []
-    for remedy in results.where(bench=BITS).column("remedy"):
+    for k, remedy in enumerate(results.where(bench=BITS).column("remedy")):
         x, y = (results.mean(str(m), bench=BITS, remedy=remedy) for m in (bench.easy, bench.hard))
+        look = {"size": 10, "symbol": ("circle", "diamond")[k // COLOURS % 2]}
         if not math.isnan(x + y):
-            traces.append(line(remedy, [x], [y], mode="markers", marker={"size": 10}))
+            traces.append(line(remedy, [x], [y], mode="markers", marker=look))
     return chart(traces, "share of the bits read", "accuracy of the digit")
 
 
