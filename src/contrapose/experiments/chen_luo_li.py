@@ -95,8 +95,8 @@ def recipe(
 
     layers: of the projection head. keys: a source of keys for losses that need one. batches: which
     images share a batch. rate: of the paper's optimiser LARS whatever the batch, at the small
-    scales too, which otherwise take AdamW.
-    classes: learn the labels, of so many classes.
+    scales too, which otherwise take AdamW. classes: learn the labels, of so many classes.
+    positives: of what an image is one.
     """
     at = SCALES[scale]
     small = size <= 64

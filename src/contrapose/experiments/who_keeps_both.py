@@ -9,6 +9,7 @@ class of one image in a hundred. `remedies` has more of them, on the notebook's 
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -148,7 +149,7 @@ def both_kept(results: Results) -> Verdict:
     if not found or not usual:
         return Verdict.not_tested("no result with bits")
     words = f"bits read {spread(found)}, with the plain loss {spread(usual)}; guessing 0.5"
-    return Verdict(_mean(found) - 0.5 > 0.9 * (_mean(usual) - 0.5), words)
+    return Verdict(statistics.fmean(found) - 0.5 > 0.9 * (statistics.fmean(usual) - 0.5), words)
 
 
 def free(results: Results) -> Verdict:
@@ -158,7 +159,7 @@ def free(results: Results) -> Verdict:
     if not usual or not ours:
         return Verdict.not_tested("no result without a shortcut")
     words = f"{hard}: {spread(ours)}, plain {spread(usual)}"
-    return Verdict(_mean(usual) - _mean(ours) <= FREE, words)
+    return Verdict(statistics.fmean(usual) - statistics.fmean(ours) <= FREE, words)
 
 
 def best_without_labels(results: Results) -> Verdict:
@@ -179,10 +180,6 @@ def best_without_labels(results: Results) -> Verdict:
 
     benches = _benches(results)
     return all_of(*(test(name, b.hard) for name, b in benches.items() if b.easy is not None))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 # ---- figures -------------------------------------------------------------------------------------

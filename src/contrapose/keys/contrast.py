@@ -28,6 +28,10 @@ class InBatch:
 
     takes: ClassVar[tuple[str, ...]] = ("z", "group")
 
+    def parts(self) -> "list[tuple[Int[Tensor, ' n'] | slice, InBatch]]":
+        """Rows that are compared among themselves, and how: the batch is one part."""
+        return [(slice(None), self)]
+
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         asked = inspect.signature(loss).parameters.get("image")
         told = asked is not None and asked.kind is asked.KEYWORD_ONLY
@@ -43,8 +47,7 @@ class Within(InBatch):
 
     part: Int[Tensor, " N"]
 
-    def parts(self) -> list[tuple[Int[Tensor, " n"], InBatch]]:
-        """The rows of each part, and what they are compared with there."""
+    def parts(self) -> "list[tuple[Int[Tensor, ' n'] | slice, InBatch]]":
         _, size = self.part.unique(return_counts=True)  # type: ignore[no-untyped-call]
         rows = torch.split(self.part.argsort(stable=True), size.tolist())
         return [(own, InBatch(self.group[own], self.image[own])) for own in rows]
@@ -93,4 +96,4 @@ class Grouped:
         return torch.cat([z, self.key]), Pairs("different", self.group, every), None
 
 
-Contrast = InBatch | Within | Matched | Grouped
+Contrast = InBatch | Matched | Grouped

@@ -13,7 +13,7 @@ from contrapose.data import ImageSet, evenly
 from contrapose.encoders import Encoder, unit
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
-from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched, Within
+from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
 from contrapose.losses.temperature import Tiles, entropy, temperature_at
 from contrapose.similarity import Pairs, paired, topk
 from contrapose.training.recipe import Recipe
@@ -75,8 +75,7 @@ def positives(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
             return {}
         found = {"contrastive_accuracy": float(near[some].float().mean())}
     else:
-        parts = contrast.parts() if isinstance(contrast, Within) else [(slice(None), contrast)]
-        each = [geometry.contrastive_accuracy(z[rows], part.group) for rows, part in parts]
+        each = [geometry.contrastive_accuracy(z[r], part.group) for r, part in contrast.parts()]
         found = {"contrastive_accuracy": statistics.fmean(each)}
     if len(torch.unique(contrast.group)) < len(contrast.group):
         found["alignment"] = geometry.alignment(z, contrast.group)
