@@ -1,8 +1,8 @@
 """Which images share a batch, and which of them repel each other: what a recipe's `batches` makes.
 
 `conditional(images, batch_size, after=1)` and its like are called once, when training begins; a
-recipe binds the other arguments. Without `batches` every epoch draws its images anew and all images
-of a batch repel each other.
+recipe binds the other arguments. Without one it is `drawn`: every epoch draws its images anew and
+all images of a batch repel each other.
 """
 
 from collections.abc import Sequence
@@ -39,6 +39,31 @@ class Batches(Protocol):
         """The images of an epoch, a row for each batch, from (seed, epoch) and the state alone."""
 
     def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def drawn(images: int, batch_size: int) -> "Drawn":
+    """Every epoch anew, without replacement."""
+    return Drawn(images, batch_size)
+
+
+class Drawn:
+    size: int | None = None
+
+    def __init__(self, images: int, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+
+    def rehearse(self, recipe: "Recipe") -> list[int]:
+        return []
+
+    def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None: ...
+
+    def order(self, epoch: int, seed: int) -> Int[Tensor, "n B"]:
+        return shuffled(self.images, seed, epoch, self.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

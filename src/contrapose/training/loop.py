@@ -21,7 +21,7 @@ from torch import Tensor
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 from contrapose.keys.sources import Source
-from contrapose.training.batches import Batches, shuffled
+from contrapose.training.batches import Batches, Drawn, drawn
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.signals import measure, online_knn
@@ -125,9 +125,7 @@ class _Training:
         encoder.to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
         self.source = source_of_keys(recipe, encoder, len(images))
-        self.batches: Batches | None = None
-        if recipe.batches is not None:
-            self.batches = recipe.batches(len(images), recipe.batch_size)
+        self.batches: Batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.images = images.to(torch.device(device))
         self.at, seconds = 0, 0.0
@@ -139,8 +137,7 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.source is not None:
                 self.source.load_state_dict(state["keys"])
-            if self.batches is not None:
-                self.batches.load_state_dict(state["batches"])
+            self.batches.load_state_dict(state["batches"])
             torch.set_rng_state(state["torch"])
             self.at, seconds = state["step"], state["seconds"]
             if state["device"] == self.generator.device.type:
@@ -182,7 +179,7 @@ class _Training:
             self.generator,
             index=index.to(self.device),
             source=self.source,
-            part=part_of(self.batches, len(index), self.device),
+            part=part_of(self.batches.size, len(index), self.device),
             bf16=self.bf16,
         )
         self.at += 1
@@ -190,7 +187,7 @@ class _Training:
         if self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps):
             clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
             row = clock | {"lr": self.lr * factor} | measure(seen, recipe) | self._knn()
-            if self.batches is not None:
+            if not isinstance(self.batches, Drawn):
                 row["part_size"] = float(self.batches.size or len(index))
         if self.source is not None and seen.entries is not None:
             self.source.update(self.encoder, seen.entries)
@@ -214,7 +211,7 @@ class _Training:
             "seconds": self.seconds,
             "optimizer": self.optimizer.state_dict(),
             "keys": keys,
-            "batches": None if self.batches is None else self.batches.state_dict(),
+            "batches": self.batches.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
             "fingerprint": self.images.fingerprint,
@@ -243,12 +240,8 @@ class _Training:
         """Which images the next step takes."""
         epoch, within = divmod(self.at, self.per_epoch)
         if epoch != self.epoch_of_order:
-            seed = self.recipe.seed
-            if self.batches is None:
-                self.order = shuffled(len(self.images), seed, epoch, self.recipe.batch_size)
-            else:
-                self.batches.begin(epoch, self.encoder, self.images, self.recipe)
-                self.order = self.batches.order(epoch, seed)
+            self.batches.begin(epoch, self.encoder, self.images, self.recipe)
+            self.order = self.batches.order(epoch, self.recipe.seed)
             self.epoch_of_order = epoch
         return self.order[within]
 
@@ -276,13 +269,9 @@ def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> Source | No
     return source
 
 
-def part_of(
-    batches: Batches | None, images: int, device: torch.device | str
-) -> Int[Tensor, " B"] | None:
-    """Which part of the batch each image belongs to; None where the batch is one part."""
-    if batches is None or batches.size is None:
-        return None
-    return torch.arange(images, device=device) // batches.size
+def part_of(size: int | None, images: int, device: torch.device | str) -> Int[Tensor, " B"] | None:
+    """Which part of the batch, of `size` images, each belongs to; None: the batch is one part."""
+    return None if size is None else torch.arange(images, device=device) // size
 
 
 def _same_images(state: dict[str, Any], images: ImageSet, run: Run) -> None:

@@ -14,7 +14,7 @@ from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 from contrapose.keys.contrast import Contrast, Matched
 from contrapose.partials import describe, given, public_functions
-from contrapose.training.batches import shuffled
+from contrapose.training.batches import drawn, shuffled
 from contrapose.training.loop import source_of_keys
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import in_batch, lasting_groups, positive_groups
@@ -52,8 +52,8 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
                 source.update(trial, entries)
                 contrast = source.contrast(len(z), entries)
         with _part("batches"):
-            if recipe.batches is not None:
-                sizes = recipe.batches(len(images), recipe.batch_size).rehearse(recipe)
+            batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
+            if sizes := batches.rehearse(recipe):
                 part = torch.arange(2 * min(sizes)) // min(sizes)
                 contrast = in_batch(torch.arange(len(part)), part, recipe.number_of_views)
                 z = _random_rows(len(part) * recipe.number_of_views, width)
