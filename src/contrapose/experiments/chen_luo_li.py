@@ -357,19 +357,25 @@ def scored(found: Mapping[Any, Suppression | None]) -> str:
     return f"suppression {listed}" if listed else ""
 
 
-def suppression_chart(found: Mapping[str, Mapping[Any, Suppression | None]], along: str) -> Chart:
-    """A line of scores for each name."""
-    lines = [_line_of_scores(name, scores) for name, scores in found.items()]
+def suppression_chart(
+    found: Mapping[str, Mapping[Any, Suppression | None]], along: str, **more: Any
+) -> Chart:
+    """A line of scores for each name; `more` as in `line`."""
+    lines = [_line_of_scores(name, scores, **more) for name, scores in found.items()]
     return chart([t for t in lines if t], along, "suppression score")
 
 
-def _line_of_scores(name: str, found: Mapping[Any, Suppression | None]) -> Trace | None:
+def _line_of_scores(
+    name: str, found: Mapping[Any, Suppression | None], **more: Any
+) -> Trace | None:
     """The scores as a line with their standard errors; None where there is none."""
     known = {at: s for at, s in found.items() if s is not None and not math.isnan(s.score)}
     if not known:
         return None
     bars = {"type": "data", "array": [s.error for s in known.values()]}
-    return line(name, list(map(str, known)), [s.score for s in known.values()], error_y=bars)
+    return line(
+        name, list(map(str, known)), [s.score for s in known.values()], error_y=bars, **more
+    )
 
 
 def more_suppressed(

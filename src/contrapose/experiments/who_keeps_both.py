@@ -198,9 +198,8 @@ def both(results: Results) -> Chart:
 
 
 def suppressed(results: Results) -> Chart:
-    return suppression_chart(
-        {name: scores(results, name, bench) for name, bench in _benches(results).items()}, "remedy"
-    )
+    found = {name: scores(results, name, bench) for name, bench in _benches(results).items()}
+    return suppression_chart(found, "remedy", mode="markers")
 
 
 def scores(results: Results, name: str, bench: Bench) -> Mapping[str, Suppression | None]:
