@@ -213,14 +213,14 @@ def cell(
 def read_out(network: Network, train: "Digits", test: "Digits", seed: int) -> dict[str, float]:
     """What the classifier trained along, a solved one and least squares read from h."""
     network.eval()
-    h, h_test = (represented(network, part) for part in (train, test))
+    some = Digits(train.pixel[:PROBED], train.bits[:PROBED], train.label[:PROBED], train.classes)
+    h, h_test = (represented(network, part) for part in (some, test))
     named = network.classifier(h_test).argmax(dim=1)
-    some = slice(PROBED)
-    solved = probes.linear_probe(h[some], train.label[some], l2=1.0, seed=seed)
+    solved = probes.linear_probe(h, some.label, l2=1.0, seed=seed)
     return {
         "accuracy": _share(named, test.label),
         "readable": _share(solved.predict(h_test), test.label),
-        "bits_readable": _bits_readable(h[some], train.bits[some], h_test, test.bits),
+        "bits_readable": _bits_readable(h, some.bits, h_test, test.bits),
     }
 
 
