@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import contrapose
-from contrapose import encoders, losses, recipes
+from contrapose import api, encoders, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import unit
 from contrapose.experiments.random_bits_notebook import Network, cross_view
 from contrapose.experiments.remedies import EXPERIMENT, Seen, cell, modified, plain, weighted
-from contrapose.training.batches import conditional
+from contrapose.training.batches import conditional, embedded
 from contrapose.training.conditional import (
     SIZES,
-    best_temperature,
     conditional_info_nce,
     group_size,
     neighbour_groups,
+    read_colder,
 )
 from contrapose.training.loop import InterruptedTraining
 from contrapose.training.run import Run
@@ -92,13 +92,27 @@ def test_groups_are_asked_for_where_content_is_kept_too_small_to_be_felt():
     assert group_size(*finder(1.0, 0.3), draw(), temperature=0.1, sizes=(40, 10)) is None
 
 
-def test_the_best_temperature_follows_the_scale_of_differences():
-    a, b = rows(40, seed=1), rows(40, seed=2)
-    near = unit(0.5 * a + b)
-    own = best_temperature(a, near, size=20)
-    shared = torch.ones(40, 1)
-    far = [torch.cat([shared, x], dim=1) / 2**0.5 for x in (a, near)]  # differences halve
-    assert best_temperature(*far, size=20) == pytest.approx(own / 2, rel=1e-6)
+@pytest.mark.parametrize("near", [0.3, 1.0, 3.0])
+def test_groups_are_read_colder_exactly_where_the_loss_has_its_least_value_there(near):
+    a = rows(40, seed=1).double()
+    b = unit(near * a + rows(40, seed=2).double())
+    grid = [2 ** (-k / 8) for k in range(-16, 80)]
+    best = min(grid, key=lambda t: float(conditional_info_nce(a, b, size=20, temperature=t)))
+    assert 4 > best > 2**-9.9  # within the grid
+    assert read_colder(a, b, size=20, temperature=1.1 * best)
+    assert not read_colder(a, b, size=20, temperature=best / 1.1)
+
+
+def test_the_finder_sees_classes_though_a_folder_comes_class_by_class():
+    images = open_images("digits")
+    recipe = conditionally(batch_size=179)  # as many as a class has
+    order = images.label.argsort()
+    torch.manual_seed(0)
+    encoder = api.build(recipe, images)
+    before = torch.get_rng_state()
+    mixed, sorted_ = (embedded(encoder, i, recipe, None) for i in (images, images.subset(order)))
+    assert (mixed[order] * sorted_).sum(dim=1).mean() > 0.95
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def seen(a, b, familiar=None):
@@ -220,7 +234,7 @@ def test_batches_are_set_by_name_and_refused_where_they_do_not_fit(tmp_path):
     images, out = open_images("digits"), tmp_path / "run"
 
     def train(*changes, **fields):
-        contrapose.train(conditionally(epochs=0.2, **fields), images, out=out, changes=changes)
+        contrapose.train(conditionally(epochs=3.1, **fields), images, out=out, changes=changes)
 
     with pytest.raises(ValueError, match=r"batches cannot run.*temperature of the loss"):
         train("loss=triplet")
@@ -228,6 +242,8 @@ def test_batches_are_set_by_name_and_refused_where_they_do_not_fit(tmp_path):
         train("keys=queue")
     with pytest.raises(ValueError, match=r"batches=conditonal.*did you mean 'conditional'"):
         train("batches=conditonal")
+    with pytest.raises(ValueError, match=r"asks after epoch 4, and training ends with epoch 3\.1"):
+        train("batches.after=4")
     assert not out.exists()
     train("batches=conditional", "batches.after=3", "batches.sizes=20,10", batches=None)
     written = Run.open(out).read("recipe.json")["recipe"]["batches"]

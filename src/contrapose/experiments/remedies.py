@@ -221,8 +221,9 @@ def cell(
                 familiar = _embedded(network, train)
                 if chosen.groups == "asked":
                     found = _size(network, train, familiar, generator, batch_size)
-            if familiar is not None and chosen.groups != "none" and found is not None:
-                groups = neighbour_groups(familiar, found, generator)
+                if chosen.groups != "none" and found is not None:
+                    groups = neighbour_groups(familiar, found, generator)
+            if groups is not None:
                 groups = groups[torch.randperm(len(groups), generator=generator)]
             order = _order(chosen, len(train.pixel), groups, generator)
         index = order[at * batch_size : (at + 1) * batch_size]
@@ -300,9 +301,9 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     small: dict[str, Any] = (
         {"images": "digits", "epochs": 2, "batch_size": 200, "size": 20} if smoke else {}
     )
-    cells = [(name, bits) for bits in (10, 0) for name in REMEDIES]
-    if not smoke:  # where there are as many codes as images
-        cells += [(name, 15) for name in ("plain", "groups kept", "conditional")]
+    few = [] if smoke else [(name, 15) for name in ("conditional", "groups kept", "plain")]
+    cells = [(name, 10) for name in REMEDIES] + few  # 15 bits: as many codes as images
+    cells += [(name, 0) for name in REMEDIES]
     first = {(name, bits) for name in ("plain", "conditional") for bits in (10, 0)}
     every = [(seed, *cell) for seed in seeds for cell in cells]
     every.sort(key=lambda one: one[1:] not in first)  # so that the main claims are decided early

@@ -103,6 +103,11 @@ class Conditional:
         return None if self.groups is None else self.groups.shape[1]
 
     def rehearse(self, recipe: "Recipe") -> list[int]:
+        if recipe.epochs <= self.after:
+            raise ValueError(
+                f"conditional asks after epoch {self.after}, and training ends with epoch "
+                f"{recipe.epochs:g}; use more epochs, or --set batches.after=... below them"
+            )
         if recipe.temperature is None:
             raise ValueError(
                 "conditional reads similarities at the temperature of the loss, and this one has "
@@ -148,23 +153,27 @@ def embedded(
 ) -> Float[Tensor, "N D"]:
     """z of every image as it is, or of a view drawn by `generator`, on the CPU.
 
-    Batch norm takes the statistics of the batch, always of the same images, since its running ones
-    follow slowly in the first epochs; those, and the mode of every module, stay as they were.
+    Batch norm takes the statistics of the batch, since its running ones follow slowly in the first
+    epochs: of images drawn from all, for a folder comes class by class, and always of the same. The
+    running statistics, the mode of every module and the state of torch stay as they were.
     """
     device = next(encoder.parameters()).device
     kept = {name: x.clone() for name, x in encoder.named_buffers()}
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.train()
+    drawn_order = torch.randperm(len(images), generator=Generator().manual_seed(recipe.seed))
+    at_once = min(recipe.batch_size, recipe.chunk or recipe.batch_size)
     z = []
-    for index in torch.arange(len(images)).tensor_split(max(1, len(images) // recipe.batch_size)):
-        image = images.batch(index)
-        if generator is None:
-            view = center(image, recipe.size)
-        else:
-            view = recipe.policy(image, generator)
-        z.append(encoder(view.to(device, memory_format=torch.channels_last))[1].float().cpu())
+    own = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=own):  # a network with dropout draws
+        for index in drawn_order.tensor_split(-(-len(images) // at_once)):
+            image = images.batch(index)
+            view = (
+                center(image, recipe.size) if generator is None else recipe.policy(image, generator)
+            )
+            z.append(encoder(view.to(device, memory_format=torch.channels_last))[1].float().cpu())
     for module, training in modes:
         module.training = training
     for name, x in encoder.named_buffers():
         x.copy_(kept[name])
-    return torch.cat(z)
+    return torch.cat(z)[drawn_order.argsort()]

@@ -75,13 +75,20 @@ def conditional_info_nce(
     return (logits.logsumexp(dim=2) - own).mean() + (logits.logsumexp(dim=1) - own).mean()
 
 
-def best_temperature(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int) -> float:
-    """The temperature of a grid (1 down to 0.005, by roots of 2) with the least conditional loss.
+def read_colder(
+    a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int, temperature: float
+) -> bool:
+    """Are the members of the groups told apart best at a temperature below this one?
 
-    How differences of similarity within the groups must be read to say what they know.
+    L, the conditional loss, is convex in x = 1 / t, so that its least value lies at a larger x
+    exactly where at this x its slope is negative:
+
+        dL/dx = mean over i of  sum_j p_ij s_ij - s_ii  < 0,   p = softmax(x s), in both directions
     """
-    grid = [2 ** (-k / 2) for k in range(16)]
-    return min(grid, key=lambda t: float(conditional_info_nce(a, b, size=size, temperature=t)))
+    s = _within(a, b, size)
+    own = s.diagonal(dim1=1, dim2=2)
+    slopes = [((s / temperature).softmax(dim=d) * s).sum(dim=d) - own for d in (1, 2)]
+    return bool(torch.stack(slopes).mean() < 0)
 
 
 def group_size(
@@ -106,7 +113,7 @@ def group_size(
     """
     for size in sizes:
         index = neighbour_groups(z, size, generator, count=ASKED).flatten()
-        if best_temperature(a[index], b[index], size=size) < temperature / COLD:
+        if read_colder(a[index], b[index], size=size, temperature=temperature / COLD):
             return size
     return None
 

@@ -137,7 +137,8 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.source is not None:
                 self.source.load_state_dict(state["keys"])
-            self.batches.load_state_dict(state["batches"])
+            if (kept := state.get("batches")) is not None:  # None: of an older run
+                self.batches.load_state_dict(kept)
             torch.set_rng_state(state["torch"])
             self.at, seconds = state["step"], state["seconds"]
             if state["device"] == self.generator.device.type:
