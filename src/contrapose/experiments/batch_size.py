@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from contrapose.experiments.chen_luo_li import READABLE, UNTRAINED, job
+from contrapose.experiments.chen_luo_li import READABLE, UNTRAINED, job, noise
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.temperature_plots import Chart, chart, line
 
@@ -21,7 +21,6 @@ RATE = 0.2  # times the root of the batch: S0 on CIFAR-10 [C, issue 166]
 BASES = (0.5, 1.0, 2.0)  # rates of the middle batch, times RATE root(batch)
 RULES: Mapping[str, float] = {"square root": 0.5, "linear": 1.0}  # exponents of the batch
 SMALL = 0.03  # of accuracy: what is called a small impact
-EQUAL = 0.002  # of accuracy: what decides nothing
 
 
 def grid(middle: int) -> dict[int, tuple[float, ...]]:
@@ -65,6 +64,8 @@ def impact_is_small(results: Results) -> Verdict:
     words += f"; the best rate is at the edge of the grid for {', '.join(map(str, edge))}" * bool(
         edge
     )
+    if edge and max(top) - min(top) <= SMALL:
+        return Verdict(None, f"undecided: {words}")
     return Verdict(max(top) - min(top) <= SMALL, words)
 
 
@@ -78,6 +79,8 @@ def tuning_matters(results: Results) -> Verdict:
     same = {rate: _range([row[rate] for row in table.values()]) for rate in shared}
     listed = ", ".join(f"{size:.3f} at {rate:g}" for rate, size in same.items())
     words = f"range over batches {tuned:.3f} with the rate tuned, {listed}; {_seeds(results)}"
+    if tuned < min(same.values()) < tuned + noise(results, table[min(table)][shared[0]]):
+        return Verdict(None, f"undecided, within the noise of the test images: {words}")
     return Verdict(all(size > tuned for size in same.values()), words)
 
 
@@ -99,8 +102,8 @@ def root_carries_rates(results: Results) -> Verdict:
     listed = ", ".join(f"{rule} {mean:.3f}" for rule, mean in found.items())
     words = f"mean accuracy over batches, each rule at its best base: {listed}; {_seeds(results)}"
     gap = found["square root"] - found["linear"]
-    if abs(gap) < EQUAL:
-        return Verdict(None, f"undecided: {words}")
+    if abs(gap) < noise(results, found["linear"]) / math.sqrt(len(table)):
+        return Verdict(None, f"undecided, within the noise of the test images: {words}")
     return Verdict(gap > 0, words)
 
 

@@ -310,7 +310,7 @@ def _kind(feature: str) -> str:
 
 
 def rises_over(results: Results, measure: str, along: str, *, slack: float) -> Verdict:
-    """Rises with every step, of which some may fall by `slack`, and by more than that in all."""
+    """Never falls by more than `slack` below what it had reached, and rises by more in all."""
     steps = evidence.rises(results, measure, along, slack=slack)
     at = [{along: value} for value in results.column(along) if value is not None]
     if len(at) < 2:
@@ -325,6 +325,13 @@ def falls_over(results: Results, measure: str, along: str, *, slack: float) -> V
     if len(at) < 2:
         return steps
     return all_of(steps, evidence.lower(results, measure, at[-1], at[0], by=slack))
+
+
+def noise(results: Results, value: float) -> float:
+    """Twice the standard error of the difference of two accuracies near `value`, by the test images
+    alone."""
+    n = results.mean("n_test") * len(results.column("seed"))
+    return 2 * math.sqrt(2 * value * (1 - value) / n)
 
 
 def suppression_of(

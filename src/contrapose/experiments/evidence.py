@@ -156,11 +156,12 @@ def _ordered(
     from scipy import stats  # a second to import
 
     at, means = list(sweep), [statistics.fmean(v.values()) for v in sweep.values()]
-    wrong = [
-        f"{at[i]} to {at[i + 1]}"
-        for i in range(len(at) - 1)
-        if sign * (means[i + 1] - means[i]) < -slack or (not slack and means[i + 1] == means[i])
-    ]
+    wrong = []
+    for k in range(1, len(at)):
+        most = max(range(k), key=lambda i: sign * means[i])  # slack is given once, not at each step
+        step = sign * (means[k] - means[most])
+        if step < -slack or (not slack and step == 0):
+            wrong.append(f"{at[most]} to {at[k]}")
     words = _listing(measure, along, sweep)
     if wrong:
         words += f"; not from {', '.join(wrong)}"

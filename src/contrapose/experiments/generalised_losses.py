@@ -27,6 +27,7 @@ from contrapose.experiments.chen_luo_li import (
     UNTRAINED,
     job,
     loss_of,
+    noise,
 )
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.temperature_plots import Chart, chart
@@ -71,13 +72,16 @@ def alike(results: Results, layers: int) -> Verdict:
 
 def deeper_is_more_alike(results: Results) -> Verdict:
     """The range over losses is smaller with the deepest head than with the shallowest."""
-    sizes, words = [], []
+    sizes, words, means = [], [], []
     for layers in (LAYERS[0], LAYERS[-1]):
         means = [results.mean("image", loss=x, layers=layers, tau=None) for x in LOSSES]
         if any(map(math.isnan, means)):
             return Verdict.not_tested(f"not all losses have a result with {layers} layers")
         sizes.append(max(means) - min(means))
         words.append(f"range of accuracy over losses {sizes[-1]:.3f} with {layers} layers")
+    if abs(sizes[1] - sizes[0]) < noise(results, statistics.fmean(means)):
+        words.append("undecided, within the noise of the test images")
+        return Verdict(None, "; ".join(words))
     return Verdict(sizes[1] < sizes[0], "; ".join(words))
 
 
