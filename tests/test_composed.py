@@ -17,7 +17,7 @@ from rich.console import Console
 from contrapose import api, explain
 from contrapose import console as terminal
 from contrapose.augment import crop_flip, digits, on_channels, views
-from contrapose.data import COMPOSED, Images, NoSuchSplit, hold_out, open_images
+from contrapose.data import COMPOSED, Images, hold_out, open_images
 from contrapose.data.composed import (
     coloured,
     contact_sheet,
@@ -396,20 +396,24 @@ def test_an_item_is_what_the_set_holds():
 
 
 def test_an_omniglot_style_folder_of_dark_ink_is_a_glyph_set(tmp_path):
+    """Whose glyphs are in the canvases of one split alone."""
     for c, name in enumerate(("alpha", "beta")):
         (tmp_path / "signs" / name).mkdir(parents=True)
-        for k in range(3):
+        for k in range(5):
             paper = np.full((20, 20), 255, np.uint8)
-            paper[5 : 8 + 4 * c, 5 + k] = 0
+            paper[2 : 5 + 6 * c + k, 5] = 0  # 3 to 7 px of ink, 9 to 13
             Image.fromarray(paper).save(tmp_path / "signs" / name / f"{k}.png")
-    call = f"many-digits({tmp_path / 'signs'}, digits=1, images=30)"
-    images = open_images(call)
-    assert images.size == 80 and images.classes == ("alpha", "beta")
-    assert images.notes["glyphs inverted, dark ink on light paper"] == 6
-    inked = (everything(images) > 127).sum(dim=(1, 2, 3))
-    assert torch.equal(inked, torch.where(images.label == 0, 3, 7))
-    with pytest.raises(NoSuchSplit, match="its glyphs"):
-        open_images(call, split="test")
+    call = f"many-digits({tmp_path / 'signs'}, digits=1, images=60)"
+    inks = {}
+    for split, glyphs in (("train", 8), ("test", 2)):
+        images = open_images(call, split=split)
+        assert images.size == 80 and images.classes == ("alpha", "beta") and images.split == split
+        assert images.notes["glyphs inverted, dark ink on light paper"] == glyphs
+        inked = (everything(images) > 127).sum(dim=(1, 2, 3))
+        assert torch.equal(images.label, (inked > 8).long())
+        inks[split] = set(inked.tolist())
+    assert len(inks["train"]) == 8 and len(inks["test"]) == 2
+    assert inks["train"].isdisjoint(inks["test"])
     assert absolute("random-bits(digits, bits=3)") == "random-bits(digits, bits=3)"
 
 

@@ -174,9 +174,13 @@ def test_the_same_request_again_trains_nothing_and_another_is_refused(examined):
     other = run(root, *arguments[:3], "5", *arguments[4:])
     assert other.returncode == 2 and "holds another request" in other.stderr
     brief = ("--encoder", "small_conv", "--epochs", "1", "--batch-size", "50", "--no-explain")
+    brief += ("--temperature", "0.7")
     assert run(root, "train", arguments[1], *brief, "--out", "own").returncode == 0
     of_run = run(root, "shortcuts", "own", "--out", "again")
     assert of_run.returncode == 0 and "Border" in of_run.stdout, of_run.stderr
+    own = recipes.recipe_for(root / "again" / "hardened.py", 12, 1)
+    assert own.batch_size == 50 and own.loss.keywords["temperature"] == 0.7  # the run's
+    assert own.views.func is augment.hardened and own.views.keywords["border"] == 2
     assert weights.stat().st_mtime_ns == before
     few = run(root, "shortcuts", "own", "--size", "8")
     assert few.returncode == 2 and "leave out --size" in few.stderr

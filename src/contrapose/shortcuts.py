@@ -9,6 +9,7 @@ away, whether a briefly trained h holds it, and both again with a suggestion on 
 
 import io
 import math
+import pprint
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -29,6 +30,7 @@ from contrapose.evaluation import easy_features as easy
 from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.scores import Score
 from contrapose.machine import choose_device
+from contrapose.partials import describe
 from contrapose.pictures import to_uint8
 from contrapose.report import write_shortcuts
 from contrapose.training import loop
@@ -225,7 +227,8 @@ def examine(
         "suggested": [c.suggestion for c in taken], "recipe_file": RECIPE if taken else None,
     }  # fmt: skip
     if taken:
-        text = _recipe_file(str(request["recipe"]), run, source, taken)
+        which = str(request["recipe"])
+        text = _recipe_file(which, changes, source, taken) if run is None else _of_run(run, hard)
         replace_file(folder / RECIPE, text.encode())
     drawings = _drawings(every, before, alone, source, repeated)
     buffer = io.BytesIO()
@@ -423,13 +426,33 @@ def _of(view: Tensor, *, feature: easy.Feature, seen: Callable[[Tensor], Tensor]
     return feature(seen(view))
 
 
-def _recipe_file(which: str, run: Path | None, images: ImageSet, taken: Sequence[Candidate]) -> str:
-    """A recipe of the user's own: the named one with the suggestions on top of its views."""
+def _of_run(run: Path, hard: Recipe) -> str:
+    """The recipe of a run with the suggestions on top of its views, whole."""
+    lines = [
+        f'"""{_stem(run.name)} with what `contrapose shortcuts` suggests on top of its views.',
+        "",
+        f"contrapose train DATA --recipe {RECIPE}",
+        '"""',
+        "",
+        "from contrapose.training.recipe import recipe_from",
+        "",
+        "recipe = recipe_from(",
+        f"    {pprint.pformat(describe(hard), width=96, indent=1, sort_dicts=False)}",
+        ")",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _recipe_file(
+    which: str, changes: Sequence[str], images: ImageSet, taken: Sequence[Candidate]
+) -> str:
+    """A recipe of the user's own: the named one with the changes asked for, and the suggestions on
+    top of its views."""
     settings = "".join(f", {k}={v!r}" for c in taken for k, v in c.settings.items())
     blank = tuple(k for c in taken for k in c.blank)
     name = str(Path(which).resolve()) if which.endswith(".py") else which
     lines = [
-        f'"""{Path(which).stem} with what `contrapose shortcuts` suggests on top of its views.',
+        f'"""{_stem(which)} with what `contrapose shortcuts` suggests on top of its views.',
         "",
         f"For images stored at {images.size} px. contrapose train DATA --recipe {RECIPE}",
         '"""',
@@ -438,12 +461,15 @@ def _recipe_file(which: str, run: Path | None, images: ImageSet, taken: Sequence
         "from functools import partial",
         "",
         "from contrapose import augment, recipes",
+        *(["from contrapose.partials import assign"] if changes else []),
         "",
         "",
         "def recipe(size, channels):",
         f"    found = recipes.recipe_for({name!r}, size, channels)",
-        "    views = found.views",
     ]
+    for path, _, text in (change.partition("=") for change in changes):
+        lines.append(f"    found = assign(found, {path.strip()!r}, {text.strip()!r})")
+    lines.append("    views = found.views")
     if settings:
         lines.append(f"    views = partial(augment.hardened, views=views{settings})")
     if images.constant:

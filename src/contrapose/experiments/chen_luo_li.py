@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contrapose import api, losses, recipes
+from contrapose import api, augment, losses, recipes
 from contrapose.data import ImageSet
 from contrapose.data.composed import features_of
 from contrapose.encoders import Stem, linear, mlp, resnet50, small_conv
@@ -126,6 +126,8 @@ def recipe(
             found = dataclasses.replace(found, optimizer=adamw, scaling=optim.no_scaling, lr=2e-3)
     if rate is not None:
         found = dataclasses.replace(found, scaling=optim.no_scaling, lr=rate)
+    if channels == 1:  # canvases of any size hold glyphs, which a photograph's views would undo
+        found = dataclasses.replace(found, views=partial(augment.digits))
     if classes is not None:
         found = dataclasses.replace(
             found,

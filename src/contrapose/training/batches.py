@@ -1,10 +1,11 @@
 """Which images share a batch, and which of them repel each other: what a recipe's `batches` makes.
 
-`conditional(images, batch_size, after=1)` and its like are called once, when training begins; a
+`conditional(images, batch_size, sizes=...)` and its like are called once, when training begins; a
 recipe binds the other arguments. Without one it is `drawn`: every epoch draws its images anew and
 all images of a batch repel each other.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -69,11 +70,12 @@ class Drawn:
 
 
 def conditional(
-    images: int, batch_size: int, *, after: int = 1, sizes: Sequence[int] = SIZES
+    images: int, batch_size: int, *, after: int | None = None, sizes: Sequence[int] = SIZES
 ) -> "Conditional":
     """Groups of images that an early encoder confuses repel each other, and nobody else.
 
-    The encoder as it is after `after` epochs, the finder, embeds every image and two of its views.
+    The encoder as it is after `after` epochs, the finder, embeds every image and two of its views;
+    by default at the end of the warm-up, after one epoch at least.
     Where within groups of neighbours something is known but kept too small to be felt, as a
     shortcut does to content, training goes on with such groups, the largest of `sizes` in which
     that is so: a batch of as many whole groups as fit, the loss the mean of each group's own.
@@ -82,7 +84,7 @@ def conditional(
     Raises ValueError for sizes that are no group or do not fit into a batch.
     """
     fitting = [size for size in sizes if size <= batch_size]
-    if after < 1 or not fitting or min(fitting) < 2:
+    if (after is not None and after < 1) or not fitting or min(fitting) < 2:
         raise ValueError(
             f"conditional: after={after}, sizes={tuple(sizes)} in batches of {batch_size}; use at "
             "least 1 epoch, and groups of 2 images up to a batch"
@@ -93,7 +95,9 @@ def conditional(
 
 
 class Conditional:
-    def __init__(self, images: int, batch_size: int, after: int, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, images: int, batch_size: int, after: int | None, sizes: Sequence[int]
+    ) -> None:
         self.images, self.batch_size, self.after, self.sizes = images, batch_size, after, sizes
         self.asked = False
         self.groups: Int[Tensor, "G s"] | None = None
@@ -103,9 +107,9 @@ class Conditional:
         return None if self.groups is None else self.groups.shape[1]
 
     def rehearse(self, recipe: "Recipe") -> list[int]:
-        if recipe.epochs <= self.after:
+        if recipe.epochs <= self._due(recipe):
             raise ValueError(
-                f"conditional asks after epoch {self.after}, and training ends with epoch "
+                f"conditional asks after epoch {self._due(recipe)}, and training ends with epoch "
                 f"{recipe.epochs:g}; use more epochs, or --set batches.after=... below them"
             )
         if recipe.temperature is None:
@@ -116,7 +120,7 @@ class Conditional:
         return list(self.sizes)
 
     def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
-        if self.asked or epoch < self.after:
+        if self.asked or epoch < self._due(recipe):
             return
         assert recipe.temperature is not None  # rehearsed
         draw = Generator(next(encoder.parameters()).device).manual_seed(recipe.seed)
@@ -127,6 +131,9 @@ class Conditional:
         if found is not None:
             self.groups = neighbour_groups(z, found, on_host)
         self.asked = True
+
+    def _due(self, recipe: "Recipe") -> int:
+        return max(1, math.ceil(recipe.warmup)) if self.after is None else self.after
 
     def order(self, epoch: int, seed: int) -> Int[Tensor, "n B"]:
         if self.groups is None:

@@ -51,7 +51,7 @@ def many_digits(
     different cells as large as a glyph. canvas: px, four glyphs wide by default (112 for MNIST, the
     re-implementation's). images: as many as there are glyphs by default. Features: `digit` where
     there is one, which is also the label; else `holds 0`, `holds 1` ... by number of the class, of
-    up to 100 classes.
+    up to 100 classes. Recipes take canvases above 64 px for photographs: --set views=digits.
     """
     if not 1 <= digits <= 16:
         raise ValueError(f"many-digits: digits={digits} on a canvas; use 1 to 16")

@@ -19,6 +19,7 @@ from contrapose.data.composed.sets import (
     two_digits,
 )
 from contrapose.data.images import ImageSet, NoSuchSplit
+from contrapose.data.split import hold_out
 from contrapose.partials import arguments, parse, unknown
 
 COMPOSED: dict[str, Callable[..., ImageSet]] = {
@@ -81,7 +82,7 @@ def open_call(
             # the same K glyphs in every split: a feature is whether an encoder tells them apart
             same = given.get("unique") is not None
             how = {"split": "train" if same else split, "channels": 1}
-        opened.append(_opened(name, role, part, open_set, how))
+        opened.append((_glyphs if role == "glyphs" else _opened)(name, role, part, open_set, how))
     made = function(*opened, **given)
     if channels not in (None, made.shown):
         raise ValueError(f"{text}: channels={channels}, but its images have {made.shown}")
@@ -109,6 +110,25 @@ def _opened(
         if type(error) not in (ValueError, FileNotFoundError, NoSuchSplit):
             raise
         raise type(error)(f"{name}: its {role}: {error}") from error
+
+
+def _glyphs(
+    name: str, role: str, part: str, open_set: Callable[..., ImageSet], how: dict[str, Any]
+) -> ImageSet:
+    """Of a set without a test split a fifth of the glyphs is for test and the rest for training:
+    else canvases of both would show the same ones."""
+    try:
+        found = _opened(name, role, part, open_set, how)
+    except NoSuchSplit:
+        if how["split"] != "test":
+            raise
+        found = _opened(name, role, part, open_set, how | {"split": "train"})
+        if len(found) < 2:
+            raise
+    if found.split != "all" or len(found) < 2:
+        return found
+    kept, held = hold_out(found)
+    return held if how["split"] == "test" else kept
 
 
 def _parsed(text: str) -> tuple[str, list[str], dict[str, str]]:
