@@ -1,6 +1,7 @@
 """The experiments on competing features: their jobs, their losses, their claims on made-up runs."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from contrapose.data import open_images
 from contrapose.encoders import Encoder, small_conv
 from contrapose.evaluation.local import local_maps
 from contrapose.evaluation.local_page import write_map_page
-from contrapose.experiments import batch_size, chen_luo_li, digits_on_images, random_bits
+from contrapose.experiments import (
+    batch_size,
+    chen_luo_li,
+    digits_on_images,
+    generalised_losses,
+    random_bits,
+)
 from contrapose.experiments.chen_luo_li import (
     SIMCLR,
     SUPERVISED,
@@ -188,3 +195,50 @@ def test_without_a_control_there_is_no_score():
     assert found is not None and found.score == pytest.approx((0.6 - 0.4) / (0.6 - 0.1))
     without = control | {"label": "digit"}
     assert chen_luo_li.suppression_of(results, "image", supervised=without, **at) is None
+
+
+@pytest.mark.parametrize(("gap", "holds"), [(0.01, None), (0.2, True), (-0.2, False)])
+def test_a_rule_of_scaling_is_better_only_beyond_the_noise_of_the_test_images(gap, holds):
+    """Best at the rate that the square root carries from base 1 to each batch, by `gap`; a negative
+    one is what the linear rule carries."""
+    power = 0.5 if gap > 0 else 1.0
+    rows = [
+        row(
+            {"batch": batch, "multiple": rate, "method": chen_luo_li.SIMCLR},
+            image=0.4 + abs(gap) * math.isclose(rate, (batch / 128) ** power),
+        )
+        for batch, rates in batch_size.grid(128).items()
+        for rate in rates
+    ]
+    results = Results(rows=rows, measures=batch_size.EXPERIMENT.measures)
+    claims = {c.test.__name__: c.test(results) for c in batch_size.EXPERIMENT.claims}
+    assert claims["root_carries_rates"].holds is holds, claims["root_carries_rates"].evidence
+    assert claims["impact_is_small"].holds  # all batches reach the same, within their grids
+
+
+def test_ranges_over_losses_are_told_apart_only_beyond_the_noise_of_the_test_images():
+    def verdict(deep):
+        rows = [
+            row(
+                {"loss": loss, "layers": layers, "tau": None, "weight": None},
+                image=0.4 + size * (k == 0),
+            )
+            for layers, size in ((2, 0.05), (3, 0.05), (4, deep))
+            for k, loss in enumerate(generalised_losses.LOSSES)
+        ]
+        return generalised_losses.deeper_is_more_alike(
+            Results(rows=rows, measures=generalised_losses.EXPERIMENT.measures)
+        )
+
+    assert [verdict(deep).holds for deep in (0.04, 0.0, 0.2)] == [None, True, False]
+
+
+def test_slack_is_given_once_and_not_at_each_step():
+    def rows_of(*values):
+        return Results(
+            rows=[row({"unique": 4**k}, image=v) for k, v in enumerate(values)], measures=("image",)
+        )
+
+    rises = partial(chen_luo_li.rises_over, measure="image", along="unique", slack=0.01)
+    assert rises(rows_of(0.10, 0.14, 0.135, 0.20)).holds
+    assert rises(rows_of(0.15, 0.142, 0.134, 0.2)).holds is False

@@ -332,7 +332,7 @@ def falls_over(results: Results, measure: str, along: str, *, slack: float) -> V
 def noise(results: Results, value: float) -> float:
     """Twice the standard error of the difference of two accuracies near `value`, by the test images
     alone."""
-    n = results.mean("n_test") * len(results.column("seed"))
+    n = min(row["n_test"] for row in results.rows) * len(results.column("seed"))
     return 2 * math.sqrt(2 * value * (1 - value) / n)
 
 
