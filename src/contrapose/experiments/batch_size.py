@@ -79,7 +79,7 @@ def tuning_matters(results: Results) -> Verdict:
     same = {rate: _range([row[rate] for row in table.values()]) for rate in shared}
     listed = ", ".join(f"{size:.3f} at {rate:g}" for rate, size in same.items())
     words = f"range over batches {tuned:.3f} with the rate tuned, {listed}; {_seeds(results)}"
-    if tuned < min(same.values()) < tuned + noise(results, table[min(table)][shared[0]]):
+    if abs(min(same.values()) - tuned) < noise(results, table[min(table)][shared[0]]):
         return Verdict(None, f"undecided, within the noise of the test images: {words}")
     return Verdict(all(size > tuned for size in same.values()), words)
 
