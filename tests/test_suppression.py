@@ -8,6 +8,8 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
+import contrapose
+from contrapose import explain
 from contrapose.data import open_images
 from contrapose.encoders import Encoder, none
 from contrapose.evaluation.suppression import (
@@ -112,3 +114,18 @@ def test_pictures_are_averages_without_the_bits():
     alike = scaled(found, found)
     torch.testing.assert_close(alike.std(dim=0, correction=0), torch.ones(4))
     assert not scaled(torch.ones(3, 1), torch.ones(5, 1)).any()
+
+
+def test_a_run_is_scored_against_controls_that_are_trained_for_it_once(tmp_path):
+    brief = {"epochs": 2, "encoder": "small_conv", "changes": ["backbone.width=16"]}
+    run = contrapose.train("simclr", "random-bits(digits, bits=2)", out=tmp_path / "run", **brief)
+    found = explain.suppression_of(run, features=["image", "bit 0"])
+    assert set(found) == {"image", "bit 0"}
+    assert found["image"].supervised > found["image"].chance and found["image"].n == 359
+    assert (run.path / "suppression.json").exists()
+    control = run.path / "controls" / "bit-0" / "encoder.safetensors"
+    before = control.stat().st_mtime_ns
+    assert explain.suppression_of(run, features=["image", "bit 0"]) == found
+    assert control.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="has no feature 'bit 7'"):
+        explain.suppression_of(run, features=["bit 7"])

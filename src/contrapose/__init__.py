@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from contrapose.estimator import ContrastiveEncoder as ContrastiveEncoder
     from contrapose.explain import diagnose as diagnose
     from contrapose.explain import evaluate as evaluate
+    from contrapose.explain import suppression_of as suppression_of
     from contrapose.report import write_report as write_report
     from contrapose.training.recipe import Recipe as Recipe
     from contrapose.training.run import Run as Run
@@ -37,6 +38,7 @@ _HOMES = {
     "evaluate": "contrapose.explain",
     "open_images": "contrapose.data",
     "resume": "contrapose.api",
+    "suppression_of": "contrapose.explain",
     "train": "contrapose.api",
     "write_report": "contrapose.report",
 }

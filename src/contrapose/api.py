@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import contrapose
 from contrapose import augment, encoders, recipes
@@ -152,6 +153,27 @@ def embed(
     source = images if isinstance(images, ImageSet) else run_images(run, split, images)
     size = run.read("recipe.json")["recipe"]["size"]
     return embed_images(encoder, source, size=size, device=choose_device(device)), source
+
+
+def encoder_in(
+    folder: Path,
+    recipe: Recipe,
+    images: ImageSet,
+    device: str = "auto",
+    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
+) -> Encoder:
+    """The recipe's encoder after training on all the images, from a run in `folder`: one that is
+    begun, goes on where it was stopped, or is finished already."""
+    if (folder / "recipe.json").exists():
+        run = resume(folder, recipe=recipe, images=images, device=device, watch=watch, begin=begin)
+    else:
+        run = train(
+            recipe, images, out=folder, device=device, held_out=0.0, watch=watch, begin=begin
+        )
+    encoder = build(recipe, images)  # as `Encoder.load`, for recipes of the user's own too
+    encoder.load_state_dict(load_file(run.path / "encoder.safetensors"))
+    return encoder
 
 
 def changed(

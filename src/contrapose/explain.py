@@ -6,7 +6,8 @@ the report is made.
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from contrapose import api, pictures, recipes
 from contrapose.augment import center
 from contrapose.data import ImageSet, evenly, exact_duplicates
+from contrapose.data.composed import features_of
 from contrapose.data.labels import read_labels
 from contrapose.encoders import Encoder
 from contrapose.evaluation import geometry, probes, scores
@@ -28,7 +30,9 @@ from contrapose.evaluation.features import probes_of_features
 from contrapose.evaluation.penalties import penalties
 from contrapose.evaluation.scores import Score
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
+from contrapose.evaluation.suppression import Suppression, suppression
 from contrapose.keys.contrast import InBatch
+from contrapose.losses import supcon
 from contrapose.machine import choose_device
 from contrapose.partials import unknown
 from contrapose.training.recipe import Recipe, recipe_from
@@ -37,6 +41,7 @@ from contrapose.training.signals import heat
 from contrapose.verdict import as_json, verdict, verdict_of_embeddings
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)  # at which the repulsion between rows is shown
+CONTROL = 0.1  # temperature of the SupCon that teaches a control
 LOOKED_AT = 2000  # images whose geometry, neighbours and map are shown
 PIXELS_FROM = 10_000  # training images of the control that reads raw pixels
 PIXEL_SIDE = 16  # px, side to which that control shrinks colour images (grey ones: 28)
@@ -74,6 +79,55 @@ class Subject:
 
     def embed(self, images: ImageSet) -> Embedded:
         return embed_images(self.encoder, images, size=self.recipe.size, device=self.device)
+
+
+def suppression_of(
+    run: Subject | Run | Path | str,
+    *,
+    features: Sequence[str] | None = None,
+    images: Any = None,
+    device: str = "auto",
+    recipe: Any = None,
+) -> dict[str, Suppression]:
+    """{feature: how much of it the run keeps one from reading}, against controls trained for it.
+
+    features: of those that the images have, by default all; a plain set's label is `image`. The
+    control of a feature is the run's recipe with SupCon on that feature's labels in place of its
+    loss: the same network, views, optimiser and steps. Controls lie in RUN/controls and are trained
+    once; the other control is the network before training. Writes suppression.json into the run.
+    Cost: a training for each feature. Raises ValueError for features that the images do not have.
+    """
+    subject = Subject.open(run, images, device, recipe)
+    label = features_of(subject.train)
+    names = list(label) if features is None else list(features)
+    for name in names:
+        if name not in label:
+            raise ValueError(f"{subject.train.name} has no feature {unknown(name, label)}")
+    if not names:
+        raise ValueError(f"{subject.train.name} has no labels, so nothing is known to suppress")
+    taught = replace(
+        subject.recipe, loss=partial(supcon, temperature=CONTROL), positives="class", keys=None,
+        batches=None, number_of_views=max(2, subject.recipe.number_of_views),
+    )  # fmt: skip
+    controls = {}
+    for name in names:
+        labelled_so = replace(
+            subject.train, label=label[name],
+            classes=tuple(map(str, range(int(label[name].max()) + 1))),
+            fingerprint=f"{subject.train.fingerprint}-{name}",
+        )  # fmt: skip
+        folder = subject.run.path / "controls" / "-".join(name.split())
+        controls[name] = api.encoder_in(folder, taught, labelled_so, subject.device).to(
+            subject.device
+        )
+    found = suppression(
+        subject.encoder, subject.train, subject.test, supervised=controls,
+        untrained=api.build(subject.recipe, subject.train).to(subject.device),
+        size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
+    )  # fmt: skip
+    written = {n: asdict(s) | {"score": s.score, "error": s.error} for n, s in found.items()}
+    replace_file(subject.run.path / "suppression.json", as_json_bytes(written))
+    return found
 
 
 def evaluate(

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from contrapose import api, augment, explain, recipes
@@ -201,11 +200,11 @@ def examine(
     }  # fmt: skip
     taken = [c for c in every if before[c.name][0].bits.low >= PARTLY]
     hard = replace(chosen, views=against(chosen.views, source, taken))
+    again = None
     if trained is None:
-        trained = _trained(folder / "as-it-is", chosen, source, device, watch, begin)
-        again = _trained(folder / "hardened", hard, source, device, watch, begin) if taken else None
-    else:
-        again = None
+        trained = api.encoder_in(folder / "as-it-is", chosen, source, device, watch, begin)
+        if taken:
+            again = api.encoder_in(folder / "hardened", hard, source, device, watch, begin)
     untrained = api.build(chosen, source)
     read = [
         _read(every, some, of, policy, chosen.seed, device)
@@ -325,23 +324,6 @@ def _duplicates(images: ImageSet, repeated: Any) -> dict[str, Any]:
 
 def _count(n: int, one: str, more: str) -> str:
     return f"{n:,} {one if n == 1 else more}"
-
-
-def _trained(
-    folder: Path, recipe: Recipe, images: ImageSet, device: str, watch: Any, begin: Any
-) -> Encoder:
-    """The recipe's encoder, from a run that goes on where it was stopped."""
-    if (folder / "recipe.json").exists():
-        run = api.resume(
-            folder, recipe=recipe, images=images, device=device, watch=watch, begin=begin
-        )
-    else:
-        run = api.train(
-            recipe, images, out=folder, device=device, held_out=0.0, watch=watch, begin=begin
-        )
-    encoder = api.build(recipe, images)  # as `Encoder.load`, for recipes of the user's own too
-    encoder.load_state_dict(load_file(run.path / "encoder.safetensors"))
-    return encoder
 
 
 def _brief(
