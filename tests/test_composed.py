@@ -45,6 +45,7 @@ CALLS = (
     "random-bits(digits, bits=5)",
     "random-bits(coloured(digits, colours=3), bits=2, label=colour)",
     "coloured(digits, saturation=1)",
+    "digits-on-images(digits, digits, glyph=3, placement=grid, contrast=0.3)",
 )
 every_call = pytest.mark.parametrize("call", CALLS)
 GLYPHS = open_images("digits")
@@ -180,6 +181,27 @@ def test_nine_copies_lie_where_the_notebook_puts_them(by):
                 glyph = glyphs.batch(chosen[i : i + 1])[0].int()
                 part[:] = torch.maximum(part, glyph) if by == "maximum" else part + glyph
         assert torch.equal(made[i].int(), image.clamp(max=255))
+
+
+@pytest.mark.parametrize("contrast", [0.3, 1.0])
+def test_a_digit_keeps_its_brightness_where_the_contrast_of_the_image_is_lowered(contrast):
+    under = photographs(6, 17)
+    images = digits_on_images(under, GLYPHS, glyph=8, placement="grid", contrast=contrast)
+    made, chosen = everything(images), layout(images, torch.arange(6)).glyph
+    assert chosen.shape == (6, 4)  # two by two of 8 px, and a row and a column over
+    for i in range(6):
+        ink = torch.zeros(17, 17, dtype=torch.uint8)
+        ink[:16, :16] = INK[chosen[i, 0]].tile(2, 2)
+        plain = (under.batch(torch.tensor([i]))[0] * contrast).round().byte()
+        assert torch.equal(made[i], torch.maximum(plain, ink))
+    assert torch.equal(images.features["image"], under.label)
+
+
+def test_sets_that_older_run_folders_name_have_the_fingerprint_they_had():
+    images = open_images("digits-on-images(digits, digits, unique=4, glyph=2, by=addition)")
+    assert images.fingerprint == "ba8956fff1340304"  # as written before contrast and placement
+    faint = digits_on_images(GLYPHS, GLYPHS, unique=4, glyph=2, by="addition", contrast=0.5)
+    assert faint.fingerprint != images.fingerprint
 
 
 def test_resizing_is_the_identity_at_the_same_side_and_keeps_the_ink():
@@ -446,6 +468,12 @@ ERRORS = {
     "many-digits(digits, digits=2, digits=3)": "digits is given twice",
     "digits-on-images(digits, digits, unique=9999)": "has 1,438; use 1 to 1438",
     "digits-on-images(digits, digits, glyph=3)": "glyph=3 px does not fit.*use 1 to 2",
+    "digits-on-images(digits, digits, glyph=9, placement=grid)": "does not fit.*use 1 to 8",
+    "digits-on-images(digits, digits, placement=row)": "no 'row'.*Available: apart, grid",
+    "digits-on-images(digits, digits, contrast=0)": "contrast=0; use a number above 0, up to 1",
+    "digits-on-images(digits, digits, contrast=1.5)": "contrast=1.5; use a number above 0, up to 1",
+    "digits-on-images(digits, digits, contrast=nan)": "contrast=nan: 'nan' is not of type float",
+    "digits-on-images(digits, digits, contrast=low)": "contrast=low",
     "random-bits(digits, bits=33)": "bits=33 is out of range; use 0 to 32",
     "random-bits(random-bits(digits), bits=3)": "already has random bits",
     "coloured(random-bits(digits))": "outermost, once",

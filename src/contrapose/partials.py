@@ -114,12 +114,16 @@ def arguments(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def parse(text: str, annotation: Any, request: str) -> Any:
-    """`text` as the annotated type; ValueError that repeats the request and names the type."""
+    """`text` as the annotated type; ValueError that repeats the request and names the type, or the
+    values that there are."""
     for kind in _alternatives(annotation):
         found = _read(text, kind)
         if found is not _WRONG:
             return found
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in _alternatives(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        values = map(str, typing.get_args(annotation))
+        raise ValueError(f"{request}: there is no {unknown(text, values)}")
     raise ValueError(f"{request}: {text!r} is not of type {wanted}")
 
 

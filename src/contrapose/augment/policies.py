@@ -19,20 +19,27 @@ View = Float[Tensor, "B C size size"]
 
 
 def simclr(
-    image: Image, generator: Generator, *, size: int, strength: float = 1.0, blur: bool = True
+    image: Image,
+    generator: Generator,
+    *,
+    size: int,
+    strength: float = 1.0,
+    blur: bool = True,
+    area: tuple[float, float] = (0.08, 1.0),
+    flip: float = 0.5,
 ) -> View:
-    """SimCLR, appendix A: crop of area 0.08-1, flip, colour distortion of `strength` (jitter with
-    p 0.8, grayscale with p 0.2), and Gaussian blur with p 0.5.
+    """SimCLR, appendix A: crop of area 0.08-1, flip with p 0.5, colour distortion of `strength`
+    (jitter with p 0.8, grayscale with p 0.2), and Gaussian blur with p 0.5.
     """
     n, s = len(image), 0.8 * strength
-    box, flip = _box(image, generator, area=(0.08, 1.0)), chance(n, 0.5, generator)
+    box, mirrored = _box(image, generator, area=area), chance(n, flip, generator)
     steps: list[Step] = [
         Jitter.draw(n, generator, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8),
         Grayscale.draw(n, generator, p=0.2),
     ]
     if blur:
         steps.append(Blur.draw(n, generator, side=size, p=0.5))
-    return render(image, box, size, flip=flip, steps=steps)
+    return render(image, box, size, flip=mirrored, steps=steps)
 
 
 def simclr_cifar(image: Image, generator: Generator, *, size: int, strength: float = 0.5) -> View:

@@ -85,6 +85,7 @@ def recipe(
     scale: str,
     loss: Callable[..., Any] | None = None,
     layers: int = 2,
+    views: Callable[..., Any] | None = None,
     keys: Callable[..., Any] | None = None,
     batches: Callable[..., Any] | None = None,
     rate: float | None = None,
@@ -93,10 +94,10 @@ def recipe(
 ) -> Recipe:
     """S0's recipe, scaled down as SCALES says: NT-Xent at 0.2, or this loss.
 
-    layers: of the projection head. keys: a source of keys for losses that need one. batches: which
-    images share a batch. rate: of the paper's optimiser LARS whatever the batch, at the small
-    scales too, which otherwise take AdamW. classes: learn the labels, of so many classes.
-    positives: of what an image is one.
+    layers: of the projection head. views: a policy in place of SimCLR's. keys: a source of keys for
+    losses that need one. batches: which images share a batch. rate: of the paper's optimiser LARS
+    whatever the batch, at the small scales too, which otherwise take AdamW. classes: learn the
+    labels, of so many classes. positives: of what an image is one.
     """
     at = SCALES[scale]
     small = size <= 64
@@ -128,6 +129,8 @@ def recipe(
         found = dataclasses.replace(found, scaling=optim.no_scaling, lr=rate)
     if channels == 1:  # canvases of any size hold glyphs, which a photograph's views would undo
         found = dataclasses.replace(found, views=partial(augment.digits))
+    if views is not None:
+        found = dataclasses.replace(found, views=views)
     if classes is not None:
         found = dataclasses.replace(
             found,

@@ -1,7 +1,8 @@
 """Pixels made when asked for: glyphs on a canvas or an image, constant channels, tints.
 
 Each is a `Pixels` over another one, so that a set of a million composed images costs what its parts
-cost. Arithmetic is on integers, and resizing in float64: a CPU and a GPU compose the same pixels.
+cost. Arithmetic is on integers, resizing in float64, and a product is rounded once: a CPU and a GPU
+compose the same pixels.
 """
 
 from dataclasses import dataclass, replace
@@ -67,6 +68,7 @@ class Canvas:
     """Glyphs pasted on black, or on images.
 
     by="addition": the sum, clipped at 255; "maximum": the largest value of image and glyphs.
+    contrast: every pixel of the image is multiplied by it before glyphs are pasted.
     """
 
     glyphs: UInt8[Tensor, "G H W"]
@@ -76,6 +78,7 @@ class Canvas:
     channels: int
     by: By
     base: Pixels | None = None
+    contrast: float = 1.0
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +93,7 @@ class Canvas:
         if self.base is None:
             ink = torch.cat([self._ink(piece) for piece in pieces])
             return ink.expand(-1, self.channels, -1, -1).contiguous()
-        made = self.base.batch(index).to(self.device)
+        made = scaled(self.base.batch(index).to(self.device), self.contrast)
         for piece, part in zip(pieces, torch.split(made, len(pieces[0])), strict=True):
             ink = self._ink(piece)
             if self.by == "maximum":
@@ -214,6 +217,11 @@ class Tinted:
 def binary(value: Int[Tensor, " B"], bits: int) -> Int[Tensor, "B bits"]:
     """Binary digits, the lowest first."""
     return (value[:, None] >> torch.arange(bits, device=value.device)) & 1
+
+
+def scaled(image: UInt8[Tensor, "*shape"], contrast: float) -> UInt8[Tensor, "*shape"]:
+    """contrast * image, rounded to integers; the image itself at 1."""
+    return image if contrast == 1 else image.float().mul_(contrast).round_().byte()
 
 
 def resized(glyph: UInt8[Tensor, "M H W"], side: int) -> UInt8[Tensor, "M S S"]:

@@ -1,7 +1,7 @@
 """What all composed sets have in common: pixels of their own, labels of every feature, a name."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -71,11 +71,22 @@ def assembled(
     )
 
 
-def named_as(function: Callable[..., ImageSet], *sets: str, **options: object) -> tuple[str, str]:
-    """(the set as one would ask for it, what of it is not in its shape)"""
+def named_as(
+    function: Callable[..., ImageSet], *sets: str, later: Sequence[str] = (), **options: object
+) -> tuple[str, str]:
+    """(the set as one would ask for it, what of it is not in its shape)
+
+    later: options that the function did not always have. At their default they are left out of the
+    second, which the fingerprint holds, so that run folders made before them still open.
+    """
     name = function.__name__.replace("_", "-")
     usual = {p.name: p.default for p in inspect.signature(function).parameters.values()}
-    asked = [f"{key}={value}" for key, value in options.items() if value != usual[key]]
+    changed = {key: value for key, value in options.items() if value != usual[key]}
     # whether the shape was asked for or came by itself makes no other set: `assembled` has it
-    rest = {key: value for key, value in options.items() if key not in SHAPE}
+    rest = {
+        key: value
+        for key, value in options.items()
+        if key not in SHAPE and (key in changed or key not in later)
+    }
+    asked = [f"{key}={value}" for key, value in changed.items()]
     return f"{name}({', '.join([*sets, *asked])})", f"{name} {rest}"

@@ -85,18 +85,26 @@ def digits_on_images(
     *,
     unique: int | None = None,
     glyph: int | None = None,
+    placement: Literal["apart", "grid"] = "apart",
+    contrast: float = 1.0,
     by: By = "maximum",
     label: str | None = None,
     seed: int = 0,
 ) -> ImageSet:
-    """One digit pasted nine times over each image: the digit is easy, the image is hard.
+    """Copies of one digit pasted over each image: a set with two competing features.
 
     unique=K: the digit is one of the first K glyphs, so that it carries log2 K bits; all of them by
-    default. Corners at 0.15, 0.45 and 0.75 of the side; the digit is `glyph` px wide, by default an
-    eighth of the side (28 of 224 px); the larger value wins: all as in the notebook. Features:
-    `image` (or those that the images have), `digit`, and with `unique` which `glyph` it is.
+    default. The digit is `glyph` px wide, by default an eighth of the side (28 of 224 px).
+    placement="apart": nine copies with their corners at 0.15, 0.45 and 0.75 of the side; "grid":
+    side by side from the top left, as many as fit (four of 8 px on 16 px). The larger value of
+    image and digit is taken. Size, "apart" and the larger value are the notebook's. contrast, above
+    0 and up to 1: every pixel of the image is multiplied by it first, which makes the image darker
+    and fainter beside the digit; the digit keeps its brightness. Features: `image` (or those that
+    the images have), `digit`, and with `unique` which `glyph` it is.
     """
     name = "digits-on-images"
+    if not 0 < contrast <= 1:
+        raise ValueError(f"{name}: contrast={contrast:g}; use a number above 0, up to 1")
     count = len(glyphs) if unique is None else unique
     if not 1 <= count <= len(glyphs):
         raise ValueError(
@@ -104,25 +112,20 @@ def digits_on_images(
             f"{len(glyphs):,}; use 1 to {len(glyphs)}"
         )
     size = max(1, round(images.size / 8)) if glyph is None else glyph
-    corner = torch.tensor([int(share * images.size) for share in CORNERS])
-    room = images.size - int(corner[-1])
-    if not 1 <= size <= room:
-        raise ValueError(
-            f"{name}: glyph={size} px does not fit on the {images.size} px of {images.name}, whose "
-            f"last corner is at {int(corner[-1])} px; use 1 to {room}"
-        )
+    corner = _corners(images.size, size, placement, f"the {images.size} px of {images.name}")
     _refuse_bits(name, images)
     ink, digit, notes = _ink(name, glyphs, images.size, size, count)
     which = draws.below(_key(name, images, seed), len(images), 1, count)
-    place = torch.cartesian_prod(corner, corner).expand(len(images), 9, 2)
+    place = torch.cartesian_prod(corner, corner).expand(len(images), -1, 2)
     own = {"digit": (digit[which[:, 0]], glyphs.classes)} if glyphs.classes else {}
     if unique is not None:
         own["glyph"] = which[:, 0], tuple(map(str, range(count)))
     groups = (Glyphs(which, place, size),)
-    pixels = Canvas(ink, digit, groups, images.size, images.channels, by, images.pixels)
+    pixels = Canvas(ink, digit, groups, images.size, images.channels, by, images.pixels, contrast)
     named = named_as(
-        digits_on_images, images.name, glyphs.name, unique=unique, glyph=glyph, by=by, seed=seed
-    )
+        digits_on_images, images.name, glyphs.name, unique=unique, glyph=glyph, by=by, seed=seed,
+        placement=placement, contrast=contrast, later=("placement", "contrast"),
+    )  # fmt: skip
     return with_features(assembled(named, pixels, images, glyphs, notes=notes), own, label)
 
 
@@ -224,6 +227,19 @@ def layout(images: ImageSet, index: Int[Tensor, " B"]) -> Layout:
 
 def _key(name: str, images: ImageSet, seed: int) -> int:
     return draws.key_of(name, images.split, seed)
+
+
+def _corners(side: int, size: int, placement: str, where: str) -> Int[Tensor, " k"]:
+    """Top (or left) edges in px of the copies of a digit; ValueError where the last has no room."""
+    apart = [int(share * side) for share in CORNERS]
+    room, note = side, ""
+    if placement == "apart":
+        room, note = side - apart[-1], f", whose last corner is at {apart[-1]} px"
+    if not 1 <= size <= room:
+        raise ValueError(
+            f"digits-on-images: glyph={size} px does not fit on {where}{note}; use 1 to {room}"
+        )
+    return torch.tensor(apart if placement == "apart" else range(0, side - size + 1, size))
 
 
 def _cells(key: int, n: int, digits: int, side: int, size: int) -> Int[Tensor, "N k 2"]:
