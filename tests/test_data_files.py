@@ -48,6 +48,73 @@ def test_a_class_that_one_split_lacks_moves_no_other(tmp_path: Path) -> None:
     assert test.notes["read from val/"] == 2
 
 
+def test_what_no_split_reads_is_counted(tmp_path: Path) -> None:
+    for name in ("train/a/1", "train/b/1", "test/a/1", "test/b/1", "val/a/1", "val/b/1", "more/1"):
+        photo(tmp_path / f"{name}.png")
+    photo(tmp_path / "loose.png")
+    (tmp_path / "labels.csv").write_text("")
+    for split in ("train", "test"):
+        assert open_images(tmp_path, split).notes == {
+            "in more/, not read: no split has that name": 1,
+            "in val/, not read: test/ is": 2,
+            "beside the folders of the splits, not read": 1,
+            ".csv files ignored": 1,
+            "cropped to a square": 2,
+        }
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    for name in ("bus/1", "bus/2", "car/1", "train/1", "train/2"):
+        photo(tmp_path / f"{name}.png")
+    images = open_images(tmp_path)
+    assert images.classes == ("bus", "car", "train") and len(images) == 5
+    assert images.notes["in train/, a class like the folders beside it and not a split"] == 2
+
+
+def test_a_folder_without_images_is_no_class(tmp_path: Path) -> None:
+    for name in ("a/1", "b/1"):
+        photo(tmp_path / f"{name}.png")
+    (tmp_path / "c/deeper").mkdir(parents=True)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/notes.txt").write_text("")
+    images = open_images(tmp_path)
+    assert images.classes == ("a", "b")
+    assert images.notes["folders without images, no classes"] == 2
+
+
+def test_an_image_keeps_its_name_and_place_when_others_are_left_out(tmp_path: Path) -> None:
+    for name in ("train/a/1", "train/a/2", "train/b/3", "train/b/4", "test/a/1"):
+        photo(tmp_path / f"{name}.png")
+    (tmp_path / "train/a/1.png").write_bytes(b"")
+    for memory in (2**30, 0):
+        images = open_images(tmp_path, max_bad_share=0.5, memory=memory)
+        assert images.files == ["train/a/2.png", "train/b/3.png", "train/b/4.png"]
+        assert images.index.tolist() == [1, 2, 3]
+        part = images.subset(torch.tensor([2, 0])).subset(torch.tensor([0]))
+        assert part.files == ["train/b/4.png"] and part.index.tolist() == [3]
+
+
+def test_names_that_are_no_utf8_are_read_and_shown(tmp_path: Path) -> None:
+    photo(tmp_path / "cat/1.png"), photo(tmp_path / os.fsdecode(b"ni\xf1o") / "1.png")
+    (tmp_path / os.fsdecode(b"cat/\xff.png")).write_bytes(b"junk")
+    images = open_images(tmp_path, max_bad_share=0.5)
+    assert images.classes == ("cat", "ni\\xf1o") and images.label.tolist() == [0, 1]
+    assert images.files == ["cat/1.png", "ni\\xf1o/1.png"]
+    assert images.skipped[0].path == f"{tmp_path}/cat/\\xff.png"
+
+
+def test_pipes_and_links_in_a_circle_stop_nothing(tmp_path: Path) -> None:
+    photo(tmp_path / "set/1.png"), photo(tmp_path / "set/2.png")
+    (tmp_path / "set/round.png").symlink_to("round.png")
+    os.mkfifo(tmp_path / "set/x.parquet"), os.mkfifo(tmp_path / "x.npy")
+    images = open_images(tmp_path / "set")
+    assert len(images) == 2 and images.notes["links that lead round in a circle, ignored"] == 1
+    with pytest.raises(ValueError, match=r"x\.npy: neither a folder nor a plain file"):
+        open_images(tmp_path / "x.npy")
+    os.mkfifo(tmp_path / "set/3.png")
+    assert "not a plain file" in open_images(tmp_path / "set", max_bad_share=0.5).skipped[0].reason
+
+
 def test_a_labelled_val_is_preferred_to_a_test_without_labels(tmp_path: Path) -> None:
     for name in ("train/a/1", "train/b/1", "val/a/1", "val/b/1", "test/1", "test/2"):
         photo(tmp_path / f"{name}.png")

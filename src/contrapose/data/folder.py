@@ -3,146 +3,155 @@
 Three layouts: class subfolders (`cat/1.png`; the class is the first level, deeper ones may follow),
 `train/` and `test/` (or `val/`, `validation/` ...) each holding such subfolders, or images without
 labels in any depth. Classes are the sorted subfolder names of all splits together, so that a class
-that one split lacks moves no other. One subfolder alone says nothing: its images have no label.
+that one split lacks moves no other. One subfolder alone says nothing: its images have no label. A
+subfolder without an image is no class.
 
-Hidden files are passed over; files that are no images by their suffix are counted.
+Hidden files are passed over. Everything else that is not read is counted: files that are no images
+by their suffix, and images that lie where no split reads them.
 """
 
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from contrapose.data.decode import SUFFIXES
-from contrapose.data.images import NoSuchSplit, Skipped, digest
+from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import UNLABELLED
 from contrapose.data.load import Encoded, Listing
+from contrapose.data.walk import Found, holds_images, readable, subfolders, walk
 
 SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "validation", "valid", "dev", "eval"),
     "unlabeled": ("unlabeled", "unlabelled"),
 }
+_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
 
-@dataclass
-class _Tree:
-    """What a walk found."""
+@dataclass(frozen=True)
+class _Layout:
+    """Which folders are read, and how."""
 
-    files: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)  # suffix -> files
+    parts: dict[str, Path]  # split -> its folder; "all" -> the root itself
+    classes: tuple[str, ...]  # as the folders are called
+    notes: dict[str, int] = field(default_factory=dict)  # what no split reads
 
 
 def from_folder(root: Path, split: str) -> Listing:
     """The images of `split`. Raises NoSuchSplit, PermissionError, or ValueError for no image."""
-    parts = _splits(root)
-    if not parts:
+    layout = _layout(root)
+    if "all" in layout.parts:
         if split != "train":
             raise NoSuchSplit(
                 f"{root}: no {split!r} split; name a subfolder {split}/ beside train/, or hold out"
                 " a part of the images"
             )
-        return _listing(root, "all", _classes([root]))
-    classes = _classes(list(parts.values()))
-    wanted = [parts[name] for name in SPLITS[split] if name in parts]
-    if not wanted:
-        raise NoSuchSplit(f"{root}: no {split!r} split; its subfolders are {', '.join(parts)}")
-    # the first that has classes: a test/ without labels serves less than a val/ with them
-    part = next((p for p in wanted if classes & {f.name for f in _subfolders(p)}), wanted[0])
-    return _listing(part, split, classes)
+        return _listing(root, root, "all", layout)
+    if split not in layout.parts:
+        there = ", ".join(readable(part.name) for part in layout.parts.values())
+        raise NoSuchSplit(f"{root}: no {split!r} split; its subfolders are {there}")
+    return _listing(root, layout.parts[split], split, layout)
 
 
-def _listing(part: Path, split: str, classes: set[str]) -> Listing:
-    names = sorted(classes)
-    tree = _Tree()
-    _walk(part, tree, ())
-    _report_nothing(part, tree)
-    # by parts of the path, so that the order is that of the classes whatever their names
-    tree.files.sort(key=lambda name: Path(name).parts)
-    place = {name: k for k, name in enumerate(names)}
-    depth = len(part.parts)
-    first = [parts[depth] if len(parts := Path(f).parts) > depth + 1 else "" for f in tree.files]
-    notes = {f"{suffix} files ignored": n for suffix, n in sorted(tree.ignored.items())}
+def _listing(root: Path, part: Path, split: str, layout: _Layout) -> Listing:
+    found = walk(part)
+    _report_nothing(part, found)
+    notes = layout.notes | found.notes()
     if part.name.lower() not in (split, "train") and split != "all":
-        notes[f"read from {part.name}/"] = len(tree.files)
+        notes[f"read from {readable(part.name)}/"] = len(found.files)
     source = Encoded(
-        tree.files,
-        open=lambda i: open(tree.files[i], "rb"),
-        stamp=lambda: _stamp(tree, part),
+        found.files,
+        open=lambda i: open(found.files[i], "rb"),
+        stamp=lambda: _stamp(found, part),
         place=str(part.resolve()),
     )
-    if not names:
-        return Listing(source, split, skipped=tuple(tree.skipped), notes=notes)
+    names = [readable(Path(name).relative_to(root).as_posix()) for name in found.files]
+    skipped = tuple(found.skipped)
+    if not layout.classes:
+        return Listing(source, split, skipped=skipped, notes=notes, names=names)
+    place = {name: k for k, name in enumerate(layout.classes)}
+    depth = len(part.parts)
+    first = [parts[depth] if len(parts := Path(f).parts) > depth + 1 else "" for f in found.files]
     label = torch.tensor([place.get(name, UNLABELLED) for name in first], dtype=torch.int64)
     if outside := int((label < 0).sum()):
         notes["outside the class subfolders, without label"] = outside
-    return Listing(source, split, label, tuple(names), tuple(tree.skipped), notes)
+    classes = tuple(readable(name) for name in layout.classes)
+    return Listing(source, split, label, classes, skipped, notes, names)
 
 
-def _splits(root: Path) -> dict[str, Path]:
-    """The split subfolders by lower-case name; none unless there is a train/ or nothing else."""
-    known = {name for names in SPLITS.values() for name in names}
-    folders = _subfolders(root)
-    found = {folder.name.lower(): folder for folder in folders if folder.name.lower() in known}
-    training = any(name in found for name in SPLITS["train"])
-    return found if training or len(found) == len(folders) else {}
+def _layout(root: Path) -> _Layout:
+    """Splits if there is a train/ or nothing else; or all of the root.
+
+    A train/ without classes, beside other folders of images and no other split, is called like a
+    split but is a class: bus/ car/ train/.
+    """
+    folders = [folder for folder in subfolders(root) if holds_images(folder)]
+    named = [folder for folder in folders if folder.name.lower() in _SPLIT_OF]
+    others = [folder for folder in folders if folder not in named]
+    training = [f for f in named if _SPLIT_OF[f.name.lower()] == "train"]
+    if not named or (others and not training):
+        return _Layout({"all": root}, *_classes([root]))
+    if others and named == training and len(named) == 1 and not _classes(training)[0]:
+        classes, notes = _classes([root])
+        said = f"in {named[0].name}/, a class like the folders beside it and not a split"
+        return _Layout({"all": root}, classes, notes | {said: len(walk(named[0]).files)})
+    classes, notes = _classes(named)
+    parts: dict[str, Path] = {}
+    for split, names in SPLITS.items():
+        wanted = [f for name in names for f in named if f.name.lower() == name]
+        # the first that has classes: a test/ without labels serves less than a val/ with them
+        has_classes = (p for p in wanted if set(classes) & {f.name for f in subfolders(p)})
+        if wanted:
+            parts[split] = next(has_classes, wanted[0])
+    return _Layout(parts, classes, notes | _beside(root, parts, folders))
 
 
-def _classes(parts: list[Path]) -> set[str]:
-    """The subfolder names of the splits that have two or more: one folder is no distinction."""
-    names = [[folder.name for folder in _subfolders(part)] for part in parts]
-    return {name for found in names if len(found) > 1 for name in found}
+def _classes(parts: list[Path]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The subfolders with images of the splits that have two or more, since one folder is no
+    distinction; and a count of those without."""
+    every = [subfolders(part) for part in parts]
+    full = [[folder.name for folder in found if holds_images(folder)] for found in every]
+    classes = {name for found in full for name in found if len(found) > 1}
+    empty = {f.name for found in every for f in found} - {name for found in full for name in found}
+    notes = {"folders without images, no classes": len(empty)} if empty and classes else {}
+    return tuple(sorted(classes)), notes
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not hidden(p.name))
-
-
-def _walk(folder: Path, tree: _Tree, above: tuple[tuple[int, int], ...]) -> None:
-    # `above` holds the folders on the way here: a link back to one of them is not followed again
-    stat = os.stat(folder)
-    here = (stat.st_dev, stat.st_ino)
-    if here in above:
-        tree.ignored["link to a folder above;"] += 1
-        return
-    for entry in os.scandir(folder):
-        if hidden(entry.name):
+def _beside(root: Path, parts: dict[str, Path], folders: list[Path]) -> dict[str, int]:
+    """What lies beside the folders that the splits are read from."""
+    notes = {}
+    for folder in folders:
+        if folder in parts.values():
             continue
-        if entry.is_dir():
-            _walk(Path(entry.path), tree, (*above, here))
-        elif (suffix := os.path.splitext(entry.name)[1].lower()) not in SUFFIXES:
-            tree.ignored[suffix or "suffixless"] += 1
-        elif entry.is_file():
-            tree.files.append(entry.path)
-        else:
-            tree.skipped.append(Skipped(entry.path, "a broken link, or not a plain file"))
+        other = parts.get(_SPLIT_OF.get(folder.name.lower(), ""))
+        why = f"{readable(other.name)}/ is" if other else "no split has that name"
+        notes[f"in {readable(folder.name)}/, not read: {why}"] = len(walk(folder).files)
+    loose = walk(root, deep=False)
+    if loose.files:
+        notes["beside the folders of the splits, not read"] = len(loose.files)
+    return notes | loose.notes()
 
 
-def hidden(name: str) -> bool:
-    """Whether a name *inside* a set says "not part of it"; names above the set say nothing."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _report_nothing(part: Path, tree: _Tree) -> None:
-    if tree.files:
+def _report_nothing(part: Path, found: Found) -> None:
+    if found.files:
         return
-    if tree.skipped:
-        raise ValueError(f"{part}: no readable image; {tree.skipped[0].path} is a broken link")
-    if not tree.ignored:
+    if found.skipped:
+        first = found.skipped[0]
+        raise ValueError(f"{part}: no readable image; {first.path} is {first.reason}")
+    if not found.ignored:
         raise ValueError(f"{part}: the folder is empty; put images in it, or name another")
-    found = ", ".join(f"{n:,} {suffix}" for suffix, n in tree.ignored.most_common(5))
+    listed = ", ".join(f"{n:,} {suffix}" for suffix, n in found.ignored.most_common(5))
     raise ValueError(
-        f"{part}: no image in the folder or below, only {found};"
+        f"{part}: no image in the folder or below, only {listed};"
         f" readable are {' '.join(sorted(SUFFIXES))}"
     )
 
 
-def _stamp(tree: _Tree, part: Path) -> bytes:
+def _stamp(found: Found, part: Path) -> bytes:
     parts = []
-    for name in tree.files:
+    for name in found.files:
         stat = os.stat(name)
         parts.append(f"{os.path.relpath(name, part)}\0{stat.st_size}\0{stat.st_mtime_ns}")
     return digest("\n".join(parts).encode("utf-8", "surrogateescape")).encode()

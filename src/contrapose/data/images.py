@@ -34,6 +34,28 @@ class Skipped:
 
 
 @runtime_checkable
+class Names(Protocol):
+    """What the images of a source are called, by their position in it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> str: ...
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Names of images that have none of their own: `digits[7]`."""
+
+    what: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int, /) -> str:
+        return f"{self.what}[{i}]"
+
+
+@runtime_checkable
 class Source(Protocol):
     """N images before decoding: files, Parquet rows or array rows."""
 
@@ -155,6 +177,8 @@ class ImageSet:
     notes: Mapping[str, int] = field(default_factory=dict)  # what was converted -> images
     features: Mapping[str, Int[Tensor, " N"]] = field(default_factory=dict)  # composed: all labels
     constant: int = 0  # of the channels, the last ones that hold one value per image: no picture
+    names: Names = ()  # of all images of the source, those that were left out too
+    origin: Int[Tensor, " N"] | None = None  # position of each image in the source; None = in order
 
     def __post_init__(self) -> None:
         labels = [*self.features.values(), *([] if self.label is None else [self.label])]
@@ -187,6 +211,17 @@ class ImageSet:
     def in_memory(self) -> bool:
         return isinstance(self.pixels, InMemory)
 
+    @property
+    def index(self) -> Int[Tensor, " N"]:
+        """Position of each image in the source, counted before anything was left out."""
+        return torch.arange(len(self)) if self.origin is None else self.origin
+
+    @property
+    def files(self) -> list[str]:
+        """Name of each image: its path below the folder, `shard.parquet:row`, or `array[row]`."""
+        names = self.names or Numbered(self.name, len(self))
+        return [names[i] for i in self.index.tolist()]
+
     def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
         """The images at `index`, in that order, on `device`. Raises ValueError for a file that
         fails to decode, IndexError for a position outside the set."""
@@ -201,6 +236,7 @@ class ImageSet:
             self,
             pixels=self.pixels.subset(place),
             label=None if self.label is None else self.label[place],
+            origin=self.index[place],
             features={name: label[place] for name, label in self.features.items()},
             fingerprint=digest(self.fingerprint.encode(), place.numpy().tobytes()),
         )

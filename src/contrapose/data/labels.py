@@ -1,138 +1,224 @@
 """Labels as the rest of the library wants them: int64 [N], 0..C-1 in the order of `classes`, and
--1 for an image without a label."""
+-1 for an image without a label.
 
-import csv
-from collections import Counter
+"No label" is told in many ways, and all of them mean the same wherever labels come in: -1, NaN,
+None, null, a masked value, a missing line, and the words of `NO_LABEL`.
+"""
+
+import decimal
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from contrapose.data.label_table import read_table
+
 UNLABELLED = -1
+NO_LABEL = frozenset(
+    {"", "-1", "-1.0", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "NaT"}
+)  # not `none` and `NA`, which are classes somewhere (no defect; Namibia)
+
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0+)?")
 
 
 def encode(
-    y: np.ndarray,
+    y: object,
     n: int,
     *,
     names: Sequence[str] | None = None,
-    also: Sequence[np.ndarray] = (),
+    also: Sequence[object] = (),
     what: str = "labels",
 ) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
-    """Integers, bools or strings -> (label [N], classes).
+    """Integers, whole floats, bools, strings or bytes -> (label [N], classes).
 
     With `names`, integer k is class `names[k]`. Without, the classes are the sorted values found in
-    `y` and in `also` (the labels of the other splits). -1 and "" mean: no label.
+    `y` and in `also` (the labels of the other splits); bools are the classes False and True.
     Raises ValueError for another length, shape, type or range.
     """
-    y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1:
-        raise ValueError(f"{what}: shape {list(y.shape)}; expected one label for each image, [N]")
-    if len(y) != n:
-        raise ValueError(f"{what}: {len(y):,} labels for {n:,} images; expected one for each")
-    if y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.rint(y)).all():
-        y = y.astype(np.int64)
+    found = plain(y, what)
+    if len(found) != n:
+        raise ValueError(f"{what}: {len(found):,} labels for {n:,} images; expected one for each")
+    others = [plain(other, what) for other in also]
+    if any(part.dtype.kind == "U" for part in (found, *others) if len(part)):
+        found, *others = (_as_words(part) for part in (found, *others))
+        classes = sorted({*np.unique(np.concatenate([found, *others])).tolist()} - {""})
+        place = {word: k for k, word in enumerate(classes)}
+        label = torch.tensor([place.get(word, UNLABELLED) for word in found.tolist()])
+        return label.long(), tuple(classes)
+    if names is not None:
+        if len(found) and found.max() >= len(names):
+            raise ValueError(
+                f"{what}: class {int(found.max())} at position {int(found.argmax())}, but only"
+                f" {len(names)} class names (0 to {len(names) - 1})"
+            )
+        return torch.from_numpy(found), tuple(names)
+    values = np.unique(np.concatenate([found, *others]))
+    values = values[values >= 0]
+    number = np.where(found < 0, UNLABELLED, np.searchsorted(values, found))
+    return torch.from_numpy(number), tuple(str(value) for value in values)
+
+
+def plain(y: object, what: str) -> np.ndarray:
+    """Labels of any type as int64 with -1, or as strings with "", where there is no label.
+
+    Raises ValueError that names `what` and the type for values that name no classes.
+    """
+    return _plain(_one_axis(y, what), what)
+
+
+def read_labels(
+    labels: object, names: Sequence[str], column: str | None = None
+) -> tuple[Int[Tensor, " N"], tuple[str, ...], dict[str, int]]:
+    """The `labels` of the user for the images called `names`: an array, or a .npy, .csv or .tsv.
+
+    A table holds one label a line in the order of the images, or a column of files and one of
+    labels (`column`); see `label_table`. Also returns what is to be said: how many got no label.
+    """
+    notes: dict[str, int] = {}
+    what = "labels"
+    if isinstance(labels, str | Path):
+        path = Path(labels).expanduser()
+        what = f"labels={str(path)!r}"
+        if not path.exists():
+            raise FileNotFoundError(f"labels={str(labels)!r}: no such file; use a .npy or a .csv")
+        if not path.is_file():
+            raise ValueError(f"{what}: not a plain file; save the labels as a .npy or a .csv")
+        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            words, notes = read_table(path, names, column)
+            y: Any = _numbers(words)
+        elif path.suffix.lower() == ".npy":
+            try:
+                y = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError, OSError) as error:
+                raise ValueError(f"{what}: {error}") from None
+        else:
+            raise ValueError(f"{what}: expected a .npy, .csv or .tsv file")
+    else:
+        y = labels
+    label, classes = encode(y, len(names), what=what)
+    if without := int((label < 0).sum()):
+        notes["without a label"] = without
+    return label, classes, notes
+
+
+def _plain(y: np.ndarray, what: str) -> np.ndarray:
+    if isinstance(y, np.ma.MaskedArray):
+        mask, y = np.ma.getmaskarray(y), np.ma.getdata(y).astype(object)
+        y[mask] = None
+    if y.dtype.kind == "O":
+        y = _of_objects(y, what)
     if y.dtype.kind == "b":
-        y = y.astype(np.int64)
+        return y.astype(str)
     if y.dtype.kind == "S":
-        y = np.char.decode(y, "utf-8")
+        y = np.array([_word(word) for word in y.tolist()], str)
     if y.dtype.kind == "U":
-        return _words(y, [str(word) for other in also for word in np.asarray(other).ravel()])
+        return np.array(["" if word in NO_LABEL else word for word in y.tolist()], str)
+    if y.dtype.kind == "f":
+        y = _of_floats(y, what)
     if y.dtype.kind not in "iu":
         raise ValueError(f"{what}: values of type {y.dtype}; expected integers or strings")
-    y = y.astype(np.int64)
     if len(y) and y.min() < UNLABELLED:
         raise ValueError(
             f"{what}: value {int(y.min())} at position {int(y.argmin())}; classes count from 0,"
             " and -1 means no label"
         )
-    if names is not None:
-        if len(y) and y.max() >= len(names):
-            raise ValueError(
-                f"{what}: class {int(y.max())} at position {int(y.argmax())}, but only"
-                f" {len(names)} class names (0 to {len(names) - 1})"
-            )
-        return torch.from_numpy(y), tuple(names)
-    values = np.unique(np.concatenate([y, *(np.asarray(o).ravel().astype(np.int64) for o in also)]))
-    values = values[values >= 0]
-    label = np.where(y < 0, UNLABELLED, np.searchsorted(values, y))
-    return torch.from_numpy(label), tuple(str(value) for value in values)
+    if len(y) and int(y.max()) > np.iinfo(np.int64).max:
+        return y.astype(str)
+    return y.astype(np.int64)
 
 
-def read_labels(
-    labels: object, names: Sequence[str]
-) -> tuple[Int[Tensor, " N"], tuple[str, ...], int]:
-    """The `labels` of the user for the images called `names`: an array, or a .npy or .csv file.
-
-    A .csv holds one label a line in the order of the images, or `file,label`; a first line `label`
-    or `file,label` is a heading. Also returns how many images got no label.
-    """
-    if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"labels={str(labels)!r}: no such file; use a .npy or a .csv")
-        if path.suffix == ".csv":
-            y = _csv(path, names)
-        elif path.suffix == ".npy":
-            try:
-                y = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"labels={str(path)!r}: {error}") from None
-        else:
-            raise ValueError(f"labels={str(path)!r}: expected a .npy or a .csv file")
-        what = str(path)
-    else:
-        y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-        what = "labels"
-    label, classes = encode(y, len(names), what=what)
-    return label, classes, int((label < 0).sum())
-
-
-def _words(y: np.ndarray, also: list[str]) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
-    classes = sorted({*(str(word) for word in y), *also} - {""})
-    place = {word: k for k, word in enumerate(classes)}
-    label = torch.tensor([place.get(str(word), UNLABELLED) for word in y], dtype=torch.int64)
-    return label, tuple(classes)
-
-
-def _csv(path: Path, names: Sequence[str]) -> np.ndarray:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in csv.reader(file) if line]
-    if not lines:
-        raise ValueError(f"labels={str(path)!r}: the file is empty")
-    if lines[0][-1].strip().lower() in ("label", "labels", "class"):
-        lines = lines[1:]
-    if all(len(line) == 1 for line in lines):
-        return _numbers([line[0].strip() for line in lines])
-    if not all(len(line) == 2 for line in lines):
-        raise ValueError(f"labels={str(path)!r}: expected one column (label) or two (file,label)")
-    place = {tail: k for k, name in enumerate(names) for tail in _tails(name)}
-    count = Counter(tail for name in names for tail in _tails(name))
-    words = [""] * len(names)
-    for file_name, word in lines:
-        if count[file_name.strip()] != 1:
-            problem = "no image" if count[file_name.strip()] == 0 else "several images"
-            raise ValueError(
-                f"labels={str(path)!r}: {file_name!r} names {problem} of the set"
-                f" (whose first is {names[0]!r})"
-            )
-        words[place[file_name.strip()]] = word.strip()
-    return _numbers(words)
-
-
-def _numbers(words: list[str]) -> np.ndarray:
+def _one_axis(y: object, what: str) -> np.ndarray:
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        y = (y.float() if y.dtype == torch.bfloat16 else y).numpy()
     try:
-        return np.array([int(word) if word else UNLABELLED for word in words])
+        array = y if isinstance(y, np.ndarray) else np.asarray(y)
     except ValueError:
-        return np.array(words)
+        raise ValueError(f"{what}: rows of different lengths; expected one label each") from None
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{what}: shape {list(array.shape)}; expected one label for each, [N]")
+    return array
 
 
-def _tails(name: str) -> list[str]:
-    """a/b/c.png -> a/b/c.png, b/c.png, c.png"""
-    parts = Path(name).parts
-    return [name, *("/".join(parts[k:]) for k in range(1, len(parts)))]
+def _of_objects(y: np.ndarray, what: str) -> np.ndarray:
+    """Python objects, as pandas and Arrow give them, as integers or strings."""
+    values = [None if _missing(value) else value for value in y.tolist()]
+    kinds = {_kind(value, what, i) for i, value in enumerate(values) if value is not None}
+    if len(kinds) > 1:
+        raise ValueError(f"{what}: {' and '.join(sorted(kinds))} mixed; use one of them")
+    if kinds == {"strings"}:
+        return np.array(["" if v is None else _word(v) for v in values], str)
+    if kinds == {"bools"}:
+        return np.array(["" if v is None else str(bool(v)) for v in values], str)
+    whole = [UNLABELLED if v is None else int(v) for v in values]
+    large = any(abs(v) > np.iinfo(np.int64).max for v in whole)
+    return np.array([str(v) for v in whole], str) if large else np.array(whole, np.int64)
+
+
+def _word(value: str | bytes) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def _missing(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas
+        return True
+    if isinstance(value, decimal.Decimal):
+        return value.is_nan()
+    return isinstance(value, float | np.floating) and math.isnan(value)
+
+
+def _kind(value: Any, what: str, i: int) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "bools"
+    if isinstance(value, str | bytes):
+        return "strings"
+    if isinstance(value, int | np.integer):
+        return "numbers"
+    if isinstance(value, float | np.floating | decimal.Decimal) and _whole(value):
+        return "numbers"
+    raise ValueError(
+        f"{what}: {value!r} at position {i} is of type {type(value).__name__}; expected whole"
+        " numbers or strings"
+    )
+
+
+def _whole(value: Any) -> bool:
+    return math.isfinite(value) and value == int(value)
+
+
+def _of_floats(y: np.ndarray, what: str) -> np.ndarray:
+    kind, y = y.dtype, y.astype(np.float64)
+    known = ~np.isnan(y)
+    wrong = known & ~((np.abs(y) < 2**53) & (y == np.rint(y)))
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ValueError(
+            f"{what}: values of type {kind} such as {y[first]:g} at position {first}; expected"
+            " whole numbers or strings"
+        )
+    return np.where(known, y, UNLABELLED).astype(np.int64)
+
+
+def _as_words(y: np.ndarray) -> np.ndarray:
+    if y.dtype.kind == "U":
+        return y
+    return np.where(y < 0, "", y.astype(str))
+
+
+def _numbers(words: list[str]) -> np.ndarray | list[str]:
+    """The words as integers where every one is (1, or 1.0 as pandas writes them beside a gap);
+    007 stays a word."""
+    number: dict[str, int] = {}
+    for word in {word for word in words if word not in NO_LABEL}:
+        if not _WHOLE.fullmatch(word):
+            return words
+        number[word] = int(word.partition(".")[0])
+    return np.array([number.get(word, UNLABELLED) for word in words], np.int64)

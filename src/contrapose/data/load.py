@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from contrapose.data.images import (
     TINY,
     ImageSet,
     InMemory,
+    Names,
+    Numbered,
     OnAccess,
     Pixels,
     Skipped,
@@ -29,6 +32,7 @@ from contrapose.data.images import (
     reason,
 )
 from contrapose.data.threads import chunks, each
+from contrapose.data.walk import readable
 
 _USUAL_SIDE = 224  # px, for photographs of different sizes
 _LARGEST_OWN_SIDE = 256  # px; a side that all images share is kept up to here
@@ -46,6 +50,7 @@ class Listing:
     classes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
+    names: Names = ()  # of the images, for people; () = by number
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +66,7 @@ class Encoded:
         return len(self.names)
 
     def name(self, i: int) -> str:
-        return self.names[i]
+        return readable(self.names[i])
 
     def headers(self, index: Sequence[int]) -> list[Header | Exception]:
         found: list[Header | Exception] = []
@@ -134,7 +139,7 @@ def load(
     shape = repr((len(pixels), pixels.channels, pixels.side)).encode()
     labels = b"" if label is None else label.numpy().tobytes()
     return ImageSet(
-        name=name,
+        name=readable(name),
         split=listing.split,
         pixels=pixels,
         label=label,
@@ -144,6 +149,8 @@ def load(
         fingerprint=digest(shape, content, labels, "\n".join(classes).encode()),
         skipped=(*listing.skipped, *(bad[i] for i in sorted(bad))),
         notes={**listing.notes, **notes},
+        names=listing.names or Numbered(Path(name).name, len(source)),
+        origin=torch.tensor(good, dtype=torch.int64),
     )
 
 

@@ -17,10 +17,11 @@ from contrapose.data.arrays import from_array
 from contrapose.data.folder import from_folder
 from contrapose.data.images import NoSuchSplit
 from contrapose.data.load import Listing
-from contrapose.data.parquet import from_parquet, shards
+from contrapose.data.parquet import shards
 from contrapose.data.split import stratified
 
 Read = Callable[[Path, str, bool], Listing]  # root, split, download
+ReadParquet = Callable[[Path, str], Listing]  # folder of shards, split
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,17 @@ NAMED: dict[str, NamedSet] = {
 
 
 def from_named(
-    name: str, split: str, root: Path, download: bool, memory: int
+    name: str, split: str, root: Path, download: bool, read: ReadParquet
 ) -> tuple[str, Listing]:
-    """(what was read, its listing). Raises FileNotFoundError saying where it looked."""
+    """(what was read, its listing). `read` reads a folder of shards.
+
+    Raises FileNotFoundError saying where it looked.
+    """
     entry = NAMED[name]
     if split not in entry.splits:
         raise NoSuchSplit(f"{name}: no split {split!r}; it has {', '.join(entry.splits)}")
     if folder := _parquet(name, root):
-        return folder.name, from_parquet(folder, split, memory)
+        return folder.name, read(folder, split)
     if (root / name / "train").is_dir():
         return name, from_folder(root / name, split)
     if download and not entry.download:

@@ -17,9 +17,11 @@ from contrapose.data.decode import SUFFIXES, Fit
 from contrapose.data.folder import from_folder
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.labels import read_labels
-from contrapose.data.load import Listing, load
-from contrapose.data.named import NAMED, from_named
+from contrapose.data.load import Encoded, Listing, load
+from contrapose.data.named import NAMED, ReadParquet, from_named
 from contrapose.data.parquet import from_parquet, shards
+from contrapose.data.parquet_columns import has_images
+from contrapose.data.walk import holds_images
 
 Split = Literal["train", "test", "unlabeled"]
 Images = str | PathLike[str] | np.ndarray | Tensor | tuple[object, object] | list[object]
@@ -34,6 +36,8 @@ def open_images(
     root: str | Path | None = None,
     download: bool = False,
     labels: object = None,
+    label_column: str | None = None,
+    image_column: str | None = None,
     fit: Fit = "crop",
     max_bad_share: float = 0.05,
     memory: int = 4 * 2**30,
@@ -48,7 +52,8 @@ def open_images(
     short side, at most 224. `channels`: None is 1 if every image is grey, else 3. A test split is
     best opened with the `size` and `channels` of its train split.
     `root`: where named sets lie, else $CONTRAPOSE_DATA, else ~/.cache/contrapose.
-    `labels`: an array, a .npy, or a .csv with one label a line or `file,label`.
+    `labels`: an array, a .npy, or a .csv with one label a line or columns of files and labels.
+    `label_column`, `image_column`: those of a .csv or of Parquet shards that have several.
     `fit`: "crop" cuts the centre square out of an image, "pad" adds black bars.
     `max_bad_share`: share of unreadable images above which the set is refused.
     `memory` in bytes: what needs more decodes on access instead of becoming one tensor.
@@ -66,11 +71,15 @@ def open_images(
         )  # fmt: skip
         return open_call(source, split, again, size=size, channels=channels)
     if isinstance(source, str | PathLike):
-        name, listing = _from_name(str(source), split, root, download, memory)
+        read = partial(
+            from_parquet, memory=memory, label_column=label_column if labels is None else None,
+            image_column=image_column,
+        )  # fmt: skip
+        name, listing = _from_name(str(source), split, root, download, read)
     else:
         name, listing = "array", _from_values(source, split)
     if labels is not None:
-        listing = _relabel(listing, labels)
+        listing = _relabel(listing, labels, label_column)
     return load(
         listing,
         name=name,
@@ -83,29 +92,35 @@ def open_images(
 
 
 def _from_name(
-    source: str, split: str, root: str | Path | None, download: bool, memory: int
+    source: str, split: str, root: str | Path | None, download: bool, read: ReadParquet
 ) -> tuple[str, Listing]:
     where = data_root(root)
     if source in NAMED:
-        return from_named(source, split, where, download, memory)
+        return from_named(source, split, where, download, read)
     path = Path(source).expanduser()
     if not path.exists() and (where / source).exists():
         path = where / source
     if not path.exists():
         raise _unknown(source, path, where)
-    return source, _from_path(path, split, memory)
+    return source, _from_path(path, split, read)
 
 
-def _from_path(path: Path, split: str, memory: int) -> Listing:
+def _from_path(path: Path, split: str, read: ReadParquet) -> Listing:
     if path.is_dir():
-        return from_parquet(path, split, memory) if shards(path) else from_folder(path, split)
+        found = shards(path)
+        # a table of something else beside images is no set of shards
+        if found and (has_images(found[0]) or not holds_images(path)):
+            return read(path, split)
+        return from_folder(path, split)
+    if not path.is_file():
+        raise ValueError(f"{path}: neither a folder nor a plain file")
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return from_npz(path, split)
     if suffix == ".npy":
         return from_npy(path, split)
     if suffix == ".parquet":
-        return from_parquet(path, split, memory)
+        return read(path, split)
     if suffix in SUFFIXES:
         raise ValueError(f"{path}: one image; name the folder that holds it")
     raise ValueError(f"{path}: not a set of images; use a folder, or a .npz, .npy or .parquet file")
@@ -125,11 +140,13 @@ def _from_values(source: object, split: str) -> Listing:
     return from_array(source)
 
 
-def _relabel(listing: Listing, labels: object) -> Listing:
-    names = [listing.source.name(i) for i in range(len(listing.source))]
-    label, classes, without = read_labels(labels, names)
-    notes = dict(listing.notes) | ({"without a label": without} if without else {})
-    return replace(listing, label=label, classes=classes, notes=notes)
+def _relabel(listing: Listing, labels: object, column: str | None) -> Listing:
+    source = listing.source
+    names = source.names if isinstance(source, Encoded) else None
+    if names is None:
+        names = [source.name(i) for i in range(len(source))]
+    label, classes, notes = read_labels(labels, names, column)
+    return replace(listing, label=label, classes=classes, notes={**listing.notes, **notes})
 
 
 def _unknown(source: str, path: Path, where: Path) -> Exception:

@@ -6,7 +6,6 @@ cache folder and mapped from there: Parquet itself has no random access.
 """
 
 import io
-import json
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -16,24 +15,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from contrapose.data.cache import cache_root
 from contrapose.data.decode import BinaryFile
-from contrapose.data.folder import SPLITS, hidden
+from contrapose.data.folder import SPLITS
 from contrapose.data.images import NoSuchSplit, digest
-from contrapose.data.labels import UNLABELLED, encode
+from contrapose.data.labels import encode
 from contrapose.data.load import Encoded, Listing
-
-_IMAGE = ("image", "img", "images")
-_LABEL = ("label", "labels", "fine_label", "class", "target")
-
-
-@dataclass(frozen=True)
-class _Columns:
-    image: str
-    label: str | None
-    classes: tuple[str, ...] | None  # None = not named in the schema
+from contrapose.data.parquet_columns import (
+    Columns,
+    choose,
+    damaged,
+    labels_of,
+    open_shard,
+    read_column,
+)
+from contrapose.data.walk import files_with, readable, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +60,33 @@ class _Column:
             raise ValueError(f"its path {name!r} leads out of the folder")
         return open(self.folder / name, "rb")
 
+    def files(self) -> set[str]:
+        """The files that rows without bytes refer to."""
+        found = set()
+        for data, names in zip(self.bytes, self.path, strict=True):
+            if names is not None and data.null_count:
+                where = pc.and_(data.is_null(), names.is_valid())
+                found |= {self.folder / name for name in names.filter(where).to_pylist()}
+        return {os.path.realpath(file) for file in found}
+
 
 def shards(root: Path) -> list[Path]:
-    """The Parquet files of a folder, in order, also in `data/` and one level deeper."""
-    found = {
-        p for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet") for p in root.glob(pattern)
-    }
-    return sorted(p for p in found if not any(map(hidden, p.relative_to(root).parts)))
+    """The Parquet files below a folder, in order; hidden ones are no part of the set."""
+    return files_with(root, ".parquet")
 
 
-def from_parquet(root: Path, split: str, memory: int) -> Listing:
-    """The images of `split` in a folder of shards, or in one `.parquet` file."""
+def from_parquet(
+    root: Path,
+    split: str,
+    memory: int,
+    *,
+    label_column: str | None = None,
+    image_column: str | None = None,
+) -> Listing:
+    """The images of `split` in a folder of shards, or in one `.parquet` file.
+
+    A column that is not asked for is chosen by its usual name; of several it has to be asked for.
+    """
     files = shards(root) if root.is_dir() else [root]
     by_split: dict[str, list[Path]] = {}
     for file in files:
@@ -83,22 +96,51 @@ def from_parquet(root: Path, split: str, memory: int) -> Listing:
         raise NoSuchSplit(
             f"{root}: no {split!r} split; its shards are of {', '.join(sorted(by_split))}"
         )
-    columns = _columns(chosen[0])
+    columns = choose(chosen, image=image_column, label=label_column)
+    rows = [open_shard(file).metadata.num_rows for file in chosen]
     column = _read(chosen, columns.image, memory)
-    names = [f"{file}[{row}]" for file in chosen for row in range(_open(file).metadata.num_rows)]
+    names = [f"{file}[{row}]" for file, n in zip(chosen, rows, strict=True) for row in range(n)]
     source = Encoded(names, column.open, lambda: _stamp(chosen), place=str(root.resolve()))
+    above = root if root.is_dir() else root.parent
+    shown = [readable(file.relative_to(above).as_posix()) for file in chosen]
+    short = [f"{file}:{row}" for file, n in zip(shown, rows, strict=True) for row in range(n)]
     found = split if chosen is by_split.get(split) and len(by_split) > 1 else "all"
+    notes = _notes(columns, len(names))
+    if found != "all" and "all" in by_split:
+        lost = by_split["all"]
+        which = f"{readable(lost[0].name)}{' ...' if len(lost) > 1 else ''}"
+        notes[f"rows not read: no split has the name of their shard ({which})"] = sum(
+            open_shard(file).metadata.num_rows for file in lost
+        )
+    if root.is_dir() and (beside := _beside(root, column)):
+        notes["image files beside the shards, not read"] = beside
     if columns.label is None:
-        return Listing(source, found)
+        return Listing(source, found, notes=notes, names=short)
     others = [file for part in by_split.values() if part is not chosen for file in part]
     label, classes = encode(
-        _labels(chosen, columns.label),
+        labels_of(chosen, columns.label),
         len(names),
         names=columns.classes,
-        also=[] if columns.classes is not None else [_labels(others, columns.label)],
+        also=[] if columns.classes is not None else [labels_of(others, columns.label)],
         what=f"{root}: column {columns.label!r}",
     )
-    return Listing(source, found, label, classes)
+    return Listing(source, found, label, classes, notes=notes, names=short)
+
+
+def _notes(columns: Columns, images: int) -> dict[str, int]:
+    """The choice of columns in words, where there was one."""
+    if not columns.left:
+        return {}
+    chosen = f"images from column {columns.image!r}"
+    if columns.label is not None:
+        chosen = f"labels from column {columns.label!r}, {chosen}"
+    return {f"{chosen}; not read: {', '.join(columns.left)}": images}
+
+
+def _beside(root: Path, column: "_Column") -> int:
+    """Image files in the folder of the shards that no row refers to."""
+    files = {os.path.realpath(file) for file in walk(root).files}
+    return len(files - column.files()) if files else 0
 
 
 def _split(file: Path, root: Path) -> str:
@@ -109,75 +151,12 @@ def _split(file: Path, root: Path) -> str:
     return next((known[word] for word in words if word in known), "all")
 
 
-def _open(file: Path) -> Any:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, PermissionError | FileNotFoundError):
-            raise
-        with file.open("rb") as start:
-            pointer = start.read(7) == b"version"
-        why = "a Git LFS pointer; fetch the file itself" if pointer else str(error)
-        raise ValueError(f"{file}: not a whole Parquet file ({why})") from None
-
-
-def _columns(file: Path) -> _Columns:
-    schema = _open(file).schema_arrow
-    features = _features(schema)
-    kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
-    images = [name for name in schema.names if kinds.get(name) == "Image"]
-    image = next((name for name in (*_IMAGE, *images) if name in schema.names), None)
-    if image is None or not _holds_bytes(schema.field(image).type):
-        listed = ", ".join(f"{f.name} ({_short(f.type)})" for f in schema)
-        raise ValueError(
-            f"{file}: no column of images; expected `image` as bytes or {{bytes, path}},"
-            f" found {listed}"
-        )
-    labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
-    label = next((name for name in (*_LABEL, *labels) if name in schema.names), None)
-    said = features.get(label or "")
-    names = said.get("names") if isinstance(said, dict) else None
-    return _Columns(image, label, tuple(map(str, names)) if names else None)
-
-
-def _features(schema: Any) -> dict[str, Any]:
-    try:
-        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = said.get("info", {}).get("features", {})
-    except (ValueError, AttributeError):
-        return {}
-    return features if isinstance(features, dict) else {}
-
-
-def _holds_bytes(kind: Any) -> bool:
-    if pa.types.is_struct(kind):
-        return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _short(kind: Any) -> str:
-    return "struct" if pa.types.is_struct(kind) else str(kind)
-
-
-def _labels(files: list[Path], column: str) -> np.ndarray:
-    parts = []
-    for file in files:
-        table = _open(file)
-        if column not in table.schema_arrow.names:
-            raise ValueError(f"{file}: no column {column!r}, which the other shards have")
-        values = table.read(columns=[column])[column]
-        text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-        parts.append(values.fill_null("" if text else UNLABELLED).to_numpy())
-    array = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return array.astype(str) if array.dtype.hasobject else array
-
-
 def _read(files: list[Path], column: str, memory: int) -> _Column:
     size = sum(_bytes(file, column) for file in files)
     if size > memory:
         chunks = _mapped(files, column, size)
     else:
-        chunks = [c for file in files for c in _open(file).read(columns=[column])[column].chunks]
+        chunks = [chunk for file in files for chunk in read_column(file, column).chunks]
     inner = [pa.types.is_struct(chunk.type) for chunk in chunks]
     data = [
         pc.struct_field(c, "bytes") if nested else c
@@ -191,7 +170,7 @@ def _read(files: list[Path], column: str, memory: int) -> _Column:
 
 
 def _bytes(file: Path, column: str) -> int:
-    meta = _open(file).metadata
+    meta = open_shard(file).metadata
     parts = [
         meta.row_group(g).column(k)
         for g in range(meta.num_row_groups)
@@ -228,14 +207,22 @@ def _mapped(files: list[Path], column: str, size: int) -> list[Any]:
 
 def _copy(files: list[Path], column: str, part: Any) -> None:
     try:
-        schema = pa.schema([_open(files[0]).schema_arrow.field(column)])
+        schema = pa.schema([open_shard(files[0]).schema_arrow.field(column)])
         with pa.ipc.new_file(part, schema) as writer:
             for file in files:
-                for batch in _open(file).iter_batches(batch_size=256, columns=[column]):
-                    writer.write_batch(batch)
+                batches = open_shard(file).iter_batches(batch_size=256, columns=[column])
+                while (batch := _next(batches, file, column)) is not None:
+                    writer.write_batch(batch.cast(schema))
     except BaseException:
         os.unlink(part.name)
         raise
+
+
+def _next(batches: Any, file: Path, column: str) -> Any:
+    try:
+        return next(batches, None)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(file, column, error) from None
 
 
 def _stamp(files: list[Path]) -> bytes:

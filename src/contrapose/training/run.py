@@ -192,7 +192,8 @@ def _said_of(path: Path) -> Iterator[None]:
 
 def as_json_bytes(value: Any) -> bytes:
     text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "surrogateescape")  # a path may hold bytes that are no text
+    # a path may hold bytes that are no text: as \udcff, which JSON reads back to the same path
+    return text.encode("utf-8", "backslashreplace")
 
 
 def finite(value: Any) -> Any:

@@ -68,6 +68,8 @@ def assembled(
         skipped=(*base.skipped, *(skipped for part in others for skipped in part.skipped)),
         notes={**base.notes, **(notes or {})},
         features={} if alone else features_of(base),
+        names=() if alone else base.names,
+        origin=None if alone else base.origin,
     )
 
 
