@@ -1,6 +1,8 @@
 """What holds for every loss. A new public function in contrapose.losses is tested by existing."""
 
 import inspect
+import itertools
+import math
 import subprocess
 import sys
 
@@ -183,6 +185,65 @@ def test_no_positive_anywhere_gives_a_zero_that_has_a_graph(name, rows):
         assert loss == 0 and (x.grad == 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*are without a positive")
+@pytest.mark.parametrize("name", [*ON_GROUPS, "supcon_memory"])
+def test_a_negative_group_is_no_label_and_its_row_is_alone(name):
+    """The row attracts nothing and is repelled by all, wherever else its number stands."""
+    unlabelled = torch.tensor([-1, 1, 1, -1, 0, -7, 0, 1, -1, 2, -7, 2])
+    own = torch.where(unlabelled < 0, 100 + torch.arange(12), unlabelled)
+    arguments = keywords(PARAMETERS[name]) | ({"k": 2} if "k" in PARAMETERS[name] else {})
+    found = []
+    for group in (unlabelled, own):
+        x = z.clone().requires_grad_()
+        given = data(PARAMETERS[name], x, group)
+        if "key_group" in PARAMETERS[name]:
+            given = *given[:3], torch.tensor([-1, 1, 1, -7, 0, 5])
+        loss = EVERY[name](*given, **arguments)
+        loss.backward()
+        found.append((loss.detach(), x.grad))
+        arguments |= keywords(PARAMETERS[name]) if "generator" in arguments else {}
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore:.*are without a positive")
+@pytest.mark.parametrize("name", [*ON_GROUPS, "supcon_memory"])
+def test_groups_may_be_of_any_integer_type(name):
+    def of(dtype):
+        given = data(PARAMETERS[name], z, group % 2)
+        given = [x if x.is_floating_point() else x.to(dtype) for x in given]
+        return unchecked(EVERY[name])(*given, **keywords(PARAMETERS[name]))
+
+    for dtype in (torch.bool, torch.int8, torch.uint8, torch.int32, torch.uint16, torch.uint64):
+        torch.testing.assert_close(of(dtype), of(torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("name", [*ON_GROUPS, "supcon_memory", "time_contrastive"])
+def test_groups_that_are_no_whole_numbers_are_refused(name, dtype):
+    given = [z[:6], group[:6].to(dtype), z[6:], group[6:].to(dtype)]
+    given = given if "key_group" in PARAMETERS[name] else [z, group.to(dtype)]
+    with pytest.raises(ValueError, match=rf"{name}: groups are whole numbers, .*{dtype}"):
+        unchecked(EVERY[name])(*given, **keywords(PARAMETERS[name]))
+
+
+def test_labels_of_a_classifier_are_classes_or_none():
+    loss, classes = losses.large_margin_softmax, z[:3]
+    label = torch.tensor([0, -1, 2, -1, 1, 0])
+    with pytest.warns(UserWarning, match="2 of 6 rows are without a label"):
+        ours = loss(z[6:], classes, label, m=2)
+    torch.testing.assert_close(ours, loss(z[6:][label >= 0], classes, label[label >= 0], m=2))
+    with pytest.raises(ValueError, match="label 3 among 3 classes"):
+        loss(z[6:], classes, label + 1, m=2)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_empty_batch_gives_a_zero_that_has_a_graph(name):
+    x = torch.zeros(0, 5).requires_grad_()
+    loss = call(name, x, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
+
+
 @pytest.mark.parametrize("name", ON_GROUPS)
 def test_groups_of_another_length_are_refused(name):
     with pytest.raises(ValueError, match=rf"{name}: 12 rows .*\(6,\); give one group per row"):
@@ -202,6 +263,17 @@ def test_a_temperature_that_makes_no_sense_is_refused(name, bad):
 def test_rows_that_are_not_of_unit_length_are_counted(name):
     with pytest.warns(UserWarning, match=rf"{name}: \d+ of \d+ rows are not of unit length"):
         call(name, 3 * z)
+
+
+@pytest.mark.filterwarnings("ignore:.*are not of unit length")  # of what is made from them
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_that_are_not_finite_or_too_long_are_refused(name):
+    meaningless = (math.nan, "NaN"), (math.inf, "NaN"), (1e30, "not of unit length")
+    for (bad, words), row in itertools.product(meaningless, (1, 7)):  # row 7: of a second tower
+        x = z.float().clone()
+        x[row] = bad
+        with pytest.raises(ValueError, match=rf"^{name}.*: [12] of \d+ rows .*{words}"):
+            call(name, x)
 
 
 @pytest.mark.parametrize("name", EVERY)

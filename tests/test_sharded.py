@@ -20,8 +20,8 @@ CASES = [(name, share) for shares in SHARES.values() for share in shares for nam
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-IMAGE = torch.tensor([0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 7])  # 0 and 7 are without a positive
-CLASS = torch.tensor([0, 1, 1, 0, 1, 1, 0, 0, 1, 2, 0, 1])
+IMAGE = torch.tensor([-1, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, -1])  # two without a label: each alone
+CLASS = torch.tensor([0, 1, 1, 0, -1, 1, 0, 0, 1, -1, 0, 1])
 
 
 def loss_of(name, x, y, rows):
@@ -69,6 +69,10 @@ def worker(rank, store, out):
         both = torch.cat([loss.detach()[None], w.grad.flatten()])
         dist.all_reduce(both, group=groups[world])  # what DDP does: the mean over ranks
         results[name, tuple(share)] = (both / world).tolist()
+        if world == 2:  # on neither process a row
+            with across(groups[world]):
+                x, y = encode(X[:0], w), encode(Y[:0], w)
+                results["empty", name] = float(loss_of(name, x, y, slice(0)))
     with across():
         results["ids"] = everyone(torch.arange(rank + 1, dtype=torch.int32)).tolist()
         low = torch.ones(rank + 1, 2, dtype=torch.bfloat16, requires_grad=True)
@@ -102,6 +106,10 @@ def test_many_ranks_equal_one(world, measured):
             torch.cat([expected.detach()[None], w.grad.flatten()]),
             msg=lambda m, what=(name, share): f"{what}: {m}",
         )
+
+
+def test_a_batch_without_rows_on_any_rank_gives_zero(measured):
+    assert {name: measured["empty", name] for name in EVERY} == dict.fromkeys(EVERY, 0.0)
 
 
 def test_rows_of_any_type_are_gathered_in_rank_order(measured):

@@ -23,7 +23,7 @@ from contrapose.training import optim
 from contrapose.training.loop import InterruptedTraining
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
-from contrapose.training.step import NonFiniteError
+from contrapose.training.step import NonFiniteError, lasting_groups
 
 QUICK = ["--encoder", "small_conv", "--batch-size", "128", "--no-explain", "--device", "cpu"]
 
@@ -163,12 +163,15 @@ def test_an_encoder_is_loaded_from_its_run_without_executing_code(tmp_path, digi
     assert same(dict(encoder.state_dict()), run.load_checkpoint()[0])
 
 
-def test_a_loss_that_turns_non_finite_stops_and_keeps_the_last_good_weights(tmp_path, digits):
+@pytest.mark.parametrize("of", ["loss", "rows"])
+def test_a_loss_that_turns_non_finite_stops_and_keeps_the_last_good_weights(tmp_path, digits, of):
     steps = []
 
     def blow_up(z, group):
         steps.extend([z] * z.requires_grad)  # the chance level is asked of the loss too
         factor = torch.nan if len(steps) > 16 else 1.0  # the first is the rehearsal
+        if of == "rows":
+            return losses.nt_xent(factor * z, group, temperature=0.2)
         return factor * losses.nt_xent(z, group, temperature=0.2)
 
     with pytest.raises(NonFiniteError, match=r"step 16 .*last good one is step-00000012"):
@@ -178,6 +181,15 @@ def test_a_loss_that_turns_non_finite_stops_and_keeps_the_last_good_weights(tmp_
     assert state["step"] == 12 and all(w.isfinite().all() for w in weights.values())
     assert run.read("status.json")["state"] == "failed"
     assert "step 16" in run.read("status.json")["reason"]
+
+
+def test_an_image_without_a_label_is_its_own_group_in_every_batch():
+    supervised = quick(positives="class")
+    label, index = torch.tensor([3, -1, 0, -1]), torch.tensor([7, 0, 8, 9])
+    group = lasting_groups(supervised, label, index)
+    assert group[[0, 2]].tolist() == [3, 0] and (group >= 0).all()  # below 0: no label, alone
+    later = lasting_groups(supervised, label.flip(0), index.flip(0))
+    assert torch.equal(later.flip(0), group) and len(group.unique()) == 4
 
 
 def test_a_full_disk_is_an_error_that_names_the_last_good_checkpoint(tmp_path, digits):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrapose.encoders import unit
-from contrapose.similarity import everyone
+from contrapose.similarity import everyone, whole_numbers
 
 
 class Queue(nn.Module):
@@ -52,7 +52,8 @@ class Queue(nn.Module):
     def group(self) -> Int[Tensor, " M"]:
         """The group of each key, which a supervised loss compares; its image where none was given.
 
-        Groups must mean the same in every batch: class numbers, not positions.
+        Groups must mean the same in every batch: class numbers, not positions. A negative one means
+        that the key has no label: it is nobody's positive.
         """
         return self._group[: len(self)]
 
@@ -68,7 +69,7 @@ class Queue(nn.Module):
         Raises ValueError for keys of another width and for ids of another length.
         """
         group = index if group is None else group
-        _check("Queue.push", key, self._key.shape[1], index, group)
+        index, group = _checked("Queue.push", key, self._key.shape[1], index, group)
         key, index, group = (everyone(x.detach()) for x in (key, index, group))
         size, added = len(self._key), len(key)
         place = (self.pushed + torch.arange(added, device=self._key.device)[-size:]) % size
@@ -112,7 +113,7 @@ class Bank(nn.Module):
 
         Raises ValueError for keys of another width, ids of another length or outside the bank.
         """
-        _check("Bank.push", key, self.key.shape[1], index)
+        (index,) = _checked("Bank.push", key, self.key.shape[1], index)
         key, index = everyone(key.detach()).to(self.key), everyone(index)
         if index.device.type == "cpu" and len(index):
             low, high = (int(x) for x in index.aminmax())
@@ -137,10 +138,12 @@ def _mean_of_each(key: Float[Tensor, "N D"], index: Int[Tensor, " N"]) -> Float[
     return (total / count.clamp(min=1)[:, None])[number]
 
 
-def _check(name: str, key: Tensor, dim: int, *ids: Tensor) -> None:
+def _checked(name: str, key: Tensor, dim: int, *ids: Tensor) -> list[Tensor]:
+    """The ids as int64; ValueError for keys of another width, ids of another length or type."""
     if key.ndim != 2 or key.shape[1] != dim or any(i.shape != key.shape[:1] for i in ids):
         shapes = ", ".join(str(tuple(i.shape)) for i in ids)
         raise ValueError(
             f"{name}: keys of shape {tuple(key.shape)} with ids of shape {shapes}; give keys "
             f"[N {dim}] and N ids"
         )
+    return [whole_numbers(name, "ids", i) for i in ids]

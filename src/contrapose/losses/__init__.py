@@ -1,4 +1,14 @@
-"""Contrastive losses, a function each: exact, differentiable, the same on one process or many."""
+"""Contrastive losses, a function each: exact, differentiable, the same on one process or many.
+
+Rows of one group are positives of each other. Groups are whole numbers of any integer type, or
+bool. A negative number (-1) means "no label": such a row is alone in its group, whatever other rows
+have that number, on this process and on others. It is a negative of every row and, having no
+positive, it is counted and left out of the mean; in `large_margin_softmax` it is left out alone.
+
+A batch may be empty, on some processes or on all: the loss is then 0, with a graph. On a CPU, rows
+that hold NaN or infinity, or whose products would leave float32, raise ValueError; rows that are
+not of unit length, where a loss expects that, are counted in a warning.
+"""
 
 from contrapose.losses.distribution import gcl_coupled as gcl_coupled
 from contrapose.losses.distribution import gcl_decoupled as gcl_decoupled

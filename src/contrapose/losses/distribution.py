@@ -56,7 +56,7 @@ def gcl_notebook(
       +  weight (mean over i of log sum_j e^{s_ij/t}  -  log D)
     """
     check_positive("gcl_notebook", temperature=temperature)
-    z = check_groups("gcl_notebook", z, group)
+    z, group = check_groups("gcl_notebook", z, group)
     every = everyone(z)
     push = logsumexp(z, every, scale=1 / temperature) - math.log(z.shape[1])
     align, where = _alignment(z, group, every)
@@ -76,7 +76,7 @@ def gcl_swd_hypersphere(
     The distance: the mean squared difference of sorted projections on D random orthogonal
     directions.
     """
-    z = check_groups("gcl_swd_hypersphere", z, group)
+    z, group = check_groups("gcl_swd_hypersphere", z, group)
     every = everyone(z)
     prior = torch.nn.functional.normalize(_normal(every.shape, z, generator), dim=1)
     return _swd("gcl_swd_hypersphere", z, group, every, prior, weight, generator)
@@ -90,7 +90,7 @@ def gcl_swd_normal(
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     """Alignment + weight x sliced Wasserstein distance to N(0, 1)^D. z is not normalised."""
-    z = check_groups("gcl_swd_normal", z, group, unit=False)
+    z, group = check_groups("gcl_swd_normal", z, group, unit=False)
     every = everyone(z)
     prior = _normal(every.shape, z, generator)
     return _swd("gcl_swd_normal", z, group, every, prior, weight, generator)
@@ -104,7 +104,7 @@ def gcl_swd_hypercube(
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     """Alignment + weight x sliced Wasserstein distance to U(-1, 1)^D. z is not normalised."""
-    z = check_groups("gcl_swd_hypercube", z, group, unit=False)
+    z, group = check_groups("gcl_swd_hypercube", z, group, unit=False)
     every = everyone(z)
     uniform = torch.rand(every.shape, generator=generator, device=_device(z, generator))
     prior = 2 * uniform.to(z) - 1
@@ -115,7 +115,7 @@ def _log_sum_exp(
     name: str, z: Tensor, group: Tensor, temperature: float | Tensor, weight: float | Tensor
 ) -> Tensor:
     check_positive(name, temperature=temperature)
-    z = check_groups(name, z, group)
+    z, group = check_groups(name, z, group)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))

@@ -35,10 +35,10 @@ def hard(
     mean over i of  log(e^{p_i/t} + sum_{n in the k nearest of N(i)} e^{s_in/t}) - p_i/t
     With every negative it is NT-Xent.
     """
-    z = _check("hard", z, group, temperature=temperature)
+    z, group = _check("hard", z, group, temperature=temperature)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
-    nearest, _ = topk(z, every, k, pairs=negatives(group))
+    nearest = _nearest(z, every, k, group)
     return mean_over_anchors("hard", against(similarity, nearest, temperature), where=count > 0)
 
 
@@ -54,14 +54,14 @@ def hard_quantile(
     `hard` with k = alpha |N(i)|, rounded, at least 1, for each anchor. alpha = 1: NT-Xent.
     Raises ValueError unless 0 < alpha <= 1.
     """
-    z = _check("hard_quantile", z, group, temperature=temperature)
+    z, group = _check("hard_quantile", z, group, temperature=temperature)
     if not 0 < alpha <= 1:
         raise ValueError(f"hard_quantile: alpha={alpha}; give a share of negatives, 0 < alpha <= 1")
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     k = (alpha * (len(every) - 1 - count)).round().clamp(min=1)
     most = min(len(every), int(k.max())) if len(k) else 1
-    nearest, _ = topk(z, every, most, pairs=negatives(group))
+    nearest = _nearest(z, every, most, group)
     kept = torch.arange(most, device=z.device) < k[:, None]
     loss = against(similarity, torch.where(kept, nearest, -math.inf), temperature)
     return mean_over_anchors("hard_quantile", loss, where=count > 0)
@@ -115,7 +115,7 @@ def ifm(
     L_eps moves positives away and negatives near by epsilon along what tells them apart most
     easily. epsilon = 0: NT-Xent. Raises ValueError for a negative epsilon.
     """
-    z = _check("ifm", z, group, temperature=temperature)
+    z, group = _check("ifm", z, group, temperature=temperature)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"ifm: epsilon={epsilon}; give a finite value of at least 0")
     every = everyone(z)
@@ -136,7 +136,7 @@ def simple(
 
     mean over i of  -p_i + weight sum_{n in N(i)} s_in    (eq. 7: weight = 1 / |N(i)|)
     """
-    z = _check("simple", z, group)
+    z, group = _check("simple", z, group)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     push = _negative_sum(z, every, similarity * count)
@@ -150,10 +150,10 @@ def hard_simple(
 
     mean over i of  -p_i + weight sum_{n in the k nearest of N(i)} s_in
     """
-    z = _check("hard_simple", z, group)
+    z, group = _check("hard_simple", z, group)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
-    nearest, _ = topk(z, every, k, pairs=negatives(group))
+    nearest = _nearest(z, every, k, group)
     push = torch.where(nearest > -math.inf, nearest, 0.0).sum(dim=1)
     return mean_over_anchors("hard_simple", weight * push - similarity, where=count > 0)
 
@@ -168,10 +168,10 @@ def cold_limit(
 
     mean over i of  max(max_{n in N(i)} s_in - p_i, 0) / t
     """
-    z = _check("cold_limit", z, group, temperature=temperature)
+    z, group = _check("cold_limit", z, group, temperature=temperature)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
-    nearest, _ = topk(z, every, 1, pairs=negatives(group))
+    nearest = _nearest(z, every, 1, group)
     loss = (nearest[:, 0] - similarity).relu() / temperature
     return mean_over_anchors("cold_limit", loss, where=count > 0)
 
@@ -186,7 +186,7 @@ def hot_limit(
 
     mean over i of  (sum_{n in N(i)} s_in - n p_i) / ((n + 1) t) + log(n + 1)    with n = |N(i)|
     """
-    z = _check("hot_limit", z, group, temperature=temperature)
+    z, group = _check("hot_limit", z, group, temperature=temperature)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     n = (len(every) - 1 - count).to(z.dtype)
@@ -210,7 +210,7 @@ def against(
 def _debiased(
     name: str, z: Tensor, group: Tensor, temperature: float | Tensor, beta: float, tau_plus: float
 ) -> Tensor:
-    z = _check(name, z, group, temperature=temperature)
+    z, group = _check(name, z, group, temperature=temperature)
     if not 0 <= tau_plus < 1:
         raise ValueError(f"{name}: tau_plus={tau_plus}; give a share, 0 <= tau_plus < 1")
     every, pairs = everyone(z), negatives(group)
@@ -233,11 +233,20 @@ def _debiased(
     return mean_over_anchors(name, loss, where, lacking=BOTH)
 
 
+def _nearest(z: Tensor, every: Tensor, k: int, group: Tensor) -> Float[Tensor, "N k"]:
+    """Similarities of each row's k nearest negatives, -inf in the places left over."""
+    if not len(every):  # no process has a row
+        return z.new_zeros(0, k)
+    return topk(z, every, k, pairs=negatives(group))[0]
+
+
 def _negative_sum(z: Tensor, every: Tensor, positive_sum: Tensor) -> Tensor:
     """sum over N(i) of s_in: everything less the positives less the row itself."""
     return (z * (every.sum(dim=0) - z)).sum(dim=1) - positive_sum
 
 
-def _check(name: str, z: Tensor, group: Tensor, **positive: float | Tensor) -> Tensor:
+def _check(
+    name: str, z: Tensor, group: Tensor, **positive: float | Tensor
+) -> tuple[Tensor, Tensor]:
     check_positive(name, **positive)
     return check_groups(name, z, group)

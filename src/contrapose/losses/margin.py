@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contrapose.losses.checks import (
     check_groups,
+    check_lengths,
     check_positive,
     mean_over_anchors,
     warn_of_rows_left_out,
@@ -29,6 +30,7 @@ from contrapose.similarity import (
     positive_count,
     positives,
     softplus_sum,
+    whole_numbers,
     widen,
 )
 
@@ -42,7 +44,7 @@ def max_margin(
 
     mean over pairs i != j of  D^2/2 in one group, max(0, margin - D)^2/2 otherwise, D = |z_i - z_j|
     """
-    z = check_groups("max_margin", z, group)
+    z, group = check_groups("max_margin", z, group)
     squared, same, different = _distances(z, group)
     near = different & (squared < margin**2)
     gap = margin - torch.where(near, squared, 1.0).clamp(min=1e-12).sqrt()
@@ -59,7 +61,7 @@ def triplet(
     SimCLR's margin loss max(0, s_in - s_ip + m) is half of it at margin 2 m. The triplets are not
     listed: with a row's negatives sorted, those that a positive violates are the first ones.
     """
-    z = check_groups("triplet", z, group)
+    z, group = check_groups("triplet", z, group)
     d, same, different = _distances(z, group)
     ordered = torch.where(different, d, math.inf).sort(dim=1).values
     reach = d + margin
@@ -108,7 +110,7 @@ def triplet_semi_hard(
     mean over i of mean_{p in P(i)} of  max(0, d_ip - d_in* + margin)    with n* the nearest
     negative farther than p, and the farthest of all where none is farther than p.
     """
-    z = check_groups("triplet_semi_hard", z, group)
+    z, group = check_groups("triplet_semi_hard", z, group)
     return _semi_hard_triplets("triplet_semi_hard", z, *_distances(z, group), margin)
 
 
@@ -126,7 +128,7 @@ def triplet_distance_weighted(
     proportion to 1/q(D), q(D) = D^{dim-2} (1 - D^2/4)^{(dim-3)/2} the density of distances between
     uniform points of the sphere, D = sqrt(d) no less than `nearest` (0.5 in the paper).
     """
-    z = check_groups("triplet_distance_weighted", z, group)
+    z, group = check_groups("triplet_distance_weighted", z, group)
     d, same, different = _distances(z, group)
     with torch.no_grad():
         squared = d.clamp(nearest**2, 4 - 1e-3)
@@ -155,7 +157,8 @@ def time_contrastive(
     `triplet_semi_hard` with P(i) = {j: 0 < |time_i - time_j| <= near}, N(i) = {j: |..| > far};
     frames between are neither. In frames; the released code: near = 6, far = 12, margin = 0.2.
     """
-    z = check_groups("time_contrastive", z, time)
+    z, _ = check_groups("time_contrastive", z, time)
+    time = whole_numbers("time_contrastive", "time", time)
     if not 0 < near <= far:
         raise ValueError(f"time_contrastive: near={near}, far={far}; give 0 < near <= far")
     d, _, _ = _distances(z, time)
@@ -175,7 +178,7 @@ def nt_logistic(
     mean over i of  mean_{p in P(i)} -log sigma(s_ip/t)  +  mean_{n in N(i)} -log sigma(-s_in/t)
     """
     check_positive("nt_logistic", temperature=temperature)
-    z = check_groups("nt_logistic", z, group)
+    z, group = check_groups("nt_logistic", z, group)
     every, zero, scale = everyone(z), z.new_zeros(len(z)), 1 / temperature
     count = positive_count(group)
     rest = len(every) - 1 - count
@@ -195,7 +198,7 @@ def nt_logistic_semi_hard(
     with n* chosen for (i, p) as in `triplet_semi_hard`.
     """
     check_positive("nt_logistic_semi_hard", temperature=temperature)
-    z = check_groups("nt_logistic_semi_hard", z, group)
+    z, group = check_groups("nt_logistic_semi_hard", z, group)
     d, same, different = _distances(z, group)
     s, chosen = 1 - d / 2, 1 - _semi_hard(d, different) / 2
     terms = _softplus(-s / temperature) + _softplus(chosen / temperature)
@@ -217,12 +220,24 @@ def large_margin_softmax(
     x_i and w_{y_i},  psi = (-1)^k cos(m theta) - 2 k for theta in [k pi/m, (k+1) pi/m],
     f_i = |w_{y_i}| |x_i| (blend cos(theta) + psi) / (blend + 1).
     `classes` are the rows w_c of a classifier without bias; m = 1 is cross-entropy. Vectors of any
-    length; memory O(N + C). Training starts with a large `blend` and lets it fall.
+    length; memory O(N + C). Training starts with a large `blend` and lets it fall. Rows without a
+    label (below 0) are counted and left out. Raises ValueError for a label that is no class.
     """
+    name = "large_margin_softmax"
     if m < 1 or not blend >= 0:
-        raise ValueError(f"large_margin_softmax: m={m}, blend={blend}; give m >= 1 and blend >= 0")
-    x, classes = widen(x), widen(classes)
-    own = classes[label]
+        raise ValueError(f"{name}: m={m}, blend={blend}; give m >= 1 and blend >= 0")
+    label = whole_numbers(name, "labels", label)
+    if label.shape != x.shape[:1]:
+        raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(label.shape)}")
+    if label.device.type == "cpu" and len(label) and int(label.max()) >= len(classes):
+        raise ValueError(
+            f"{name}: label {int(label.max())} among {len(classes)} classes; use 0 to "
+            f"{len(classes) - 1}, or -1 for no label"
+        )
+    for rows in (x, classes):
+        check_lengths(name, rows, unit=False)
+    x, classes, known = widen(x), widen(classes), label >= 0
+    own = classes[label.clamp(min=0)]
     length = (torch.linalg.vector_norm(v, dim=1) for v in (x, own))
     size = torch.stack(list(length)).prod(dim=0)
     cosine = (paired(x, own) / size.clamp(min=1e-12)).clamp(-1, 1)
@@ -234,7 +249,7 @@ def large_margin_softmax(
     target = size * (blend * cosine + psi) / (blend + 1)
     wrong = Pairs(row_id=label, col_id=torch.arange(len(classes), device=label.device))
     gap = logsumexp(x, classes, pairs=wrong) - target
-    return anchor_mean(_softplus(gap))
+    return mean_over_anchors(name, _softplus(gap), known, lacking="a label")
 
 
 def _distances(
@@ -250,8 +265,10 @@ def _distances(
 def _batch_hard(
     name: str, z: Tensor, group: Tensor, margin: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    z = check_groups(name, z, group)
+    z, group = check_groups(name, z, group)
     d, same, different = _distances(z, group)
+    if not d.shape[1]:  # no process has a row
+        return d.sum(dim=1), same, different
     farthest = torch.where(same, d, -math.inf).amax(dim=1)
     nearest = torch.where(different, d, math.inf).amin(dim=1)
     return (farthest - nearest + margin).relu(), same, different

@@ -32,6 +32,7 @@ from contrapose.similarity import (
     positives,
     safe_logsumexp,
     softplus_sum,
+    whole_numbers,
 )
 
 
@@ -80,7 +81,8 @@ def supcon(
             f"{None if image is None else tuple(image.shape)} for {len(z)} rows; give at least 1, "
             "and the image of each row, so that views of one are known"
         )
-    z = check_groups("supcon", z, group)
+    z, group = check_groups("supcon", z, group)
+    image = whole_numbers("supcon", "images", image)
     t = _temperature("supcon", z, everyone(z), group, temperature, perplexity, per)
     loss, count = capped_supcon(z, group, image, t, max_positives)
     return mean_over_anchors("supcon", loss, count > 0, among=anchor)
@@ -98,7 +100,7 @@ def supcon_in(
 
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  log mean_{p in P(i)} e^{s_ip/t}
     """
-    z = check_groups("supcon_in", z, group)
+    z, group = check_groups("supcon_in", z, group)
     every = everyone(z)
     t = _temperature("supcon_in", z, every, group, temperature, perplexity, per)
     rules = others(len(z), z.device), positives(group)
@@ -120,7 +122,7 @@ def dcl(
 
     mean over i of  log sum_{n in N(i)} e^{s_in/t}  -  mean_{p in P(i)} s_ip/t
     """
-    z = check_groups("dcl", z, group)
+    z, group = check_groups("dcl", z, group)
     every = everyone(z)
     t = _temperature("dcl", z, every, group, temperature, perplexity, per)
     similarity, count = positive_similarity(z, group, every)
@@ -143,7 +145,7 @@ def dclw(
     w_i = 2 - e^{p_i/sigma} / mean_i e^{p_i/sigma}    (the paper: sigma = 0.5)
     A weight is negative where one pair dominates the mean: such a positive repels.
     """
-    z = _check("dclw", z, group, temperature)
+    z, group = _check("dclw", z, group, temperature)
     check_positive("dclw", sigma=sigma)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
@@ -194,7 +196,7 @@ def align_uniform(
     On the sphere |x - y|^2 = 2 - 2 x.y, for any two different rows of the batch. t = 2 and
     weight = 1 are the paper's.
     """
-    z = check_groups("align_uniform", z, group)
+    z, group = check_groups("align_uniform", z, group)
     check_positive("align_uniform", t=t)
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
@@ -215,7 +217,7 @@ def _supcon(
     per: Per,
     anchor: Tensor | None = None,
 ) -> Float[Tensor, ""]:
-    z = check_groups(name, z, group)
+    z, group = check_groups(name, z, group)
     every = everyone(z)
     t = _temperature(name, z, every, group, temperature, perplexity, per)
     similarity, count = positive_similarity(z, group, every)
@@ -228,7 +230,7 @@ def _one_positive(
     name: str, z: Tensor, group: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sum over P(i) of log(1 + sum_n e^{(s_in - s_ip)/t}), and |P(i)|."""
-    z = _check(name, z, group, temperature)
+    z, group = _check(name, z, group, temperature)
     every = everyone(z)
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
     pairs = positives(group)
@@ -256,6 +258,8 @@ def _temperature(
     )
 
 
-def _check(name: str, z: Tensor, group: Tensor, temperature: float | Tensor) -> Tensor:
+def _check(
+    name: str, z: Tensor, group: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
     check_positive(name, temperature=temperature)
     return check_groups(name, z, group)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from contrapose.losses.checks import (
     check_groups,
+    check_keys,
+    check_lengths,
     check_positive,
     check_towers,
     mean_over_anchors,
@@ -32,10 +34,12 @@ from contrapose.similarity import (
     positive_similarity,
     softplus_sum,
     topk,
+    whole_numbers,
     widen,
 )
 
 BLOCK = 4096  # keys of one block of a mask
+NOBODYS = torch.iinfo(torch.int64).min  # the group of keys without a label: no row has it
 
 
 def info_nce(
@@ -58,7 +62,7 @@ def info_nce(
     `Pairs(row_id=image, col_id=images)` keeps a queue's older entries of a query's image out of K.
     `perplexity` in place of a temperature: as in `softmax.py`, over K(i).
     """
-    query, key = _check_keys("info_nce", query, key, match)
+    query, key, match = _check_keys("info_nce", query, key, match)
     t = temperature_in_force(
         "info_nce", query, key, temperature=temperature, perplexity=perplexity, per=per,
         negatives=lambda: pairs, match=match,
@@ -85,7 +89,7 @@ def hard_info_nce(
     m and K(i) as in `info_nce`, which it is where k counts every key but the match. S1 keeps 4,095
     of a bank of all images. Raises ValueError unless 1 <= k < M.
     """
-    query, key = _check_keys("hard_info_nce", query, key, match)
+    query, key, match = _check_keys("hard_info_nce", query, key, match)
     check_positive("hard_info_nce", temperature=temperature)
     similarity = paired(query, key[match])
     nearest = _nearest("hard_info_nce", query, key, match, k, pairs)
@@ -105,7 +109,7 @@ def simple_info_nce(
     mean over i of  -s_im + weight sum_{j in K(i)} s_ij    (eq. 7: weight = 1 / |K(i)|)
     m and K(i) as in `info_nce`. S1 gives no number for the weight.
     """
-    query, key = _check_keys("simple_info_nce", query, key, match)
+    query, key, match = _check_keys("simple_info_nce", query, key, match)
     similarity = paired(query, key[match])
     own = torch.where(_counted(pairs, match), similarity, 0.0)
     return anchor_mean(weight * (_similarity_sum(query, key, pairs) - own) - similarity)
@@ -125,7 +129,7 @@ def hard_simple_info_nce(
     mean over i of  -s_im + weight sum_{j in the k nearest of K(i)} s_ij
     m and K(i) as in `info_nce`. Raises ValueError unless 1 <= k < M.
     """
-    query, key = _check_keys("hard_simple_info_nce", query, key, match)
+    query, key, match = _check_keys("hard_simple_info_nce", query, key, match)
     similarity = paired(query, key[match])
     nearest = _nearest("hard_simple_info_nce", query, key, match, k, pairs)
     push = torch.where(nearest > -math.inf, nearest, 0.0).sum(dim=1)
@@ -150,13 +154,13 @@ def supcon_memory(
     Raises ValueError for groups of another length than the rows or the keys.
     """
     check_positive("supcon_memory", temperature=temperature)
-    z = check_groups("supcon_memory", z, group)
+    z, group = check_groups("supcon_memory", z, group)
     if key.ndim != 2 or key.shape[1] != z.shape[1] or key_group.shape != key.shape[:1]:
         raise ValueError(
             f"supcon_memory: rows of shape {tuple(z.shape)} but keys of shape {tuple(key.shape)} "
             f"with groups of shape {tuple(key_group.shape)}; give keys [M {z.shape[1]}], M groups"
         )
-    key, every = widen(key), everyone(z)
+    key, every = check_keys("supcon_memory", key), everyone(z)
     push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
     push = torch.logaddexp(push, logsumexp(z, key, scale=1 / temperature))
     in_batch, count = positive_similarity(z, group, every)
@@ -229,7 +233,9 @@ def nnclr(
     check_positive("nnclr", temperature=temperature)
     if len(z) != len(prediction):
         raise ValueError(f"nnclr: {len(z)} rows but {len(prediction)} predictions; give pairs")
-    nearest = support[topk(z, support, 1)[1][:, 0]]
+    if not len(support) and len(z):
+        raise ValueError(f"nnclr: {len(z)} rows but a support of none; push keys into it first")
+    nearest = support[topk(z, support, 1)[1][:, 0]] if len(support) else support
     pull = paired(nearest, prediction) / temperature
     return anchor_mean(logsumexp(nearest, everyone(prediction), scale=1 / temperature) - pull)
 
@@ -242,6 +248,8 @@ def n_pairs(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Ten
     """
     if query.shape != key.shape:
         raise ValueError(f"n_pairs: shapes {tuple(query.shape)} and {tuple(key.shape)}; give pairs")
+    for rows in (query, key):
+        check_lengths("n_pairs", rows, unit=False)
     query, key = widen(query), widen(key)
     return anchor_mean(logsumexp(query, everyone(key)) - paired(query, key))
 
@@ -274,13 +282,16 @@ def relation_distillation(
     return anchor_mean(-torch.where(mask, target * log_p, 0.0).sum(dim=1))
 
 
-def _check_keys(name: str, query: Tensor, key: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32 at least; ValueError unless widths agree and every match is a key."""
+def _check_keys(
+    name: str, query: Tensor, key: Tensor, match: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows in float32 at least, matches in int64; ValueError unless every match is a key."""
     if key.requires_grad:
         query, key = check_towers(name, query, key)
     else:
         query, _ = check_towers(name, query, key[:0])
-        key = widen(key)
+        key = check_keys(name, key)
+    match = whole_numbers(name, "matches", match)
     if match.shape != query.shape[:1]:
         raise ValueError(
             f"{name}: {len(query)} queries but matches of shape {tuple(match.shape)}; "
@@ -295,7 +306,7 @@ def _check_keys(name: str, query: Tensor, key: Tensor, match: Tensor) -> tuple[T
             f"{name}: matches from {int(match.min())} to {int(match.max())} "
             f"among {len(key)} keys; use 0 to {len(key) - 1}"
         )
-    return query, key
+    return query, key, match
 
 
 def _counted(pairs: Pairs, match: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
@@ -313,6 +324,8 @@ def _nearest(
     name: str, query: Tensor, key: Tensor, match: Tensor, k: int, pairs: Pairs
 ) -> Float[Tensor, "N K"]:
     """Similarities of the k nearest keys besides the match; -inf in the places left over."""
+    if not len(query) and not len(key):
+        return query.new_zeros(0, k + 1)
     if not 1 <= k < len(key):
         raise ValueError(f"{name}: k={k} negatives among {len(key)} keys; use 1 to {len(key) - 1}")
     value, index = topk(query, key, k + 1, pairs=pairs)  # one more, since the match may be there
@@ -340,6 +353,8 @@ def _group_similarity(
     z: Tensor, group: Tensor, key: Tensor, key_group: Tensor
 ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
     """Sum of each row's similarities to the keys of its group, and how many they are. O(N + M)."""
+    key_group = whole_numbers("supcon_memory", "groups of keys", key_group)
+    key_group = torch.where(key_group < 0, NOBODYS, key_group)
     names, number = torch.cat([group, key_group]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
     mine, theirs = number[: len(group)], number[len(group) :]
     total = key.new_zeros(len(names), key.shape[1]).index_add(0, theirs, key)

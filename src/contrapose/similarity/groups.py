@@ -6,10 +6,10 @@ sum_j over a group of query_i . key_j  =  query_i . (sum_j over the group of key
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from contrapose.similarity.sharded import everyone, row_ids
+from contrapose.similarity.sharded import everyone, rank_and_world, row_ids
 from contrapose.similarity.wide import widen
 from contrapose.threads import alone
 
@@ -40,6 +40,33 @@ def positive_similarity(
 def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """How many *other* rows each row's group has."""
     return _members(group).count()
+
+
+def whole_numbers(name: str, what: str, x: Shaped[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Group numbers, labels or indices of any integer type, or bool, as int64.
+
+    Raises ValueError for floating-point and complex numbers, and for those that int64 cannot hold.
+    """
+    if x.is_floating_point() or x.is_complex():
+        raise ValueError(
+            f"{name}: {what} are whole numbers, these are {x.dtype}; use {what}.long()"
+        )
+    if x.dtype == torch.uint64 and x.device.type == "cpu" and bool((x.long() < 0).any()):
+        raise ValueError(f"{name}: {what} of type {x.dtype} above 2**63 - 1; number them from 0")
+    return x.long()
+
+
+def unlabelled_apart(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Groups in which every row with a negative number, that is without a label, is alone.
+
+    Row i of process r among W gets the number -1 - (i W + r), which no other row has. Groups
+    without negative numbers come back as they are.
+    """
+    if group.device.type == "cpu" and not (group < 0).any():
+        return group
+    rank, world = rank_and_world()
+    own = -1 - rank - world * torch.arange(len(group), device=group.device)
+    return torch.where(group < 0, own, group)
 
 
 @dataclass(frozen=True, eq=False)

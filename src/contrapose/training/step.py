@@ -12,7 +12,10 @@ from contrapose.encoders import Encoder
 from contrapose.keys import chunked
 from contrapose.keys.contrast import Contrast, InBatch, Within
 from contrapose.keys.sources import Entries, Source
+from contrapose.losses.checks import RowsOutOfRange
 from contrapose.training.recipe import Recipe
+
+ABOVE_CLASSES = 2**23  # more classes than there are; with as many images again exact in float32
 
 
 class NonFiniteError(ArithmeticError):
@@ -64,7 +67,10 @@ def step(
             assert index is not None
             entries = source.entries(view, z, index, lasting_groups(recipe, label, index))
             contrast = source.contrast(len(z), entries)
-    loss = contrast.loss(recipe.loss, z)
+    try:
+        loss = contrast.loss(recipe.loss, z)
+    except RowsOutOfRange as error:
+        raise NonFiniteError(_where(rows, h, z) or str(error)) from error
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     parameters = [p for p in encoder.parameters() if p.grad is not None]
@@ -72,7 +78,8 @@ def step(
     norm = torch.nn.utils.get_total_norm(gradients)
     value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()  # one synchronisation
     if not (math.isfinite(value) and math.isfinite(size)):
-        raise NonFiniteError(_where(rows, h, z, value, size))
+        reason = f"the loss was {value} and the norm of its gradient {size}"
+        raise NonFiniteError(_where(rows, h, z) or reason)
     if recipe.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
     optimizer.step()
@@ -110,14 +117,18 @@ def positive_groups(
 def lasting_groups(
     recipe: Recipe, label: Int[Tensor, " B"] | None, index: Int[Tensor, " B"]
 ) -> Int[Tensor, " B"]:
-    """`positive_groups` by names that mean the same in every batch, for keys that outlive one."""
+    """`positive_groups` by names that mean the same in every batch, for keys that outlive one.
+
+    An image without a label has a number of its own, above those of classes.
+    """
     if recipe.positives == "image" or label is None:
         return index
-    return torch.where(label < 0, -1 - index, label)
+    return torch.where(label < 0, ABOVE_CLASSES + index, label)
 
 
-def _where(view: Tensor, h: Tensor, z: Tensor, loss: float, norm: float) -> str:
+def _where(view: Tensor, h: Tensor, z: Tensor) -> str:
+    """What held NaN or infinity first; an empty text where none of them did."""
     for name, x in (("the views", view), ("the representation h", h), ("the embedding z", z)):
         if not x.isfinite().all():
             return f"{name} held NaN or infinity"
-    return f"the loss was {loss} and the norm of its gradient {norm}"
+    return ""
