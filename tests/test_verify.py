@@ -60,6 +60,29 @@ if __name__ == "__main__":
 """
 
 
+LOST = """
+import os, signal
+from contrapose import losses
+from contrapose.cli import main
+from contrapose.verification import watch
+
+right, child = losses.dcl, __name__ == "__mp_main__"
+if child and "WHEN" == "start":
+    os.kill(os.getpid(), signal.SIGNAL)
+
+def dcl(z, group, *, temperature):
+    if child and len(z) == 12:
+        os.kill(os.getpid(), signal.SIGNAL)
+    return right(z, group, temperature=temperature)
+
+dcl.__module__ = "contrapose.losses"
+losses.dcl = dcl
+watch.SILENCE = 3.0
+if __name__ == "__main__":
+    main()
+"""
+
+
 def test_the_losses_pass_and_the_numbers_are_written(tmp_path):
     done = contrapose(
         "verify", "--quick", "--only", "hard,simple_info_nce,supcon_memory", "--ranks", 2,
@@ -138,6 +161,29 @@ def test_an_error_on_one_process_ends_all_of_them_and_is_said(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "rank 1: dcl, keys of ranks, 12+12 rows: ArithmeticError" in done.stderr
     assert "stopped: dcl" in done.stdout and "0 of 1 checks passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "when, signal, status, said",
+    [
+        ("start", "SIGKILL", 2, "verify: rank 1 was killed by SIGKILL while it started"),
+        ("work", "SIGSTOP", 1, "no process got on for 3 s: rank 1 is stopped by a signal"),
+        pytest.param(
+            "start", "SIGSTOP", 2, "rank 1 is stopped by a signal while it started",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("work", "SIGKILL", 1, "rank 1 was killed by SIGKILL", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_rank_that_dies_or_stops_ends_it_with_a_sentence(tmp_path, when, signal, status, said):
+    (tmp_path / "lost.py").write_text(LOST.replace("WHEN", when).replace("SIGNAL", signal))
+    command = [sys.executable, "lost.py", "verify", "--quick", "--only", "dcl", "--ranks", "2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, text=True, capture_output=True, timeout=120,
+        env=os.environ | {"COLUMNS": "300"},
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("rows", [1, 7, 24, 1100])

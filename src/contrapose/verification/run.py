@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,12 @@ class Stopped(RuntimeError):
     """An error that ends all checks; the check it came from has failed."""
 
     def __init__(self, check: Check) -> None:
-        rows = "+".join(map(str, check.rows))
-        super().__init__(f"{check.loss}, keys of {check.keys}, {rows} rows: {check.error}")
         self.check = check
+        super().__init__(self.said(check.error))
+
+    def said(self, why: str | None) -> str:
+        rows = "+".join(map(str, self.check.rows))
+        return f"{self.check.loss}, keys of {self.check.keys}, {rows} rows: {why}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def verify(
     Starts `ranks` processes, or joins those of torchrun. quick: 24 rows at one temperature, and
     half precision on one and on three processes only; without it all of that at a temperature of
     0.005 too, and 1,100 rows in float64. out: a JSON file of every check. Raises ValueError for a
-    name that is no loss, FileNotFoundError where `out` cannot be.
+    name that is no loss, FileNotFoundError where `out` cannot be, ChildProcessError where a
+    process is lost before all have joined; one that is lost later stands in the record.
     """
     names = chosen(only)
     if out is not None and not out.parent.is_dir():
@@ -102,11 +106,15 @@ def verify(
         try:
             for check in work(place, names, quick, watch):
                 checks.append(check)
+                place.gets_on()
         except RuntimeError as error:
             if place.rank:
-                raise
-            stopped = str(error)
-            checks += [error.check] if isinstance(error, Stopped) else []
+                raise ChildProcessError(f"verify, rank {place.rank}: {error}") from error
+            why = place.lost() or str(error)
+            stopped = f"while results were exchanged: {why}"
+            if isinstance(error, Stopped):
+                stopped = error.said(why)
+                checks.append(replace(error.check, error=why))
     if place.rank:
         return None
     left_out = {name: why for name, why in LEFT_OUT.items() if name in (only or LEFT_OUT)}
@@ -136,7 +144,10 @@ def work(
     for done, name in enumerate(names):
         watch(name, done, len(names))
         loss = public_functions(losses)[name]
-        mine = [solve(place, *case) for case in cases(loss, place.world, quick)]
+        mine = []
+        for case in cases(loss, place.world, quick):
+            mine.append(solve(place, *case))
+            place.gets_on()
         found = place.gathered(mine)
         if found:
             yield from judge(cases(loss, place.world, quick), found)

@@ -1,0 +1,129 @@
+"""Watches over the processes that were started here: whether one has died, whether they get on.
+
+A rank that waits in a collective cannot be interrupted; it fails at once when a process that it
+waits for is gone. So whatever is wrong, the processes are ended, and the reason is kept.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SILENCE = 15.0  # seconds in which no process gets on, before all are ended
+STARTING = 120.0  # seconds for all to start, where their CPU time cannot be read
+GRACE = 1.0  # seconds for the others to say themselves what they know of a death
+POLL = 0.2  # seconds
+
+
+class Watch:
+    """Starts `others`, the ranks from 1 on, and ends them all with itself.
+
+    beats: shared doubles, one a rank: when each last got on with its work, in seconds of
+    `time.monotonic`; 0 until it has started.
+    """
+
+    def __init__(self, others: Sequence[BaseProcess], beats: Any) -> None:
+        self._others, self._beats = others, beats
+        self._reason: str | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        for process in self._others:
+            process.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        well = kind is None and self._reason is None
+        for process in self._others:
+            process.join(timeout=10 if well else 0)
+        self._end()
+
+    def gets_on(self, rank: int = 0) -> None:
+        """Note that a rank has done a piece of its work."""
+        self._beats[rank] = time.monotonic()
+
+    def wait_for_start(self) -> None:
+        """Return once every process has started, and watch from then on.
+
+        Raises ChildProcessError for one that dies before, or that uses no CPU time for `SILENCE`.
+        """
+        begun = time.monotonic()
+        used = {rank: (0.0, begun) for rank in range(1, len(self._beats))}  # CPU time, since when
+        while waiting := [rank for rank in used if not self._beats[rank]]:
+            for rank in waiting:
+                now, cpu = time.monotonic(), _cpu_seconds(self._others[rank - 1].pid)
+                if cpu is not None and cpu > used[rank][0]:
+                    used[rank] = cpu, now
+                still = now - used[rank][1] > SILENCE if cpu is not None else now - begun > STARTING
+                if death := self._death():
+                    raise ChildProcessError(f"verify: {death} while it started")
+                if still:
+                    raise ChildProcessError(
+                        f"verify: rank {rank} {self._state(rank)} while it started; run it again"
+                    )
+            time.sleep(POLL)
+        self.gets_on()
+        self._thread.start()
+
+    def lost(self) -> str | None:
+        """What was wrong with the processes, if anything; waits a moment for it to show."""
+        until = time.monotonic() + 3 * GRACE
+        while self._reason is None and time.monotonic() < until:
+            time.sleep(POLL)
+        return self._reason
+
+    def _watch(self) -> None:
+        while not self._over.wait(POLL):
+            if death := self._death():
+                self._reason = death
+                self._over.wait(GRACE)
+                return self._end()
+            if time.monotonic() - max(self._beats) > SILENCE:
+                states = [f"rank {r} {self._state(r)}" for r in range(1, len(self._beats))]
+                self._reason = f"no process got on for {SILENCE:.0f} s: {', '.join(states)}"
+                return self._end()
+
+    def _death(self) -> str | None:
+        for rank, process in enumerate(self._others, 1):
+            code = process.exitcode
+            if code is not None and code < 0:
+                return f"rank {rank} was killed by {signal.Signals(-code).name}"
+            if code:
+                return f"rank {rank} ended with status {code}"
+        return None
+
+    def _state(self, rank: int) -> str:
+        """In words: stopped by a signal, as far as can be seen, or just without an answer."""
+        stat = _stat(self._others[rank - 1].pid)
+        return "is stopped by a signal" if stat and stat[0] in "Tt" else "gives no answer"
+
+    def _end(self) -> None:
+        for process in self._others:
+            process.kill()  # a stopped process does not hear anything milder
+        for process in self._others:
+            process.join()
+
+
+def _stat(pid: int | None) -> list[str]:
+    """The fields of Linux's /proc/PID/stat from the state on; none elsewhere."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _cpu_seconds(pid: int | None) -> float | None:
+    """User and system time of a process, in units of 1/100 s; None where that cannot be read."""
+    fields = _stat(pid)
+    return sum(map(int, fields[11:13])) / 100 if fields else None
