@@ -277,6 +277,20 @@ def readable(
     }
 
 
+def raw_pixels(of: Trained, *, images: Images | None = None) -> dict[str, Any]:
+    """Under `raw`: accuracy of the same probes on the pixels of the images, at the encoder's size.
+
+    images: as in `readable`; as many of either split as the run has.
+    """
+    train, test = of.train, of.test
+    if images is not None:
+        train, test = both_splits(images, of.recipe.size, len(train), len(test))
+    x, x_test = (pictures(part, side=of.recipe.size).to(of.device) for part in (train, test))
+    found = probed_features(x, train, x_test, test, of.device, of.seed)
+    del found["chance"]
+    return {"raw": found}
+
+
 def probed_features(
     h: Float[Tensor, "N F"],
     train: ImageSet,
