@@ -1,5 +1,6 @@
 """The experiments on competing features: their jobs, their losses, their claims on made-up runs."""
 
+import itertools
 import math
 from functools import partial
 from pathlib import Path
@@ -111,30 +112,69 @@ def verdicts(module, rows):
     return {claim.test.__name__: claim.test(results) for claim in module.EXPERIMENT.claims}
 
 
-def on_images(image, supervised=0.6):
+def on_images(full, faint, supervised=(0.6, 0.6), seeds=(0,)):
+    """Rows of runs with 1, 16 and 256 digits at contrasts 1 and 0.3, of these accuracies."""
     rows = []
-    for k, a in zip((1, 16, 256), image, strict=True):
-        at, chance = {"unique": k}, {"image": 0.1, "digit": 0.1}
-        digit = 0.2 + k / 1000
+    for seed, (contrast, image) in itertools.product(seeds, ((1.0, full), (0.3, faint))):
+        chance = {"image": 0.1, "digit": 0.1}
+        at = {"contrast": contrast, "label": None, "chance": chance, "seed": seed}
+        for k, a in zip((1, 16, 256), image, strict=True):
+            here, digit = at | {"unique": k}, 0.2 + k / 1000
+            rows.append(row(here | {"method": SIMCLR}, image=a + seed / 1000, digit=digit))
+            taught = {"method": SUPERVISED, "label": "image"}
+            if k != 16:
+                rows.append(row(here | taught, image=supervised[k > 1]))
+        before = at | {"unique": None, "method": UNTRAINED}
         rows.append(
-            row(at | {"method": SIMCLR, "label": None}, image=a, digit=digit, chance=chance)
+            row(before, image=0.15, digit=0.3, raw={"image": 0.25, "digit": 0.9}, glyphs=359)
         )
-        rows.append(row(at | {"method": SUPERVISED, "label": "image"}, image=supervised))
-    at = {"unique": None, "method": UNTRAINED, "label": None}
-    return [*rows, row(at, image=0.3, digit=0.3, chance={"image": 0.1, "digit": 0.1})]
+    return rows
 
 
-def test_digits_on_images_are_judged_as_the_paper_does():
-    found = verdicts(digits_on_images, on_images((0.5, 0.4, 0.2)))
-    assert [verdict.holds for verdict in found.values()] == [True] * 4
-    assert (
-        "1: 0.20 (0.03), 16: 0.40 (0.03), 256: 0.80 (0.02)" in found["image_is_suppressed"].evidence
-    )
-    found = verdicts(digits_on_images, on_images((0.5, 0.5, 0.5)))
-    # what stays does not fall, and no difference in suppression decides nothing
-    assert found["images_fall"].holds is False and found["image_is_suppressed"].holds is None
-    found = verdicts(digits_on_images, on_images((0.3, 0.4, 0.5)))
-    assert found["images_fall"].holds is False and found["image_is_suppressed"].holds is False
+FLAT, FALLING, RISING = (0.5, 0.5, 0.5), (0.5, 0.4, 0.2), (0.3, 0.4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("full", "faint", "falls", "falls_at_full", "more"),
+    [
+        (FLAT, FALLING, True, None, True),
+        (FALLING, FALLING, True, True, None),
+        (FALLING, FLAT, None, True, False),
+        (FLAT, RISING, False, None, False),
+        (FLAT, (0.5, 0.3, 0.4), False, None, True),  # a step up that noise does not explain
+        (FLAT, (0.5, 0.4, 0.41), True, None, True),  # one that it does
+    ],
+)
+def test_digits_on_images_are_judged_beyond_the_noise(full, faint, falls, falls_at_full, more):
+    found = verdicts(digits_on_images, on_images(full, faint, seeds=(0, 1, 2)))
+    holds = {name: verdict.holds for name, verdict in found.items()}
+    assert holds["digits_rise"] and holds["image_is_learned_beside_one_digit"]
+    assert (holds["images_fall"], holds["images_fall_at_full_contrast"]) == (falls, falls_at_full)
+    assert holds["fainter_images_lose_more"] is more
+    if faint == FALLING:
+        assert "1: 0.20 (0.03), 16: 0.40 (0.03), 256: 0.80 (0.02)" in (
+            found["image_is_suppressed"].evidence
+        )
+
+
+@pytest.mark.parametrize(
+    ("taught", "unaffected", "less"),
+    [((0.5, 0.505), True, True), ((0.5, 0.46), None, True), ((0.5, 0.2), False, None)],
+)
+def test_labels_lose_less_of_the_image_to_digits(taught, unaffected, less):
+    rows = on_images(FLAT, FALLING, supervised=taught)
+    found = verdicts(digits_on_images, [one | {"n_test": 10_000} for one in rows])
+    assert found["labels_are_unaffected"].holds is unaffected
+    assert found["labels_lose_less"].holds is less
+
+
+def test_more_seeds_do_not_lessen_the_error_by_the_test_images():
+    same, apart = {0: 0.5, 1: 0.5, 2: 0.5}, {0: 0.4, 1: 0.5, 2: 0.3}
+    difference = partial(digits_on_images.difference, n=2000)
+    assert difference(same, same) == (0, pytest.approx((2 * 0.25 / 2000) ** 0.5))
+    gap, error = difference(same, apart)
+    assert gap == pytest.approx(0.1)
+    assert error == pytest.approx(((0.25 + 0.24) / 2000 + 0.01 / 3) ** 0.5)
 
 
 def with_bits(accuracy, varied):
@@ -173,6 +213,14 @@ def test_a_run_reads_every_feature_and_the_pictures(tmp_path):
     assert plain["image"] > found["image"] + 0.1 and plain["pixels"] > found["pixels"]
 
 
+def test_raw_pixels_are_read_by_the_probes_of_the_encoder(tmp_path):
+    jobs = {job.name: job for job in digits_on_images.jobs("smoke", (0,))}
+    found = jobs["untrained-contrast0.3-all-image-seed0"].call(tmp_path)
+    assert set(found["raw"]) == {"image", "digit"} and found["raw"]["digit"] > 0.7
+    assert 1 < found["glyphs"] <= 128
+    assert found["raw"]["image"] < found["raw"]["digit"]
+
+
 def test_the_page_of_maps_holds_every_label(tmp_path: Path):
     images = open_images("digits").subset(torch.arange(3))
     encoder = Encoder(small_conv(channels=1, width=16), torch.nn.Identity(), [0], [1])
@@ -187,8 +235,9 @@ def test_the_page_of_maps_holds_every_label(tmp_path: Path):
 
 def test_without_a_control_there_is_no_score():
     results = Results(
-        rows=on_images((0.5, 0.4, 0.2)), measures=digits_on_images.EXPERIMENT.measures
+        rows=on_images(FLAT, (0.5, 0.4, 0.2)), measures=digits_on_images.EXPERIMENT.measures
     )
+    results = results.where(contrast=0.3)
     at = {"here": {"unique": 16, "method": SIMCLR}, "untrained": {"method": UNTRAINED}}
     control = {"method": SUPERVISED, "label": "image", "unique": 1}
     found = chen_luo_li.suppression_of(results, "image", supervised=control, **at)

@@ -157,28 +157,31 @@ def job(
     batch_size: int | None = None,
     labels: int | None = None,
     probed: Images | None = None,
+    tested: int | None = None,
     **options: Any,
 ) -> Job:
     """One run with the standard measures and these; `options` go to `recipe`.
 
     method: what teaches the encoder. labels: so many images have one for SIMCLR to use: those of a
     class are positives of each other. classes: how many there are for SUPERVISED. probed: the
-    images that probes read, by default those of training. epochs: a multiple of the scale's.
+    images that probes read, by default those of training. tested: so many test images, by default
+    the scale's. epochs: a multiple of the scale's.
     """
     at = SCALES[scale]
+    tested = at.tested if tested is None else tested
     if method == SUPERVISED:
         options |= {"classes": classes}
     taught: dict[str, Any] = {}
     if labels is not None:
         options |= {"positives": "class"}
         taught = {"labels": labels}
-    standard = partial(readable, images=probed, subset=(at.images, at.tested), size=size)
+    standard = partial(readable, images=probed, subset=(at.images, tested), size=size)
     call = partial(
         trained,
         images=images,
         size=size,
         subset=at.images,
-        test_subset=at.tested,
+        test_subset=tested,
         recipe=partial(recipe, scale=scale, **options),
         epochs=0 if method == UNTRAINED else at.epochs * (1 if epochs is None else epochs),
         batch_size=batch_size,

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from contrapose import augment
+from contrapose.data.composed import layout
 from contrapose.experiments import evidence
 from contrapose.experiments.chen_luo_li import (
     READABLE,
@@ -31,6 +34,7 @@ from contrapose.experiments.chen_luo_li import (
 )
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.temperature_plots import Chart, chart, line
+from contrapose.experiments.trained import Images, Trained, both_splits
 
 UNAFFECTED = 0.03  # of accuracy
 
@@ -45,6 +49,7 @@ class Setting:
     placement: str  # of the copies: see `digits_on_images` of the composed sets
     contrasts: tuple[float, ...]
     unique: tuple[int, ...]  # digits in training
+    tested: int | None = None  # test images in place of the scale's
     epochs: float = 1.0  # of the scale's
     views: Callable[..., Any] | None = None  # in place of SimCLR's
 
@@ -59,7 +64,7 @@ SETTINGS = {
     ),
     "cpu": Setting(
         images="cifar10", glyphs="digits", classes=10, size=16, glyph=8, placement="grid",
-        contrasts=(1.0, 0.5, 0.3), unique=(1, 16, 1024), epochs=0.7, views=GENTLE,
+        contrasts=(1.0, 0.5, 0.3), unique=(1, 16, 1024), tested=10_000, epochs=0.7, views=GENTLE,
     ),
     "paper": Setting(
         images="imagenet", glyphs="mnist", classes=1000, size=224, glyph=28, placement="apart",
@@ -102,8 +107,16 @@ def _one(
         name=f"{method}-contrast{contrast}-{'all' if unique is None else unique}-{label}",
         images=f"{probed[:-1]}{chosen}, label={label})",
         classes=at.classes if label == "image" else 10, epochs=at.epochs, views=at.views,
-        measures=(partial(raw_pixels, images=probed),) if method == UNTRAINED else (),
+        tested=at.tested,
+        measures=tuple(partial(of, images=probed) for of in (raw_pixels, glyphs_tested))
+        if method == UNTRAINED else (),
     )  # fmt: skip
+
+
+def glyphs_tested(of: Trained, *, images: Images) -> dict[str, int]:
+    """How many different glyphs the test images show."""
+    _, test = both_splits(images, of.recipe.size, None, len(of.test))
+    return {"glyphs": len(torch.unique(layout(test, torch.arange(len(test))).glyph))}
 
 
 # ---- claims --------------------------------------------------------------------------------------
@@ -129,7 +142,7 @@ def fainter_images_lose_more(results: Results) -> Verdict:
         found = _by_unique(results.where(contrast=contrast), "image")
         if len(found) < 2:
             return Verdict.not_tested(f"not every number of digits has a result at {contrast:g}")
-        lost[contrast] = difference(results, found[min(found)], found[max(found)])
+        lost[contrast] = difference(found[min(found)], found[max(found)], _units(results, "image"))
     if len(lost) < 2:
         return Verdict.not_tested("fewer than two contrasts")
     words = ", ".join(f"{c:g}: {gap:+.3f} ({error:.3f})" for c, (gap, error) in lost.items())
@@ -145,10 +158,24 @@ def image_is_learned_beside_one_digit(results: Results) -> Verdict:
         return Verdict.not_tested("no result with one digit, or none before training")
     few = found[min(found)]
     words = f"image with {min(found)} digit {_spread(few)}, untrained {_spread(before)}"
-    return _decided(*difference(results, few, before), words)
+    return _decided(*difference(few, before, _units(here, "image")), words)
 
 
-def labels_do_not_suffer(results: Results) -> Verdict:
+def labels_lose_less(results: Results) -> Verdict:
+    """What SimCLR loses of the image from the fewest to the most digits, less what labels lose."""
+    here = at_contrast(results, min)
+    lost = {}
+    for name, label in ((SIMCLR, None), (SUPERVISED, "image")):
+        found = _by_unique(here, "image", method=name, label=label)
+        if len(found) < 2:
+            return Verdict.not_tested(f"{name}: not every number of digits has a result")
+        lost[name] = difference(found[min(found)], found[max(found)], _units(here, "image"))
+    words = ", ".join(f"{name}: {gap:+.3f} ({error:.3f})" for name, (gap, error) in lost.items())
+    (ours, one), (taught, other) = lost.values()
+    return _decided(ours - taught, math.hypot(one, other), f"lost of the image by {words}")
+
+
+def labels_are_unaffected(results: Results) -> Verdict:
     """Within UNAFFECTED between the fewest and the most digits, at every contrast."""
 
     def test(contrast: float) -> Verdict:
@@ -156,8 +183,8 @@ def labels_do_not_suffer(results: Results) -> Verdict:
         found = _by_unique(here, "image", method=SUPERVISED, label="image")
         if len(found) < 2:
             return Verdict.not_tested(f"no control with two numbers of digits at {contrast:g}")
-        gap, error = difference(results, found[min(found)], found[max(found)])
-        words = f"contrast {contrast:g}: {_listed(found)}; difference {gap:+.3f} ({error:.3f})"
+        gap, error = difference(found[max(found)], found[min(found)], _units(here, "image"))
+        words = f"contrast {contrast:g}: {_listed(found)}; last less first {gap:+.3f} ({error:.3f})"
         return _decided(UNAFFECTED - abs(gap), error, f"{words}, allowed {UNAFFECTED:g}")
 
     return evidence.all_of(*map(test, results.column("contrast")))
@@ -183,12 +210,15 @@ def changes(results: Results, measure: str, *, sign: int) -> Verdict:
     found = _by_unique(results, measure)
     if len(found) < 2:
         return Verdict.not_tested("not every number of digits has a result")
+    n = _units(results, measure)
+    if math.isnan(n):
+        return Verdict.not_tested("no untrained encoder, with which test glyphs are counted")
     at = sorted(found)
-    gap, error = difference(results, found[at[-1]], found[at[0]])
+    gap, error = difference(found[at[-1]], found[at[0]], n)
     words = f"{measure} by unique digits {_listed(found)}; last less first {gap:+.3f} ({error:.3f})"
     against = []
     for few, many in itertools.pairwise(at):
-        step, its_error = difference(results, found[many], found[few])
+        step, its_error = difference(found[many], found[few], n)
         if sign * step < -2 * its_error:
             against.append(f"{few} to {many}")
     if against:
@@ -197,22 +227,32 @@ def changes(results: Results, measure: str, *, sign: int) -> Verdict:
 
 
 def difference(
-    results: Results, here: Mapping[int, float], there: Mapping[int, float]
+    here: Mapping[int, float], there: Mapping[int, float], n: float
 ) -> tuple[float, float]:
     """(mean difference over the seeds that both have, its standard error) of two accuracies.
 
-    The error has two parts: that of the test images, which are the same for every seed, so that
-    more seeds do not lessen it (pairing is not used, which would); and that of the seeds.
+    The error has two parts: that of the n test images, which are the same for every seed, so that
+    more seeds do not lessen it (that both were read from the same images is not used; it would);
+    and that of the seeds.
     """
     seeds = sorted(here.keys() & there.keys())
     if not seeds:
         return math.nan, math.nan
     gaps = [here[s] - there[s] for s in seeds]
-    n = min(row["n_test"] for row in results.rows)
     means = [statistics.fmean(side[s] for s in seeds) for side in (here, there)]
     by_images = sum(p * (1 - p) / n for p in means)
     by_seeds = statistics.variance(gaps) / len(gaps) if len(gaps) > 1 else 0.0
     return statistics.fmean(gaps), math.sqrt(by_images + by_seeds)
+
+
+def _units(results: Results, measure: str) -> float:
+    """Independent test cases of an accuracy: images; of the digit no more than there are glyphs.
+    NaN where these are not counted yet."""
+    n = min(float(row["n_test"]) for row in results.rows)
+    if measure != "digit":
+        return n
+    counted = [float(row["glyphs"]) for row in results.rows if "glyphs" in row]
+    return min(n, *counted) if counted else math.nan
 
 
 def _by_unique(results: Results, measure: str, **facts: Any) -> dict[int, dict[int, float]]:
@@ -292,7 +332,11 @@ EXPERIMENT = Experiment(
     title="Easy features suppress hard ones: digits on images",
     source="S0, DigitOnImageNet, figure 4 (Chen, Luo and Li, NeurIPS 2021)",
     jobs=jobs,
-    measures=READABLE | {"raw": "accuracy of the same probes on the pixels instead of h"},
+    measures=READABLE
+    | {
+        "raw": "accuracy of the same probes on the pixels instead of h",
+        "glyphs": "different glyphs that the test images show",
+    },
     claims=(
         Claim(
             "With more unique digits, SimCLR's accuracy of the digit rises, at the lowest contrast "
@@ -325,7 +369,13 @@ EXPERIMENT = Experiment(
         Claim(
             f"The supervised control is unaffected: within {UNAFFECTED:g} of accuracy.",
             "S0 [S0]; the bound is this project's",
-            labels_do_not_suffer,
+            labels_are_unaffected,
+        ),
+        Claim(
+            "SimCLR loses more of the image to the digits than labels of the image do, at the "
+            "lowest contrast.",
+            "S0 [S0]; the contrast is this project's",
+            labels_lose_less,
         ),
         Claim(
             "More of the image is suppressed with the most unique digits than with the fewest, at "
@@ -366,8 +416,9 @@ EXPERIMENT = Experiment(
         "What the digit's accuracy is measured on was not found. Here probes see images with any "
         "digit, from the training and the test split of the glyphs, whatever the encoder was "
         "trained with, so that numbers compare.",
-        "An accuracy's standard error, in brackets behind differences, has a part by the test "
-        "images (two independent binomials, n of the table) and one by the seeds.",
+        "The standard error of a difference, in brackets, has a part by the test images (as of two "
+        "independent binomials; for the digit n is the number of test glyphs) and one by the "
+        "seeds. A claim is decided beyond twice that.",
         "Views at scale cpu: crops of area 0.5 to 1, SimCLR's full distortion of colour and "
         "intensity, no flip, no blur; at scale paper SimCLR's. S0 does not say.",
         "Scale cpu: 5,000 images of CIFAR-10 at 16 px under two by two copies of a digit of 8 px "
