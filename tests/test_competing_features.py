@@ -13,14 +13,15 @@ from contrapose.data import open_images
 from contrapose.encoders import Encoder, small_conv
 from contrapose.evaluation.local import local_maps
 from contrapose.evaluation.local_page import write_map_page
-from contrapose.experiments import (
+from contrapose.experiments.form import Results
+from contrapose.experiments.suppression import (
     batch_size,
-    chen_luo_li,
     digits_on_images,
     generalised_losses,
     random_bits,
 )
-from contrapose.experiments.chen_luo_li import (
+from contrapose.experiments.suppression import protocol as chen_luo_li
+from contrapose.experiments.suppression.protocol import (
     SIMCLR,
     SUPERVISED,
     SWD_CUBE,
@@ -30,7 +31,6 @@ from contrapose.experiments.chen_luo_li import (
     loss_of,
     recipe,
 )
-from contrapose.experiments.form import Results
 from contrapose.partials import describe
 
 NAMES = (

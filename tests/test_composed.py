@@ -15,8 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from contrapose import api, explain
-from contrapose import console as terminal
 from contrapose.augment import crop_flip, digits, on_channels, views
+from contrapose.commands import console as terminal
 from contrapose.data import COMPOSED, Images, hold_out, open_images
 from contrapose.data.composed import (
     coloured,

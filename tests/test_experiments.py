@@ -14,12 +14,14 @@ import torch
 
 from contrapose import experiments
 from contrapose.experiments import evidence
-from contrapose.experiments.collect import collect
-from contrapose.experiments.engine import Task, places, prepare, reproduce
-from contrapose.experiments.folders import ChangedCallError
 from contrapose.experiments.form import SCALES, Job, Published, Results, Verdict
-from contrapose.experiments.trained import knn, trained, uniformity
-from contrapose.experiments.worker import work
+from contrapose.experiments.measures import knn, uniformity
+from contrapose.experiments.running.collect import collect
+from contrapose.experiments.running.engine import reproduce
+from contrapose.experiments.running.folders import ChangedCallError
+from contrapose.experiments.running.task import Task, job_folders, prepare
+from contrapose.experiments.running.worker import work
+from contrapose.experiments.trained import trained
 from contrapose.training.run import Run
 
 HEAD = """
@@ -78,7 +80,7 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-    places.cache_clear()
+    job_folders.cache_clear()
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -200,7 +202,7 @@ def test_what_another_call_made_is_not_taken_for_this_one(tmp_path):
     assert (tmp_path / "done.txt").read_text() == "0 1 2 "
     work(prepared(file, seeds=2))
     assert (tmp_path / "done.txt").read_text() == "0 1 2 0 1 2 "  # the new seed alone
-    places.cache_clear()  # as another process would
+    job_folders.cache_clear()  # as another process would
     file.write_text(HEAD + NUMBERS.replace("value=v)", "value=5)"))
     with pytest.raises(ChangedCallError, match=r"value was 0, is 5\) and 2 more; .*--redo"):
         reproduce(str(file), out=tmp_path)
@@ -235,7 +237,7 @@ def test_words_that_mean_nothing_are_errors_that_name_what_does(tmp_path):
 
 
 def test_workers_share_the_gpus_in_turn(monkeypatch):
-    from contrapose.experiments.engine import _gpu
+    from contrapose.experiments.running.engine import _gpu
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [_gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(3)] == ["5", "7", "5"]
@@ -252,12 +254,12 @@ def test_a_cluster_s_library_that_is_absent_is_named_with_its_extra(tmp_path, mo
 @pytest.mark.slow
 def test_submitit_runs_the_jobs_of_an_experiment(tmp_path):
     pytest.importorskip("submitit")
-    from contrapose.experiments.engine import _slurm
+    from contrapose.experiments.running.engine import slurm
 
     task = prepared(written(tmp_path, "trouble", TROUBLE))
-    for _ in _slurm(task, 2, {"timeout_min": 5}, cluster="local"):
+    for _ in slurm(task, 2, {"timeout_min": 5}, cluster="local"):
         pass
-    states = [place.state for place in places(task)]
+    states = [place.state for place in job_folders(task)]
     assert states == ["finished", "failed", "failed", "finished"]
 
 
@@ -269,8 +271,8 @@ def test_the_shipped_experiments_are_well_formed():
         for scale in found.costs:
             assert scale in SCALES
             task = prepare(name, scale=scale, seeds=2, jobs=1, out=Path("nowhere"))
-            assert len({place.fingerprint for place in places(task)}) > 0
-            missing = [place.job.coordinates for place in places(task)]
+            assert len({place.fingerprint for place in job_folders(task)}) > 0
+            missing = [place.job.coordinates for place in job_folders(task)]
             nothing = Results(rows=[], missing=missing, measures=tuple(found.measures))
             for claim in found.claims:  # a test may fail for want of rows, not for a wrong name
                 try:
@@ -358,14 +360,14 @@ def test_a_published_number_of_no_measure_is_an_error():
 
 
 def test_controls_and_measures_of_the_standard_job(tmp_path):
-    from contrapose.experiments.trained import (
+    from contrapose.experiments.measures import (
         effective_rank,
         linear_probe,
         local_separation,
         sgd_probe,
-        supervised,
         tolerance,
     )
+    from contrapose.experiments.trained import supervised
 
     by_sgd, near = partial(sgd_probe, protocol="simclr_cifar"), partial(local_separation, k=3)
     every = (

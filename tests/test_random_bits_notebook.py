@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from contrapose.encoders import notebook_conv
-from contrapose.experiments import random_bits_details
-from contrapose.experiments import random_bits_notebook as notebook
 from contrapose.experiments.form import Results
-from contrapose.experiments.random_bits_notebook import (
+from contrapose.experiments.suppression import random_bits_details
+from contrapose.experiments.suppression import random_bits_notebook as notebook
+from contrapose.experiments.suppression.random_bits_notebook import (
     EXPERIMENT,
     PUBLISHED,
     Network,

@@ -12,8 +12,15 @@ import contrapose
 from contrapose import api, encoders, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import unit
-from contrapose.experiments.random_bits_notebook import Network, cross_view
-from contrapose.experiments.remedies import EXPERIMENT, Seen, cell, modified, plain, weighted
+from contrapose.experiments.suppression.random_bits_notebook import Network, cross_view
+from contrapose.experiments.suppression.remedies import (
+    EXPERIMENT,
+    Seen,
+    cell,
+    modified,
+    plain,
+    weighted,
+)
 from contrapose.training.batches import conditional, embedded
 from contrapose.training.conditional import (
     SIZES,

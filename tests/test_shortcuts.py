@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from contrapose import api, augment, recipes, shortcuts
+from contrapose import api, augment, recipes
 from contrapose.data import open_images
 from contrapose.evaluation import easy_features as easy
+from contrapose.studies import shortcuts
 
 DIGITS = open_images("digits")
 PIXELS = DIGITS.batch(torch.arange(len(DIGITS)))[:, 0].numpy()

@@ -7,10 +7,14 @@ import torch
 from torch.nn.functional import normalize
 
 from contrapose import experiments, losses
-from contrapose.experiments import perplexity, relations, temperature_limits, temperature_sweep
 from contrapose.experiments.form import Results
-from contrapose.experiments.relations import FromNeighbours, Neighbours
-from contrapose.experiments.wang_liu import (
+from contrapose.experiments.temperature import (
+    perplexity,
+    relations,
+    temperature_limits,
+    temperature_sweep,
+)
+from contrapose.experiments.temperature.protocol import (
     BANK,
     CONTRASTIVE,
     HARD,
@@ -21,6 +25,7 @@ from contrapose.experiments.wang_liu import (
     loss_of,
     recipe,
 )
+from contrapose.experiments.temperature.relations import FromNeighbours, Neighbours
 from contrapose.keys import Queue
 from contrapose.partials import describe
 
@@ -108,7 +113,10 @@ def swept(**change):
     rows = []
     columns = zip(
         temperature_sweep.COLUMNS,
-        *(temperature_sweep.TABLE_1["cifar10"][m] for m in ("accuracy", "uniformity", "tolerance")),
+        *(
+            temperature_sweep.TABLE_1["cifar10"][m]
+            for m in ("accuracy", "minus_uniformity", "tolerance")
+        ),
         strict=True,
     )
     cells = {(loss, tau): (a / 100, u, t) for (loss, tau), a, u, t in columns}
@@ -117,7 +125,7 @@ def swept(**change):
         for (loss, tau), (a, u, t) in cells.items():
             row = {
                 "data": "cifar10", "protocol": protocol, "loss": loss, "tau": tau, "seed": 0,
-                "accuracy": a, "uniformity": u, "tolerance": t, "found_again": a,
+                "accuracy": a, "minus_uniformity": u, "tolerance": t, "instance_retrieval": a,
                 "n_train": 50_000,
             }  # fmt: skip
             if loss == CONTRASTIVE:
@@ -147,16 +155,16 @@ def test_all_claims_hold_on_the_numbers_of_the_paper():
 @pytest.mark.parametrize(
     "change, falls",
     [
-        ({"contrastive1.0": {"uniformity": 3.5}}, "uniformity_falls"),
+        ({"contrastive1.0": {"minus_uniformity": 3.5}}, "uniformity_falls"),
         ({"contrastive0.07": {"tolerance": 0.5}}, "tolerance_rises"),
-        ({"hard1.0": {"uniformity": 3.3}}, "hard_is_flat"),
-        ({"hard0.07": {"uniformity": 3.7}}, "hard_is_more_uniform"),
+        ({"hard1.0": {"minus_uniformity": 3.3}}, "hard_is_flat"),
+        ({"hard0.07": {"minus_uniformity": 3.7}}, "hard_is_more_uniform"),
         ({"contrastive0.03": {"accuracy": 0.9}}, "best_inside"),
         ({"hard1.0": {"accuracy": 0.7}}, "hard_likes_warmth"),
         ({"simple": {"accuracy": 0.83}}, "simple_is_worse"),
         ({"hard-simple": {"accuracy": 0.75}}, "hard_simple_recovers"),
         ({"hard0.3": {"accuracy": 0.81}}, "table_is_reached"),
-        ({"contrastive0.07": {"found_again": 0.99}}, "a_signal_follows"),
+        ({"contrastive0.07": {"instance_retrieval": 0.99}}, "a_signal_follows"),
         ({"contrastive1.0": {"local_separation": [0.2] * 11}}, "cold_separates"),
     ],
 )
@@ -200,7 +208,7 @@ def of_perplexities(best_temperature, best_perplexity, anchors=0.0):
         gain = anchors if at["family"] == "per-anchor" else 0.0
         rows.append(
             at | {"seed": 0, "accuracy": 0.6 - 0.02 * off + gain}
-            | {"uniformity": 3 - scale, "tolerance": 0.2 + scale / 5 + gain}
+            | {"minus_uniformity": 3 - scale, "tolerance": 0.2 + scale / 5 + gain}
         )  # fmt: skip
     return Results(rows=rows, measures=perplexity.EXPERIMENT.measures)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrapose import tuning
 from contrapose.experiments.form import Results
 from contrapose.partials import describe
-from contrapose.tuning import ACCURACY, CRITERION, recommend
+from contrapose.studies import tuning
+from contrapose.studies.tuning import ACCURACY, CRITERION, recommend
 
 QUICK = ("backbone.width=16", "batch_size=64")
 

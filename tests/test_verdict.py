@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from contrapose.verdict import slope, verdict
+from contrapose.explain.verdict import slope, verdict
 
 
 def rows(n: int = 40, **signals: Any) -> list[dict[str, Any]]:

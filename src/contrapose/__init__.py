@@ -10,6 +10,8 @@ Nothing heavy is imported before it is asked for.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from contrapose.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from contrapose.api import embed as embed
     from contrapose.api import resume as resume
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from contrapose.report import write_report as write_report
     from contrapose.training.recipe import Recipe as Recipe
     from contrapose.training.run import Run as Run
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ContrastiveEncoder": "contrapose.estimator",

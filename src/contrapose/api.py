@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-import contrapose
 from contrapose import augment, encoders, recipes
 from contrapose.data import NAMED, ImageSet, NoSuchSplit, evenly, hold_out, open_images
 from contrapose.data.composed.spec import absolute
@@ -19,11 +18,12 @@ from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.machine import choose_bf16, choose_device, environment
-from contrapose.partials import arguments, assign, describe, unknown
+from contrapose.partials import arguments, assign, describe, unknown, up_to_date
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe, recipe_from
 from contrapose.training.rehearsal import rehearse
 from contrapose.training.run import FORMAT, Run
+from contrapose.version import __version__
 
 HELD_OUT = 0.2  # share of images for evaluation where there is no test split
 MEASURED = 4096  # images whose mean and standard deviation whiten the input
@@ -86,7 +86,7 @@ def train(
     network = build(chosen, source)
     rehearse(chosen, source, network)
     run = Run.create(Path(out) if out else new_folder(source.name, chosen.name))
-    written = {"contrapose": contrapose.__version__, "command": command, "data": data}
+    written = {"contrapose": __version__, "command": command, "data": data}
     run.write("recipe.json", {"format": FORMAT} | written | {"recipe": describe(chosen)})
     run.write("environment.json", environment(device, bf16))
     with run.locked():
@@ -119,7 +119,7 @@ def resume(
     source = without_held_out(opened, written["data"], written["recipe"]["seed"])
     if isinstance(recipe, Recipe):
         recipe = beside_constants(recipe, source)
-        if describe(recipe) != written["recipe"]:
+        if up_to_date(describe(recipe)) != up_to_date(written["recipe"]):
             raise ValueError(f"{run.path} was begun with another recipe; start a new run")
         chosen = recipe
     else:

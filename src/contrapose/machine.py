@@ -1,5 +1,6 @@
 """Where a run computes: the device, whether bf16 pays there, and what a run folder notes of it."""
 
+import os
 import platform
 import subprocess
 import time
@@ -8,13 +9,13 @@ from typing import Any
 
 import torch
 
-import contrapose
+from contrapose.version import __version__
 
 
 def environment(device: str, bf16: bool) -> dict[str, Any]:
     """Where and with what a run was made."""
     return {
-        "contrapose": contrapose.__version__,
+        "contrapose": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -50,6 +51,13 @@ def choose_bf16(precision: str, device: str) -> bool:
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_flags() -> set[str]:

@@ -5,15 +5,19 @@ A recipe holds `functools.partial`s. `describe` writes one as {"call": name, arg
 from elsewhere executes nothing. `assign` is what `--set loss.temperature=0.1` does.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 HOMES = (
@@ -24,6 +28,39 @@ HOMES = (
     "contrapose.training.batches",
     "contrapose.training.optim",
 )
+
+MOVED = {  # names that older recipes, encoder files and job folders hold, and where they are now
+    "contrapose.experiments.trained.linear_probe": "contrapose.experiments.measures.linear_probe",
+    "contrapose.experiments.trained.sgd_probe": "contrapose.experiments.measures.sgd_probe",
+    "contrapose.experiments.trained.knn": "contrapose.experiments.measures.knn",
+    "contrapose.experiments.trained.uniformity": "contrapose.experiments.measures.uniformity",
+    "contrapose.experiments.trained.tolerance": "contrapose.experiments.measures.tolerance",
+    "contrapose.experiments.trained.effective_rank": (
+        "contrapose.experiments.measures.effective_rank"
+    ),
+    "contrapose.experiments.trained.local_separation": (
+        "contrapose.experiments.measures.local_separation"
+    ),
+    "contrapose.experiments.chen_luo_li": "contrapose.experiments.suppression.protocol",
+    "contrapose.experiments.wang_liu": "contrapose.experiments.temperature.protocol",
+    "contrapose.experiments.temperature_claims": "contrapose.experiments.temperature.claims",
+    "contrapose.shortcuts": "contrapose.studies.shortcuts",
+    "contrapose.tuning": "contrapose.studies.tuning",
+} | {
+    f"contrapose.experiments.{name}": f"contrapose.experiments.{lab}.{name}"
+    for lab, names in {
+        "suppression": (
+            "batch_size", "digit_sizes", "digits_on_images", "generalised_losses",
+            "local_features", "multiple_objects", "random_bits", "random_bits_details",
+            "random_bits_notebook", "remedies", "who_keeps_both",
+        ),
+        "temperature": (
+            "perplexity", "relations", "swap", "temperature_gradients", "temperature_limits",
+            "temperature_sweep",
+        ),
+    }.items()
+    for name in names
+}  # fmt: skip
 
 EITHER = (("temperature", "perplexity"),)  # setting one leaves the other out
 
@@ -59,6 +96,39 @@ def revive(described: Any, own: types.ModuleType | None = None) -> Any:
         _check_names(function, keywords, described["call"])
         return functools.partial(function, **keywords)
     raise ValueError(f"{described!r} describes no function: expected a name, or {{'call': name}}")
+
+
+def up_to_date(described: Any) -> Any:
+    """What `describe` wrote, with the names of functions that have moved since as they are now."""
+    if isinstance(described, dict):
+        return {name: up_to_date(value) for name, value in described.items()}
+    if isinstance(described, list):
+        return [up_to_date(value) for value in described]
+    if isinstance(described, str) and described.startswith("contrapose."):
+        if described in MOVED:
+            return MOVED[described]
+        module, _, name = described.rpartition(".")
+        if module in MOVED:
+            return f"{MOVED[module]}.{name}"
+        with contextlib.suppress(ValueError):  # no function of HOMES: it stays as it is
+            return describe(_function(described, None))
+    return described
+
+
+def module_of_file(which: str | Path, *, request: str, prefix: str) -> types.ModuleType:
+    """The module that a Python file of the user's defines; the file is executed.
+
+    request: what was asked for, repeated in the FileNotFoundError. prefix: of the module's name.
+    """
+    path = Path(which)
+    if not path.is_file():
+        raise FileNotFoundError(f"{request}: there is no such file")
+    spec = importlib.util.spec_from_file_location(f"{prefix}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def assign(recipe: Any, path: str, text: str) -> Any:

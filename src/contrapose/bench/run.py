@@ -17,8 +17,8 @@ from contrapose.bench.limits import DEADLINE, PACKAGES, SHARE, free, present, un
 from contrapose.bench.measure import Measured, Settings, answer, ceiling, memory, once, times
 from contrapose.bench.page import pages
 from contrapose.bench.record import Record
-from contrapose.machine import choose_bf16, choose_device, environment
-from contrapose.training.run import as_json_bytes, replace_file
+from contrapose.files import as_json_bytes, replace_file
+from contrapose.machine import choose_bf16, choose_device, cores, environment
 
 LONG = 10.0  # seconds: a step that takes longer is run once
 
@@ -55,7 +55,7 @@ def bench(
     device = choose_device(device)
     settings = Settings(
         device=device,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or cores(),
         repeats=min(repeats, 3) if quick else repeats,
         seconds=3.0 if quick else 10.0,
     )

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
 
+from contrapose.machine import cores
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -26,13 +28,6 @@ def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 def chunks(n: int, at_most: int) -> list[range]:
     """0..n-1 in runs of `at_most`."""
     return [range(start, min(start + at_most, n)) for start in range(0, n, at_most)]
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)

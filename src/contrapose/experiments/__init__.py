@@ -1,15 +1,15 @@
 """Experiments: one file each, a figure or a table of a paper reproduced and its claims checked.
 
 A file with `EXPERIMENT = Experiment(...)` is an experiment: `contrapose reproduce NAME`, where NAME
-is the file's name, or the path of a file of your own.
+is the file's name, or the path of a file of your own. Each source has a folder (a lab), whose
+`__init__` lists its experiments.
 """
 
 import importlib
-import importlib.util
-import re
-import sys
 from pathlib import Path
 
+from contrapose.errors import UserError
+from contrapose.experiments import suppression, temperature
 from contrapose.experiments.form import Claim as Claim
 from contrapose.experiments.form import Experiment as Experiment
 from contrapose.experiments.form import Figure as Figure
@@ -17,43 +17,36 @@ from contrapose.experiments.form import Job as Job
 from contrapose.experiments.form import Published as Published
 from contrapose.experiments.form import Results as Results
 from contrapose.experiments.form import Verdict as Verdict
-from contrapose.partials import unknown
+from contrapose.partials import module_of_file, unknown
 
-_DEFINES = re.compile(r"^EXPERIMENT\b", re.MULTILINE)
+LABS = (suppression, temperature)
 
 
 def names() -> list[str]:
     """The experiments of this package, by file name."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(f.stem for f in files if _DEFINES.search(f.read_text(encoding="utf-8")))
+    return sorted(name for lab in LABS for name in lab.EXPERIMENTS)
 
 
 def experiment(which: str) -> Experiment:
     """The experiment of that name, or of a file of your own, which is executed."""
     if which.endswith(".py"):
-        path = Path(which)
-        if not path.is_file():
-            raise FileNotFoundError(f"reproduce {which}: there is no such file")
-        spec = importlib.util.spec_from_file_location(f"experiment_file_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module.__name__] = module
-        spec.loader.exec_module(module)
+        module = module_of_file(which, request=f"reproduce {which}", prefix="experiment_file")
     elif which in names():
-        module = importlib.import_module(f"{__name__}.{which}")
+        lab = next(lab for lab in LABS if which in lab.EXPERIMENTS)
+        module = importlib.import_module(f"{lab.__name__}.{which}")
     else:
-        raise ValueError(
+        raise UserError(
             f"reproduce {which}: there is no experiment {unknown(which, names())}; "
             "or give a Python file of your own"
         )
     found = getattr(module, "EXPERIMENT", None)
     if not isinstance(found, Experiment):
-        raise ValueError(
+        raise UserError(
             f"reproduce {which}: the file needs `EXPERIMENT = Experiment(...)`; "
-            "see contrapose/experiments/swap.py"
+            "see contrapose/experiments/temperature/swap.py"
         )
     if found.name != Path(which).stem:
-        raise ValueError(
+        raise UserError(
             f"reproduce {which}: its experiment calls itself {found.name!r}; name it as its file"
         )
     return found

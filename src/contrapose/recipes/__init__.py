@@ -4,13 +4,11 @@ A recipe file has `recipe`: a `Recipe`, or a function (size, channels) -> Recipe
 """
 
 import importlib
-import importlib.util
 import pkgutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
-from contrapose.partials import unknown
+from contrapose.partials import module_of_file, unknown
 from contrapose.training.recipe import Recipe
 
 
@@ -43,15 +41,7 @@ def module(which: str | Path) -> ModuleType:
     """The module of a named recipe, or of a file, which is executed."""
     which = str(which)
     if which.endswith(".py"):
-        path = Path(which)
-        if not path.is_file():
-            raise FileNotFoundError(f"--recipe {which}: there is no such file")
-        spec = importlib.util.spec_from_file_location(f"recipe_file_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[loaded.__name__] = loaded
-        spec.loader.exec_module(loaded)
-        return loaded
+        return module_of_file(which, request=f"--recipe {which}", prefix="recipe_file")
     if which not in names():
         raise ValueError(
             f"--recipe {which}: there is no recipe {unknown(which, names())}; "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
+from contrapose.errors import Interrupted
 from contrapose.keys.sources import Source
 from contrapose.training.batches import Batches, Drawn, drawn
 from contrapose.training.recipe import Recipe
@@ -32,7 +33,7 @@ KNN_TIMES = 10  # in a whole run
 CHECKPOINT_SECONDS = 600.0  # at least this often, besides every tenth of the run
 
 
-class InterruptedTraining(Exception):
+class InterruptedTraining(Interrupted):
     """Ctrl-C or a termination signal; the run is saved and can be resumed."""
 
 

@@ -9,7 +9,6 @@ code from a file: weights are safetensors, training state is read with `weights_
 
 import fcntl
 import json
-import math
 import os
 import shutil
 import sys
@@ -21,6 +20,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from contrapose.files import as_json_bytes, finite, replace_file, said_of
 
 FORMAT = 1
 KEPT = 2  # checkpoints
@@ -91,7 +92,7 @@ class Run:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         path = self.path / "metrics.jsonl"
-        with _said_of(path), open(path, "a", encoding="utf-8") as file:
+        with said_of(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -162,44 +163,3 @@ class Run:
         """Words about the newest checkpoint."""
         kept = self._checkpoints()
         return f"the last good one is {kept[-1].name}" if kept else "there is no checkpoint yet"
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with _said_of(path), open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _said_of(path: Path) -> Iterator[None]:
-    """An error of writing that names the file and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{path} could not be written ({error.strerror or error}); free some space or give "
-            "another place. What was saved before is kept"
-        ) from error
-
-
-def as_json_bytes(value: Any) -> bytes:
-    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-    # a path may hold bytes that are no text: as \udcff, which JSON reads back to the same path
-    return text.encode("utf-8", "backslashreplace")
-
-
-def finite(value: Any) -> Any:
-    """NaN and infinity as null: they are not JSON."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

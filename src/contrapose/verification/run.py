@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from contrapose import losses
+from contrapose.files import as_json_bytes, replace_file
 from contrapose.machine import environment
 from contrapose.partials import public_functions, unknown
-from contrapose.training.run import as_json_bytes, replace_file
+from contrapose.processes import Rank, processes
 from contrapose.verification.checks import (
     ARITHMETIC,
     COLD,
@@ -25,7 +26,6 @@ from contrapose.verification.checks import (
     layouts,
 )
 from contrapose.verification.problems import Outcome, Problem, problems
-from contrapose.verification.processes import Place, processes
 
 FORMAT = 1
 LEFT_OUT = {
@@ -72,7 +72,7 @@ class Record:
             "left_out": self.left_out,
             "tolerance": {
                 "arithmetic": ARITHMETIC,
-                "and of a gradient, for its last place": LAST_PLACE,
+                "and of a gradient, for its last me": LAST_PLACE,
                 "times": "max(1, 0.05 / temperature)",
                 "or": "twice the error of whole matrices in that precision",
             },
@@ -102,23 +102,23 @@ def verify(
     if out is not None and not out.parent.is_dir():
         raise FileNotFoundError(f"--json {out}: there is no folder {out.parent}; make it first")
     start, checks, stopped = time.perf_counter(), list[Check](), None
-    with processes(ranks, device, take_part, names, quick) as place:
+    with processes(ranks, device, take_part, names, quick) as me:
         try:
-            for check in work(place, names, quick, watch):
+            for check in work(me, names, quick, watch):
                 checks.append(check)
-                place.gets_on()
+                me.gets_on()
         except RuntimeError as error:
-            if place.rank:
-                raise ChildProcessError(f"verify, rank {place.rank}: {error}") from error
-            why = place.lost() or str(error)
+            if me.rank:
+                raise ChildProcessError(f"verify, rank {me.rank}: {error}") from error
+            why = me.lost() or str(error)
             stopped = f"while results were exchanged: {why}"
             if isinstance(error, Stopped):
                 stopped = error.said(why)
                 checks.append(replace(error.check, error=why))
-    if place.rank:
+    if me.rank:
         return None
     left_out = {name: why for name, why in LEFT_OUT.items() if name in (only or LEFT_OUT)}
-    where = environment(place.device, False) | {"ranks": place.world}
+    where = environment(me.device, False) | {"ranks": me.world}
     seconds = round(time.perf_counter() - start, 1)
     record = Record(checks, left_out, stopped, seconds, where)
     if out is not None:
@@ -135,7 +135,7 @@ def chosen(only: Sequence[str]) -> list[str]:
 
 
 def work(
-    place: Place,
+    me: Rank,
     names: Sequence[str],
     quick: bool,
     watch: Callable[[str, int, int], None] = lambda loss, done, of: None,
@@ -145,18 +145,18 @@ def work(
         watch(name, done, len(names))
         loss = public_functions(losses)[name]
         mine = []
-        for case in cases(loss, place.world, quick):
-            mine.append(solve(place, *case))
-            place.gets_on()
-        found = place.gathered(mine)
+        for case in cases(loss, me.world, quick):
+            mine.append(solve(me, *case))
+            me.gets_on()
+        found = me.gathered(mine)
         if found:
-            yield from judge(cases(loss, place.world, quick), found)
+            yield from judge(cases(loss, me.world, quick), found)
     watch("", len(names), len(names))
 
 
-def take_part(place: Place, names: Sequence[str], quick: bool) -> None:
+def take_part(me: Rank, names: Sequence[str], quick: bool) -> None:
     """What the processes besides the first do."""
-    for _ in work(place, names, quick):
+    for _ in work(me, names, quick):
         pass
 
 
@@ -182,23 +182,23 @@ def wanted(problem: Problem, precision: str, layout: Layout, quick: bool) -> boo
     return not quick or precision == "fp64" or layout.name in ("1 rank", "3 ranks")
 
 
-def solve(place: Place, problem: Problem, layout: Layout, precision: str) -> Outcome | str | None:
+def solve(me: Rank, problem: Problem, layout: Layout, precision: str) -> Outcome | str | None:
     """This process' part; the error where there was one; nothing where it has no part.
 
     Raises Stopped for an error in company, since the others may be waiting for what never comes.
     """
     ranks = len(layout.shares)
-    if place.rank >= ranks:
+    if me.rank >= ranks:
         return None
     try:
         return problem.solved(
             PRECISIONS[precision],
-            rows=layout.slices(problem.rows)[place.rank],
-            group=place.groups[ranks],
-            device=place.device,
+            rows=layout.slices(problem.rows)[me.rank],
+            group=me.groups[ranks],
+            device=me.device,
         )
     except Exception as error:
-        found = f"{type(error).__name__} on rank {place.rank}: {error}"
+        found = f"{type(error).__name__} on rank {me.rank}: {error}"
         if ranks == 1:
             return found
         raise Stopped(judged(problem, layout, precision, found, Outcome(0.0, {}))) from error

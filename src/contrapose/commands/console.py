@@ -1,0 +1,101 @@
+"""What the command line shows: progress, tables, the verdict; readable at 80 columns."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from contrapose.data import ImageSet
+    from contrapose.evaluation.scores import Score
+    from contrapose.training.loop import Progress as Step
+    from contrapose.training.recipe import Recipe
+    from contrapose.training.run import Run
+
+STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
+console = Console(highlight=False)
+
+
+def print_images(images: "ImageSet") -> None:
+    """What was opened, and what was left out of it."""
+    classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
+    shape = f"{images.channels} x {images.size} x {images.size}"
+    console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
+    for note, count in images.notes.items():
+        console.print(Text(f"  {count:,} {note}"))
+    for skipped in images.skipped[:5]:
+        console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
+    if len(images.skipped) > 5:
+        console.print(f"  and {len(images.skipped) - 5} more; all are named in recipe.json")
+
+
+class TrainingProgress:
+    """A progress line of a training run, with the signals that matter most."""
+
+    def __enter__(self) -> "TrainingProgress":
+        self.bar = Progress(
+            BarColumn(bar_width=16),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self.task = self.bar.add_task("", total=None)
+        self.knn = ""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def begin(self, run: "Run", recipe: "Recipe", images: "ImageSet") -> None:
+        print_images(images)
+        what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
+        console.print(Text(f"{what} -> {run.path}"))
+        held = run.read("recipe.json")["data"]["held_out"]
+        if held:
+            console.print(f"  {held:.0%} of the images are held out of training, for evaluation")
+        self.bar.start()
+
+    def step(self, at: "Step") -> None:
+        row = at.row or {}
+        if "knn" in row:
+            self.knn = f"  kNN {row['knn']:.3f}"
+        speed = f"{at.images_per_second:,.0f} images/s"
+        text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
+        self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner while something takes seconds."""
+    with Progress(SpinnerColumn(), TextColumn(what), console=console, transient=True) as bar:
+        bar.add_task("")
+        yield
+
+
+def print_scores(scores: Sequence["Score"]) -> None:
+    """Each number with its interval, n and protocol beside it."""
+    if not scores:
+        console.print("Fewer than two classes with labels, so no accuracy: see the diagnosis.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("measured", "left"), ("value", "right"), ("95% interval", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("n", justify="right")
+    for score in scores:
+        interval = f"{score.low:.3f}-{score.high:.3f}"
+        what = score.metric + ("" if score.features == "none" else f" on {score.features}")
+        table.add_row(Text(what), f"{score.value:.3f}", interval, f"{score.n:,}")
+    console.print(table)
+    console.print(Text(f"split: {scores[0].split}, seed {scores[0].seed}; protocols in the report"))
+
+
+def print_findings(findings: Sequence[dict[str, str]]) -> None:
+    """The verdict in words: one line of sentence each, its state in front."""
+    console.print(Text("Verdict", style="bold"))
+    for finding in findings:
+        mark = Text(f"  {finding['state']}: ", style=STYLES[finding["level"]])
+        console.print(mark + Text(finding["sentence"]))

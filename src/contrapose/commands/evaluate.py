@@ -1,0 +1,30 @@
+"""`contrapose evaluate`: the scores of a run with labels."""
+
+from typing import Annotated
+
+import typer
+
+from contrapose.commands.options import Device, RecipeAgain, RunFolder
+
+
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Argument(help="Other images than the run's own.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Also a linear probe by SGD: simclr, simclr_cifar, supcon, moco, wang_liu."
+        ),
+    ] = None,
+    device: Device = "auto",
+    recipe: RecipeAgain = None,
+) -> None:
+    """Measure RUN with labels: nearest neighbours and linear probes, with intervals."""
+    from contrapose import explain
+    from contrapose.commands.console import print_scores
+    from contrapose.training.run import Run
+
+    opened = Run.open(run)
+    found = explain.evaluate(opened, data, protocol=protocol, device=device, recipe=recipe)
+    print_scores(found)
+    typer.echo(f"Written: {opened.path / 'evaluation.json'}")

@@ -1,0 +1,161 @@
+"""Jobs of an experiment as a person sees them: the list, the progress, the verdicts, the files."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from contrapose import experiments
+from contrapose.commands.console import console
+from contrapose.experiments.form import Experiment
+from contrapose.experiments.running.collect import collect
+from contrapose.experiments.running.engine import Standing, errors, reproduce
+from contrapose.experiments.running.task import Task, job_folders
+from contrapose.report import write_experiment
+from contrapose.report.numbers import duration
+
+WORDS = {True: "holds", False: "does not hold", None: "not tested"}
+STYLES = {True: "green", False: "bold red", None: "yellow"}
+
+
+class JobsProgress:
+    """A line for each job that ends, and one line of progress with the time that is left."""
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+        self.task: Task | None = None
+
+    def __enter__(self) -> "JobsProgress":
+        self.bar = Progress(
+            BarColumn(bar_width=16),
+            TextColumn("{task.description}", table_column=_one_line()),
+            console=console,
+            transient=True,
+        )
+        self.line = self.bar.add_task("", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def begin(self, experiment: Experiment, task: Task, at: Standing) -> None:
+        self.task = task
+        self.told = set(at.finished)
+        cost = experiment.costs[task.scale]
+        console.print(Text(f"{experiment.title} ({experiment.source})"))
+        done = f", {len(at.finished)} of them done before" if at.finished else ""
+        seeds = f"{len(task.seeds)} seed{'s' * (len(task.seeds) > 1)}"
+        console.print(Text(f"scale {task.scale} ({cost}), {seeds}, {at.total} jobs{done}"))
+        console.print(Text(f"-> {task.folder}"), soft_wrap=True)
+        self.bar.start()
+
+    def step(self, at: Standing) -> None:
+        assert self.task is not None
+        for name in (*at.finished, *at.failed):
+            if name not in self.told:
+                self.told.add(name)
+                console.print(self._said(name, name in at.failed), soft_wrap=True)
+        names = sorted(at.running)
+        doing = f"  {names[0]}" + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else ""
+        left = f"  {duration(at.seconds_left)} left" if at.seconds_left else ""
+        failed = f", {len(at.failed)} failed" if at.failed else ""
+        words = f"{len(at.finished)} of {at.total}{failed}{left}{doing}"
+        done = len(at.finished) + len(at.failed) + sum(at.running.values())
+        self.bar.update(self.line, completed=done, total=at.total, description=words)
+
+    def _said(self, name: str, failed: bool) -> Text:
+        assert self.task is not None
+        folder = next(folder for folder in job_folders(self.task) if folder.job.name == name)
+        if failed:
+            error = (folder.read("error.json") or {}).get("error", "")
+            return Text("  failed  ", style="bold red") + Text(f"{name}: {error}")
+        seconds = (folder.read("result.json") or {}).get("seconds")
+        return Text("  done    ", style="green") + Text(f"{name}  {duration(seconds)}")
+
+
+def run(
+    which: str,
+    *,
+    scale: str | None,
+    seeds: int,
+    jobs: int,
+    on: str,
+    out: Path,
+    redo: bool,
+    resources: Sequence[str],
+    command: str | None,
+) -> int:
+    """Run what is missing, write the report, say what holds; the exit status.
+
+    0: every job is finished. 1: a job failed. 3: jobs are left that another process holds.
+    """
+    with JobsProgress() as watching:
+        task, at = reproduce(
+            which, scale=scale, seeds=seeds, jobs=jobs, on=on, out=out, redo=redo,
+            resources=dict(_resource(text) for text in resources),
+            begin=watching.begin, watch=watching.step,
+        )  # fmt: skip
+        watching.step(at)
+    written = collect(task, command)
+    page = write_experiment(written.parent)
+    print_verdicts(written)
+    for name, error in errors(task).items():
+        console.print(Text(f"failed: {name}: ", style="bold red") + Text(error), soft_wrap=True)
+        console.print(Text(f"  see {Path(task.folder) / name / 'error.json'}"), soft_wrap=True)
+    if at.elsewhere:
+        console.print(
+            f"{at.elsewhere} jobs are held by another process; run this again when it has ended"
+        )
+    console.print(Text(f"Report: {page}"), soft_wrap=True)
+    return 1 if at.failed else 3 if at.elsewhere else 0
+
+
+def print_verdicts(written: Path) -> None:
+    """Each claim with its verdict in front and its evidence below."""
+    import json
+
+    for claim in json.loads(written.read_text(encoding="utf-8"))["claims"]:
+        holds = claim["holds"]
+        open_ = holds is None and not claim["evidence"].startswith("not tested")
+        word = "undecided" if open_ else WORDS[holds]
+        console.print(Text(f"{word}: ", style=STYLES[holds]) + Text(claim["sentence"]))
+        evidence = claim["evidence"].removeprefix("not tested: ").removeprefix("undecided: ")
+        for line in evidence.splitlines():
+            console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
+
+
+def print_experiments() -> None:
+    """Each experiment with its title and its cost at each scale."""
+    for name in experiments.names():
+        found = experiments.experiment(name)
+        console.print(Text(name, style="bold") + Text(f"  {found.title}"))
+        table = Table.grid(padding=(0, 2))
+        for scale, cost in found.costs.items():
+            table.add_row(Text(f"    {scale}"), Text(cost))
+        console.print(Text(f"    {found.source}", style="dim"))
+        console.print(table)
+
+
+def _resource(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--resource {text}: write it as KEY=VALUE, such as timeout_min=600")
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return name, number
+    return name, value
+
+
+def _one_line() -> Any:
+    from rich.table import Column
+
+    return Column(no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,217 @@
+"""Backbones: functions that return a module with an attribute `width`, the F of h [B F]."""
+
+import difflib
+import importlib
+import itertools
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+Stem = Literal["imagenet", "cifar"]
+M = TypeVar("M", bound=nn.Module)
+
+
+def keras_defaults(module: M) -> M:
+    """Draw the weights and set the batch norms of `module` as Keras's layers begin; returns it.
+
+    Kernels U(-l, l) with l = sqrt(6 / (fan_in + fan_out)) (Glorot), biases 0; running statistics
+    keep 0.99 of themselves a step, and batch norm's eps is 1e-3.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.momentum, layer.eps = 0.01, 1e-3
+    return module
+
+
+def resnet18(
+    *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
+) -> nn.Module:
+    """ResNet-18 (1512.03385), torchvision's, without its classifier: 11 M parameters, width 512.
+
+    stem="cifar": 3x3 convolution of stride 1 and no max-pool (SimCLR B.9), for images of 32 px.
+    width_multiple=2|4 multiplies every channel (SimCLR's 2x and 4x). zero_init starts every
+    residual branch at zero, as SimCLR's code does.
+    """
+    return _ResNet(BasicBlock, (2, 2, 2, 2), channels, stem, width_multiple, zero_init)
+
+
+def resnet34(
+    *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
+) -> nn.Module:
+    """ResNet-34: 21 M parameters, width 512. Options as `resnet18`."""
+    return _ResNet(BasicBlock, (3, 4, 6, 3), channels, stem, width_multiple, zero_init)
+
+
+def resnet50(
+    *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
+) -> nn.Module:
+    """ResNet-50: 24 M parameters (2x: 94 M, 4x: 375 M), width 2048. Options as `resnet18`."""
+    return _ResNet(Bottleneck, (3, 4, 6, 3), channels, stem, width_multiple, zero_init)
+
+
+def resnet101(
+    *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
+) -> nn.Module:
+    """ResNet-101: 43 M parameters, width 2048. Options as `resnet18`."""
+    return _ResNet(Bottleneck, (3, 4, 23, 3), channels, stem, width_multiple, zero_init)
+
+
+def resnet152(
+    *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
+) -> nn.Module:
+    """ResNet-152: 58 M parameters, width 2048. Options as `resnet18`."""
+    return _ResNet(Bottleneck, (3, 8, 36, 3), channels, stem, width_multiple, zero_init)
+
+
+def resnet200(
+    *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
+) -> nn.Module:
+    """ResNet-200 (SupCon's large model): 63 M parameters, width 2048. Options as `resnet18`."""
+    return _ResNet(Bottleneck, (3, 24, 36, 3), channels, stem, width_multiple, zero_init)
+
+
+def small_conv(*, channels: int = 1, width: int = 256) -> nn.Module:
+    """Four 3x3 convolutions with BN and ReLU, strides 1 2 2 2, then the mean over the image.
+
+    For 4 to 64 px and work on a CPU: at 32 px about 1/40 of the arithmetic of ResNet-18. `width`
+    is F; the layers have width/8, width/4, width/2 and width channels.
+    """
+    if width < 8 or width % 8:
+        raise ValueError(f"small_conv: width={width}; use a positive multiple of 8")
+    return _SmallConv(channels, width)
+
+
+def notebook_conv(*, channels: int = 1) -> nn.Module:
+    """Three unpadded 3x3 convolutions of stride 2 (32, 64, 64 channels) and a dense layer of 128.
+
+    The network of the random-bits notebook of "Intriguing Properties" (2011.02803) with its
+    `keras_defaults`, for images of 28 px only; no layer has a bias, each has BN and ReLU.
+    """
+    return keras_defaults(_NotebookConv(channels))
+
+
+def timm(*, name: str, channels: int = 3, **options: Any) -> nn.Module:
+    """Any network of the timm library by its name, without classifier; never downloads weights.
+
+    `options` go to `timm.create_model`, e.g. img_size=64; those that read files or change
+    what comes out are refused. Needs `pip install contrapose[timm]`.
+    """
+    refused = [
+        o for o in options if o.startswith(("pretrained", "checkpoint", "features", "cache"))
+    ]
+    if refused or {"num_classes", "in_chans"} & options.keys():
+        raise ValueError(f"timm({name!r}): {', '.join(options)} cannot all be set here")
+    try:
+        library = importlib.import_module("timm")
+    except ImportError as error:
+        raise ImportError(
+            f"timm({name!r}) needs the timm library: pip install 'contrapose[timm]'"
+        ) from error
+    names = library.list_models()
+    if name.split(".")[0] not in names:
+        near = ", ".join(difflib.get_close_matches(name, names, n=5)) or "see timm.list_models()"
+        raise ValueError(f"timm: no network is called {name!r}; nearest: {near}")
+    network: Any = library.create_model(
+        name, pretrained=False, num_classes=0, in_chans=channels, **options
+    )
+    width = getattr(network, "head_hidden_size", None) or network.num_features
+    network.width = int(width)
+    backbone: nn.Module = network
+    return backbone
+
+
+BACKBONES = (
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnet200,
+    small_conv,
+    notebook_conv,
+    timm,
+)
+
+
+class _ResNet(ResNet):  # type: ignore[misc]
+    """torchvision's ResNet (same parameter names) with a stem, a width and no classifier."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: tuple[int, int, int, int],
+        channels: int,
+        stem: Stem,
+        width_multiple: int,
+        zero_init: bool,
+    ) -> None:
+        if stem not in ("imagenet", "cifar"):
+            raise ValueError(f"resnet: stem={stem!r}; use 'imagenet' or 'cifar'")
+        if width_multiple < 1 or channels < 1:
+            raise ValueError(
+                f"resnet: width_multiple={width_multiple}, channels={channels}; "
+                "both must be at least 1"
+            )
+        self.width_multiple = width_multiple  # read by _make_layer while ResNet builds itself
+        super().__init__(block, list(layers), num_classes=1, zero_init_residual=zero_init)
+        first = 64 * width_multiple
+        if stem == "cifar":
+            self.conv1 = nn.Conv2d(channels, first, 3, stride=1, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(channels, first, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(first)
+        self.fc = nn.Identity()
+        self.width = self.inplanes
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        if planes == 64:  # the first stage: its input comes from the widened stem
+            self.inplanes *= self.width_multiple
+        stage: nn.Sequential = super()._make_layer(
+            block, planes * self.width_multiple, *args, **kwargs
+        )
+        return stage
+
+
+class _SmallConv(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        layers: list[nn.Module] = []
+        widths = [channels, width // 8, width // 4, width // 2, width]
+        for (fan_in, fan_out), stride in zip(itertools.pairwise(widths), (1, 2, 2, 2), strict=True):
+            conv = nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            layers += [conv, nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) < 4:
+            raise ValueError(f"small_conv: images of {tuple(x.shape[2:])} px; needs at least 4 px")
+        features: Tensor = self.layers(x)
+        return features.mean(dim=(2, 3))
+
+
+class _NotebookConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.width = 128
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise((channels, 32, 64, 64)):
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, bias=False)]
+            layers += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+        dense = nn.Linear(2 * 2 * 64, self.width, bias=False)  # 28 -> 13 -> 6 -> 2 px
+        layers += [nn.Flatten(), dense, nn.BatchNorm1d(self.width), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (28, 28):
+            raise ValueError(f"notebook_conv: images of {tuple(x.shape[2:])} px; it takes 28 px")
+        h: Tensor = self.layers(x)
+        return h

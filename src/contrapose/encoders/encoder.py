@@ -1,0 +1,126 @@
+"""The encoder: a backbone gives the representation h, a head gives the embedding z on the sphere.
+
+Backbones and heads are plain functions that return modules, so that a recipe can hold them as
+`functools.partial(resnet18, stem="cifar")` and `functools.partial(mlp, dim=128)`. Whitening
+belongs to the network that needs it: the encoder holds `mean` and `std`, images stay in [0, 1].
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors
+import torch
+from jaxtyping import Float
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from contrapose.partials import describe, revive
+
+
+class Encoder(nn.Module):
+    """x -> h = backbone((x - mean) / std) -> z = head(h) / |head(h)|.
+
+    `backbone` has an attribute `width`, the F of h [B F]; `head` maps [B F] to [B D]. `mean` and
+    `std` have one number per channel of images in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ValueError(
+                f"Encoder: mean {tuple(mean)} and std {tuple(std)} must have one number per "
+                "channel each, and every std must be positive"
+            )
+        self.backbone, self.head = backbone, head
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+        self.architecture: dict[str, Any] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Callable[..., nn.Module],
+        head: Callable[..., nn.Module],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> "Encoder":
+        """backbone() and head(width) put together, and remembered so that a file can name them."""
+        body = backbone()
+        encoder = cls(body, head(body.width), mean, std)
+        encoder.architecture = {"backbone": describe(backbone), "head": describe(head)}
+        return encoder
+
+    @classmethod
+    def load(cls, path: Path | str, own: ModuleType | None = None) -> "Encoder":
+        """The encoder of a run folder or of a .safetensors file, in evaluation mode.
+
+        No code of the file is executed: it names functions of this library, or of `own`, the module
+        of a recipe file that you trust. Raises FileNotFoundError or ValueError.
+        """
+        path = Path(path)
+        file = path / "encoder.safetensors" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist: nothing was saved there yet")
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                written = (opened.metadata() or {}).get("encoder")
+                weights = {name: opened.get_tensor(name) for name in opened.keys()}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error})") from None
+        if written is None:
+            raise ValueError(f"{file} names no architecture; was it written by contrapose?")
+        architecture = json.loads(written)
+        mean, std = (weights[name].tolist() for name in ("mean", "std"))
+        backbone, head = (revive(architecture[part], own) for part in ("backbone", "head"))
+        encoder = cls.build(backbone, head, mean, std)
+        encoder.load_state_dict(weights)
+        return encoder.eval()
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file that `load` reads: weights, and the names of their architecture."""
+        weights = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
+        return safetensors_bytes(weights, metadata={"encoder": json.dumps(self.architecture)})
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def width(self) -> int:
+        """F, the width of the representation h."""
+        return int(self.backbone.width)  # type: ignore[arg-type]
+
+    def represent(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
+        """h, the representation that is kept after training; x is float in [0, 1]."""
+        if x.ndim != 4 or x.shape[1] != self.channels or not x.is_floating_point():
+            raise ValueError(
+                f"Encoder: got {x.dtype} of shape {tuple(x.shape)}; needs float images in [0, 1] "
+                f"of shape [B {self.channels} H W]"
+            )
+        h: Tensor = self.backbone((x - self.mean[:, None, None]) / self.std[:, None, None])
+        return h
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B F"], Tensor]:
+        """(h, z): z [B D] is float32 of unit length whatever the precision of the network."""
+        h = self.represent(x)
+        return h, unit(self.head(h))
+
+
+def unit(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """x / |x| in float32 at least; a row shorter than 1e-6 has no direction and stays as it is.
+
+    Dividing such a row by its length would give a gradient of up to 1/|x|, and one dead row would
+    outweigh the batch.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(length < 1e-6, 1.0, length)

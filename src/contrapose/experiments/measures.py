@@ -1,0 +1,93 @@
+"""Measures of a trained encoder: functions (Trained) -> dict of numbers or lists.
+
+A measure of your own stands in your file; its arguments are set by functools.partial.
+"""
+
+from jaxtyping import Int
+from torch import Tensor
+
+from contrapose.data import balanced
+from contrapose.evaluation import geometry, probes
+from contrapose.evaluation.embed import embed_views
+from contrapose.evaluation.sgd_probe import PROTOCOLS
+from contrapose.evaluation.sgd_probe import sgd_probe as by_sgd
+from contrapose.experiments.trained import VIEWS_OF, Trained
+from contrapose.partials import unknown
+
+CRITERION = "instance_retrieval"  # the measure that stands in for accuracy without labels
+
+
+def linear_probe(of: Trained, *, l2: float | None = None) -> dict[str, float]:
+    """Test accuracy of logistic regression on h, solved; l2 chosen on held-out training rows."""
+    x, y = of.of_train.h.to(of.device), of.labels(of.train)
+    fitted = probes.linear_probe(x, y, l2=probes.DECADES if l2 is None else l2, seed=of.seed)
+    return {"linear_probe": _share(fitted.predict(of.of_test.h.to(of.device)), of)}
+
+
+def sgd_probe(of: Trained, *, protocol: str = "wang_liu") -> dict[str, float]:
+    """Test accuracy of a linear classifier on h trained by a paper's protocol (PROTOCOLS)."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"sgd_probe: there is no protocol {unknown(protocol, PROTOCOLS)}")
+    x, y = of.of_train.h.to(of.device), of.labels(of.train)
+    fitted = by_sgd(x, y, PROTOCOLS[protocol], seed=of.seed)
+    return {"sgd_probe": _share(fitted.predict(of.of_test.h.to(of.device)), of)}
+
+
+def knn(of: Trained, *, k: int = 200) -> dict[str, float]:
+    """Test accuracy of the vote of the k nearest training images by h, weighted exp(s / 0.1)."""
+    y = of.labels(of.train)
+    voters = min(k, probes.most_neighbours(y))
+    scores = probes.knn(of.of_test.h.to(of.device), of.of_train.h.to(of.device), y, k=voters)
+    return {"knn": _share(scores.argmax(dim=1), of)}
+
+
+def uniformity(of: Trained) -> dict[str, float]:
+    """L_uniform (t = 2) of z of the test images without augmentation; negative is even.
+
+    Papers plot its negative, which is given as `minus_uniformity` beside it.
+    """
+    value = geometry.uniformity(of.of_test.z.to(of.device))
+    return {"uniformity": value, "minus_uniformity": -value}
+
+
+def tolerance(of: Trained) -> dict[str, float]:
+    """Mean similarity of z over pairs of test images of one class, without augmentation."""
+    return {"tolerance": geometry.tolerance(of.of_test.z.to(of.device), of.labels(of.test))}
+
+
+def effective_rank(of: Trained) -> dict[str, float]:
+    """RankMe of h and of z of the test images."""
+    seen = of.of_test
+    ranks = (geometry.effective_rank(seen.h), geometry.effective_rank(seen.z))
+    return dict(zip(("effective_rank_h", "effective_rank_z"), ranks, strict=True))
+
+
+def local_separation(of: Trained, *, k: int = 10) -> dict[str, list[float]]:
+    """Similarity of two views of a test image, then of its k nearest others; mean over anchors."""
+    z, group = of.views_of_test
+    return {"local_separation": geometry.local_separation(z, group, k=k).tolist()}
+
+
+def without_labels(of: Trained) -> dict[str, float]:
+    """What may stand in for an accuracy where there are no labels, of test images and their views.
+
+    Effective ranks of h and z (RankMe), LiDAR of h, and how often the other view of an image is
+    the nearest by h.
+    """
+    few = balanced(of.test, min(VIEWS_OF, len(of.test)))
+    h, group = embed_views(
+        of.encoder, few, of.recipe.policy, features="h", seed=of.seed, device=of.device
+    )
+    return {
+        "effective_rank_h": geometry.effective_rank(of.of_test.h),
+        "effective_rank_z": geometry.effective_rank(of.of_test.z),
+        "lidar": geometry.lidar(h, group),
+        "instance_retrieval": geometry.contrastive_accuracy(h, group),
+    }
+
+
+def _share(predicted: Int[Tensor, " N"], of: Trained) -> float:
+    """Share of the labelled test images whose class is named."""
+    label = of.labels(of.test)
+    known = label >= 0
+    return float((predicted[known] == label[known]).double().mean())

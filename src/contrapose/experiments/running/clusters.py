@@ -1,0 +1,108 @@
+"""Slurm (by submitit) and Ray: each job of a task as a job of the cluster."""
+
+import contextlib
+import importlib
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from contrapose.experiments.running.folders import (
+    HeldElsewhere,
+    fail,
+)
+from contrapose.experiments.running.task import POLL, Task, job_folders
+from contrapose.experiments.running.worker import work
+
+
+def slurm(
+    task: Task, jobs: int, resources: Mapping[str, Any], cluster: str = "slurm"
+) -> Generator[None]:
+    """An array of Slurm jobs by submitit, `jobs` of them at a time; ends when they have."""
+    submitit = library("slurm")
+    executor = submitit.AutoExecutor(folder=Path(task.folder) / "slurm", cluster=cluster)
+    executor.update_parameters(name=Path(task.folder).name, cpus_per_task=task.threads)
+    if cluster == "slurm":
+        executor.update_parameters(slurm_array_parallelism=jobs)
+    executor.update_parameters(**resources)
+    names = [p.job.name for p in job_folders(task) if p.state in ("waiting", "failed")]
+    submitted = executor.map_array(_Requeued(), [replace(task, jobs=(n,)).text() for n in names])
+    try:
+        while not all(job.done() for job in submitted):
+            time.sleep(POLL if cluster != "slurm" else 5.0)
+            yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for job in submitted:
+            job.cancel()
+        raise
+    _note_lost(task, {n: j.exception() for n, j in zip(names, submitted, strict=True)})
+
+
+class _Requeued:
+    """A job that Slurm preempts is put in the queue again, and goes on in its folder."""
+
+    def __call__(self, text: str) -> None:
+        run_task(text)
+
+    def checkpoint(self, text: str) -> Any:
+        return library("slurm").helpers.DelayedSubmission(self, text)
+
+
+def ray(task: Task, jobs: int, resources: Mapping[str, Any]) -> Generator[None]:
+    """One Ray task for each job, on the cluster of RAY_ADDRESS or else on this machine."""
+    cluster = library("ray")
+    mine = not cluster.is_initialized()
+    if mine:
+        cluster.init(log_to_driver=False, include_dashboard=False)
+    options = {"num_cpus": task.threads, "max_retries": 3} | dict(resources)
+    remote = cluster.remote(run_task).options(**options)
+    names = [p.job.name for p in job_folders(task) if p.state in ("waiting", "failed")]
+    pending: dict[Any, str] = {}
+    lost: dict[str, Exception | None] = {}
+    try:
+        while names or pending:
+            while names and len(pending) < jobs:
+                name = names.pop(0)
+                pending[remote.remote(replace(task, jobs=(name,)).text())] = name
+            ready, _ = cluster.wait(list(pending), timeout=POLL)
+            for done in ready:
+                name = pending.pop(done)
+                try:
+                    cluster.get(done)
+                except Exception as error:  # Ray wraps whatever ended the task
+                    lost[name] = error
+            yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for reference in pending:
+            cluster.cancel(reference)
+        raise
+    finally:
+        if mine:
+            cluster.shutdown()
+    _note_lost(task, lost)
+
+
+def run_task(text: str) -> None:
+    """What a process of Slurm or Ray runs."""
+    work(Task.of(text))
+
+
+def _note_lost(task: Task, lost: Mapping[str, Exception | None]) -> None:
+    """Note jobs whose process the cluster lost before they could do so themselves."""
+    for folder in job_folders(task):
+        error = lost.get(folder.job.name)
+        if error is not None and folder.state == "waiting":
+            with contextlib.suppress(HeldElsewhere), folder.locked():
+                words = f"the cluster lost it: {str(error).strip().splitlines()[-1]}"
+                fail(folder, task.invocation, words, str(error))
+
+
+def library(on: str) -> Any:
+    name = {"slurm": "submitit", "ray": "ray"}[on]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"--on {on} needs the library {name}: pip install 'contrapose[{on}]'"
+        ) from error

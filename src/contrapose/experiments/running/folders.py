@@ -1,0 +1,200 @@
+"""The folder of a job: who holds it, what it was asked, how far it is, what it found.
+
+    .lock           held (flock) by the process that runs the job, so that no other does
+    job.json        the call that was begun here, and its fingerprint
+    running.json    who runs it since when; stale after a kill
+    progress.json   the share that is done
+    log.txt         what the job printed
+    error.json      the traceback, where it failed
+    result.json     what it measured
+
+Files are written beside and renamed: a kill at any moment leaves the old file or the new one.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from contrapose.experiments.form import Job
+from contrapose.files import as_json_bytes, replace_file
+from contrapose.partials import describe, up_to_date
+from contrapose.version import __version__
+
+FORMAT = 1
+State = Literal["waiting", "finished", "failed", "changed"]
+
+
+class ChangedCallError(ValueError):
+    """A folder holds what another call made."""
+
+
+class HeldElsewhere(Exception):
+    """Another process runs the job."""
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """A job and its folder, which need not exist."""
+
+    job: Job
+    path: Path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Start of a sha256 over the function's name and its keywords."""
+        text = json.dumps(described(self.job), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and hold it; HeldElsewhere where another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise HeldElsewhere(str(self.path)) from None
+            yield
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON object of the folder; None where there is none. ValueError where it is damaged."""
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path / name} is damaged ({error}); delete it") from None
+        return found if isinstance(found, dict) else None
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        replace_file(self.path / name, as_json_bytes(value))
+
+    def forget(self, *names: str) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def state(self) -> State:
+        """finished and failed speak of this very call; changed: the folder is another call's."""
+        begun = self.read("result.json") or self.read("job.json")
+        if begun is not None and begun.get("fingerprint") != self.fingerprint:
+            if up_to_date(begun.get("call")) != up_to_date(described(self.job)):
+                return "changed"  # and not only where its functions are defined
+        if (self.path / "result.json").exists():
+            return "finished"
+        return "failed" if (self.path / "error.json").exists() else "waiting"
+
+    def difference(self) -> str:
+        """In which keywords the call in the folder differs from the job's."""
+        begun = self.read("result.json") or self.read("job.json") or {}
+        before, now = begun.get("call", {}), described(self.job)
+        words = [
+            f"{name} was {_brief(before.get(name))}, is {_brief(now.get(name))}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        return "; ".join(words)
+
+    def set_aside(self) -> Path:
+        """Rename the folder, so that the job begins anew; where it lies now."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.before-{number}")).exists():
+            number += 1
+        return self.path.rename(aside)
+
+
+def described(job: Job) -> dict[str, Any]:
+    """The call as JSON gives it back; ValueError where an argument has no description."""
+    try:
+        text = json.dumps(describe(job.call), default=_path, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"job {job.name}: its call cannot be written down ({error}); give numbers, strings, "
+            "lists, functions of a module, and partials of them"
+        ) from None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def begin(folder: JobFolder, invocation: str) -> None:
+    """Note in a locked folder that this process runs the job now."""
+    folder.forget("error.json", "progress.json")
+    call = {"call": described(folder.job), "fingerprint": folder.fingerprint}
+    folder.write("job.json", call | {"contrapose": __version__})
+    folder.write("running.json", _who() | {"invocation": invocation})
+
+
+def finish(folder: JobFolder, measured: Any, seconds: float, environment: dict[str, Any]) -> None:
+    """Write the result; ValueError where it is no dict of numbers, lists and the like."""
+    if not isinstance(measured, dict) or not all(isinstance(name, str) for name in measured):
+        raise ValueError(f"the job gave {type(measured).__name__}; give a dict by measure")
+    if known := sorted(measured.keys() & folder.job.coordinates.keys()):
+        raise ValueError(f"the job measured {', '.join(known)}, which is one of its facts")
+    result = {
+        "format": FORMAT,
+        "job": folder.job.name,
+        "facts": dict(folder.job.facts),
+        "seed": folder.job.seed,
+        "measures": measured,
+        "seconds": round(seconds, 2),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "contrapose": __version__,
+        "environment": environment,
+        "environment_digest": digest(environment),
+        "call": described(folder.job),
+        "fingerprint": folder.fingerprint,
+    }
+    try:
+        folder.write("result.json", result)
+    except TypeError as error:
+        raise ValueError(f"the job's result cannot be written as JSON ({error})") from None
+    folder.forget("running.json", "progress.json", "error.json")
+
+
+def fail(folder: JobFolder, invocation: str, error: str, traceback: str) -> None:
+    folder.write(
+        "error.json", _who() | {"invocation": invocation, "error": error, "traceback": traceback}
+    )
+    folder.forget("running.json", "progress.json")
+
+
+def note_progress(folder: Path, share: float) -> None:
+    """The share of the job that is done, written once a second; a full disk may lose it."""
+    path = folder / "progress.json"
+    with contextlib.suppress(OSError):
+        if not path.exists() or time.time() - path.stat().st_mtime > 1:
+            replace_file(path, as_json_bytes({"share": share}))
+
+
+def digest(environment: dict[str, Any]) -> str:
+    """Start of a sha256 over what may change a number: versions, machine, threads, precision."""
+    kept = {k: v for k, v in environment.items() if k not in ("started", "commit")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _who() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _path(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} is of type {type(value).__name__}")
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

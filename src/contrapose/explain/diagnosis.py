@@ -1,0 +1,119 @@
+"""The diagnosis of a run: geometry of held-out images, verdict and pictures; needs no labels."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose.data import ImageSet, exact_duplicates
+from contrapose.evaluation import geometry
+from contrapose.evaluation.embed import Embedded
+from contrapose.evaluation.embed import embed_views as views_embedded
+from contrapose.evaluation.penalties import penalties
+from contrapose.explain import pictures
+from contrapose.explain.subject import Subject, spread
+from contrapose.explain.verdict import as_json, verdict
+from contrapose.keys.contrast import InBatch
+from contrapose.training.run import Run
+from contrapose.training.signals import heat
+
+TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)  # at which the repulsion between rows is shown
+LOOKED_AT = 2000  # images whose geometry, neighbours and map are shown
+
+
+def diagnose(
+    run: Subject | Run | Path | str,
+    images: Any = None,
+    *,
+    device: str = "auto",
+    recipe: Any = None,
+) -> dict[str, Any]:
+    """{"verdict": findings, "signals": numbers} of the run, most of it without labels.
+
+    Looks at up to LOOKED_AT test (or held-out) images and two views of each. Writes diagnosis.json
+    and pictures.npz.
+    """
+    subject = Subject.open(run, images, device, recipe)
+    shown = spread(subject.test, LOOKED_AT)
+    embedded = subject.embed(shown)
+    z, group = embed_views(subject, shown)
+    signals = signals_of_run(subject, embedded, z, group, shown.label)
+    path = subject.run.path
+    read = subject.run.read
+    scored = read("evaluation.json") if (path / "evaluation.json").exists() else []
+    status = read("status.json") if (path / "status.json").exists() else None
+    width = embedded.h.shape[1]
+    findings = verdict(subject.run.metrics(), scored, status=status, width=width)
+    found = {"verdict": as_json(findings), "signals": signals}
+    found["repulsion"] = repulsion(z, group, also=signals.get("temperature"))
+    subject.run.write("diagnosis.json", found)
+    pictures.add(subject.run, **pictures.of_run(subject.recipe, shown, embedded, z, group))
+    return found
+
+
+def signals_of_run(
+    subject: Subject,
+    embedded: Embedded,
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    label: Int[Tensor, " B"] | None,
+) -> dict[str, Any]:
+    """The numbers of a diagnosis, each of held-out images."""
+    signals: dict[str, Any] = {
+        "images": len(embedded.h),
+        "split": subject.split,
+        "alignment": geometry.alignment(z, group),
+        "uniformity": geometry.uniformity(embedded.z),
+        "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
+        "effective_rank_h": geometry.effective_rank(embedded.h),
+        "effective_rank_z": geometry.effective_rank(embedded.z),
+        **heat(subject.recipe, z, InBatch(group, group)),
+        "width_h": embedded.h.shape[1],
+        "width_z": embedded.z.shape[1],
+    }
+    if subject.train.in_memory:  # else every image would be decoded for it
+        signals["duplicate_images"] = duplicates(subject.train)
+    if label is not None and most_common(label) > 1:
+        signals["tolerance"] = geometry.tolerance(embedded.z, label)
+    return signals
+
+
+def repulsion(
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], also: float | None = None
+) -> list[dict[str, float]]:
+    """At each temperature, `also` among them: how many negatives share the repulsion, and which.
+
+    Effective negatives, the entropy of their shares (nats) and its slope by the temperature, and
+    the similarity above which 90 % of the repulsion lies (`evaluation.penalties`).
+    """
+    temperatures = sorted({*TEMPERATURES, *([] if also is None else [also])})
+    return [
+        {
+            "temperature": p.temperature,
+            "effective_negatives": p.perplexity,
+            "entropy": p.entropy,
+            "slope": p.slope,
+            "from_similarity": p.interval[0],
+        }
+        for p in penalties(z, group, temperatures=temperatures)
+    ]
+
+
+def embed_views(
+    subject: Subject, images: ImageSet
+) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
+    """z of the recipe's views of each image, and which image each row shows."""
+    recipe, device = subject.recipe, subject.device
+    return views_embedded(subject.encoder, images, recipe.policy, seed=recipe.seed, device=device)
+
+
+def duplicates(images: ImageSet) -> int:
+    """How many images repeat an earlier one exactly; they would be each other's negatives."""
+    return sum(len(group) - 1 for group in exact_duplicates(images))
+
+
+def most_common(label: Int[Tensor, " N"]) -> int:
+    known = label[label >= 0]
+    return int(torch.bincount(known).max()) if len(known) else 0

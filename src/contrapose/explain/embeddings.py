@@ -1,0 +1,155 @@
+"""Embedding matrices as files: writing those of a run, reading and diagnosing any."""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contrapose import api
+from contrapose.data import evenly
+from contrapose.data.labels import read_labels
+from contrapose.evaluation import geometry, probes
+from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
+from contrapose.explain.verdict import as_json, verdict_of_embeddings
+from contrapose.files import as_json_bytes, replace_file
+from contrapose.training.run import Run
+
+
+def diagnose_embeddings(
+    path: Path | str, labels: Path | str | None = None, out: Path | str | None = None
+) -> dict[str, Any]:
+    """The same for a matrix of embeddings [N D] that came from anywhere (.npy, or .npz from embed).
+
+    Raises ValueError for another shape, numbers that are not finite, or labels of another length.
+    """
+    x, label = read_embeddings(Path(path), labels)
+    length = torch.linalg.vector_norm(x, dim=1)
+    unit = torch.nn.functional.normalize(x, dim=1)
+    signals: dict[str, Any] = {
+        "rows": len(x),
+        "width": x.shape[1],
+        "length_mean": float(length.mean()),
+        "length_spread": float(length.std(correction=0)),
+        "zero_rows": int((length < 1e-6).sum()),
+        "mean_similarity": float(unit.mean(dim=0).square().sum()),
+        "uniformity": geometry.uniformity(x),
+        "effective_rank": geometry.effective_rank(x),
+        "duplicate_rows": len(x) - len(torch.unique(x, dim=0)),
+    }
+    if label is not None:
+        signals["classes"] = int(torch.unique(label[label >= 0]).numel())
+        signals["most_common_class"] = most_common(label) / max(1, int((label >= 0).sum()))
+        if most_common(label) > 1:
+            signals["tolerance"] = geometry.tolerance(x, label)
+        known = label >= 0
+        if int(known.sum()) > 1:
+            k = min(20, probes.most_neighbours(label, True))
+            votes = probes.knn(x, x, label, k=k, leave_one_out=True)
+            right = int((votes.argmax(dim=1)[known] == label[known]).sum())
+            signals["knn_leave_one_out"] = right / int(known.sum())
+    found = {"verdict": as_json(verdict_of_embeddings(signals)), "signals": signals}
+    every = torch.arange(len(x))
+    chosen = evenly(len(x), 2 * LOOKED_AT) if len(x) > 2 * LOOKED_AT else every
+    found["repulsion"] = repulsion(x[chosen], every[chosen])
+    if out is not None:
+        replace_file(Path(out), as_json_bytes(found))
+    return found
+
+
+def write_embeddings(
+    run: Run, images: Any, out: Path, *, split: str = "train", device: str = "auto",
+    recipe: Any = None,
+) -> int:  # fmt: skip
+    """h, z, label and index of every image to .npz or .parquet; how many there were."""
+    if out.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"--out {out}: name a file that ends in .npz or .parquet")
+    if out.exists():
+        raise FileExistsError(f"--out {out} exists and is left as it is; name another file")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
+    embedded, source = api.embed(run, images, split=split, device=device, recipe=recipe)
+    label = torch.full((len(source),), -1) if source.label is None else source.label
+    columns = {
+        "index": np.arange(len(source)), "label": label.numpy(),
+        "h": embedded.h.numpy(), "z": embedded.z.numpy(),
+    }  # fmt: skip
+    beside = out.with_name(f".{out.name}.new{out.suffix}")
+    try:
+        if out.suffix == ".npz":
+            np.savez(beside, classes=np.array(source.classes, dtype=np.str_), **columns)  # type: ignore[arg-type]
+        else:
+            write_parquet(beside, columns, source.classes)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return len(source)
+
+
+def read_embeddings(path: Path, labels: Path | str | None) -> tuple[Tensor, Tensor | None]:
+    """(rows [N D] in float32, labels or None) of a .npy, or of what `contrapose embed` wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    x, label = read_parquet(path) if path.suffix == ".parquet" else _read_numpy(path)
+    if x.ndim != 2 or x.dtype.kind not in "fiu" or min(x.shape) < 1 or len(x) < 2:
+        raise ValueError(
+            f"{path} holds {x.dtype} of shape {x.shape}; embeddings are numbers [N D], N > 1"
+        )
+    bad = int((~np.isfinite(x).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"{path}: {bad} of {len(x)} rows hold NaN or infinity; remove them")
+    rows = torch.from_numpy(x.astype(np.float32))
+    given = labels if labels is not None else label
+    if given is None:
+        return rows, None
+    number, _, _ = read_labels(given, [str(i) for i in range(len(x))])
+    return rows, None if bool((number < 0).all()) else number
+
+
+def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a NumPy file of numbers ({error})") from None
+    if isinstance(loaded, np.ndarray):
+        return loaded, None
+    name = next((n for n in ("h", "z") if n in loaded), None)
+    if name is None:
+        keys = ", ".join(loaded.files)
+        raise ValueError(f"{path} holds {keys}; expected h or z, as `contrapose embed` writes")
+    return loaded[name], loaded["label"] if "label" in loaded else None
+
+
+def read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """(h, label) as `write_parquet` wrote them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file ({error})") from None
+    if "h" not in table.column_names:
+        raise ValueError(f"{path} has columns {', '.join(table.column_names)}; expected h")
+    h = np.stack(table["h"].to_numpy())
+    return h, table["label"].to_numpy() if "label" in table.column_names else None
+
+
+def write_parquet(path: Path, columns: dict[str, NDArray[Any]], classes: Sequence[str]) -> None:
+    """One row an image; vectors as fixed-size lists, class names in the schema's metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
+        if x.ndim == 2
+        else pa.array(x)
+        for name, x in columns.items()
+    }
+    table = pa.table(arrays).replace_schema_metadata({"classes": json.dumps(list(classes))})
+    pq.write_table(table, path)

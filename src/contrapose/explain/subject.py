@@ -1,0 +1,74 @@
+"""A run opened for examination: its encoder, its images, and what is asked of them repeatedly."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contrapose import api, recipes
+from contrapose.data import ImageSet, evenly
+from contrapose.encoders import Encoder
+from contrapose.evaluation.embed import Embedded
+from contrapose.evaluation.embed import embed as embed_images
+from contrapose.machine import choose_device
+from contrapose.training.recipe import Recipe, recipe_from
+from contrapose.training.run import Run
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with its encoder and images, opened once for whatever is asked of it."""
+
+    run: Run
+    recipe: Recipe
+    encoder: Encoder
+    train: ImageSet
+    test: ImageSet
+    split: str
+    device: str
+
+    @classmethod
+    def open(
+        cls,
+        run: "Subject | Run | Path | str",
+        images: Any = None,
+        device: str = "auto",
+        recipe: Any = None,
+    ) -> "Subject":
+        """The subject of a run; one that is open already stays as it is."""
+        if isinstance(run, Subject):
+            return run
+        run = run if isinstance(run, Run) else Run.open(run)
+        own = None if recipe is None else recipes.module(recipe)
+        encoder = Encoder.load(run.path, own)
+        train, test, split = api.train_and_test(run, images)
+        chosen = recipe_from(run.read("recipe.json")["recipe"], own)
+        return cls(run, chosen, encoder, train, test, split, choose_device(device))
+
+    def embed(self, images: ImageSet) -> Embedded:
+        return embed_images(self.encoder, images, size=self.recipe.size, device=self.device)
+
+
+def labelled(images: ImageSet) -> ImageSet | None:
+    """The images that have a label; None where fewer than two classes are left."""
+    if images.label is None:
+        return None
+    known = torch.nonzero(images.label >= 0).flatten()
+    if len(torch.unique(images.label[known])) < 2:
+        return None
+    return images if len(known) == len(images) else images.subset(known)
+
+
+def of_known_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet | None, int]:
+    """Test images whose class has a training image, None without any; and how many have not."""
+    assert test.label is not None and train.label is not None
+    known = torch.nonzero(torch.isin(test.label, train.label)).flatten()
+    if len(known) == len(test):
+        return test, 0
+    return test.subset(known) if len(known) else None, len(test) - len(known)
+
+
+def spread(images: ImageSet, n: int) -> ImageSet:
+    """At most n of the images, evenly from the first to the last."""
+    return images if len(images) <= n else images.subset(evenly(len(images), n))

@@ -1,0 +1,67 @@
+"""The suppression score of a run, against control encoders trained for it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from contrapose import api
+from contrapose.data.composed import features_of
+from contrapose.evaluation.suppression import Suppression, suppression
+from contrapose.explain.subject import Subject
+from contrapose.files import as_json_bytes, replace_file
+from contrapose.losses import supcon
+from contrapose.partials import unknown
+from contrapose.training.run import Run
+
+CONTROL = 0.1  # temperature of the SupCon that teaches a control
+
+
+def suppression_of(
+    run: Subject | Run | Path | str,
+    *,
+    features: Sequence[str] | None = None,
+    images: Any = None,
+    device: str = "auto",
+    recipe: Any = None,
+) -> dict[str, Suppression]:
+    """{feature: how much of it the run keeps one from reading}, against controls trained for it.
+
+    features: of those that the images have, by default all; a plain set's label is `image`. The
+    control of a feature is the run's recipe with SupCon on that feature's labels in place of its
+    loss: the same network, views, optimiser and steps. Controls lie in RUN/controls and are trained
+    once; the other control is the network before training. Writes suppression.json into the run.
+    Cost: a training for each feature. Raises ValueError for features that the images do not have.
+    """
+    subject = Subject.open(run, images, device, recipe)
+    label = features_of(subject.train)
+    names = list(label) if features is None else list(features)
+    for name in names:
+        if name not in label:
+            raise ValueError(f"{subject.train.name} has no feature {unknown(name, label)}")
+    if not names:
+        raise ValueError(f"{subject.train.name} has no labels, so nothing is known to suppress")
+    taught = replace(
+        subject.recipe, loss=partial(supcon, temperature=CONTROL), positives="class", keys=None,
+        batches=None, number_of_views=max(2, subject.recipe.number_of_views),
+    )  # fmt: skip
+    controls = {}
+    for name in names:
+        labelled_so = replace(
+            subject.train, label=label[name],
+            classes=tuple(map(str, range(int(label[name].max()) + 1))),
+            fingerprint=f"{subject.train.fingerprint}-{name}",
+        )  # fmt: skip
+        folder = subject.run.path / "controls" / "-".join(name.split())
+        controls[name] = api.encoder_in(folder, taught, labelled_so, subject.device).to(
+            subject.device
+        )
+    found = suppression(
+        subject.encoder, subject.train, subject.test, supervised=controls,
+        untrained=api.build(subject.recipe, subject.train).to(subject.device),
+        size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
+    )  # fmt: skip
+    written = {n: asdict(s) | {"score": s.score, "error": s.error} for n, s in found.items()}
+    replace_file(subject.run.path / "suppression.json", as_json_bytes(written))
+    return found

@@ -1,0 +1,159 @@
+"""The processes that share a batch: started here on one machine, or already there by torchrun.
+
+Those that are started here are watched (`watch.py`): where one dies, or none gets on, all end.
+"""
+
+import contextlib
+import datetime
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from contrapose.machine import choose_device
+from contrapose.verification.watch import Watch
+
+# How long a process waits for others, in seconds, before it raises RuntimeError:
+JOINING = 20  # once all have started, until they have found each other
+TORCHRUN_JOINING = 60  # the same where torchrun starts them, each in its own time
+ANSWERING = 120  # in a collective; the watch ends it earlier
+TORCHRUN_ANSWERING = 25  # the same under torchrun, where nobody watches
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes."""
+
+    rank: int
+    world: int
+    device: str
+    groups: "Groups"
+    gets_on: Callable[[], None] = lambda: None  # to be called after each piece of work
+    lost: Callable[[], str | None] = lambda: None  # what went wrong with the other processes
+
+    def gathered(self, x: Any) -> list[Any]:
+        """On the first process what each has, elsewhere nothing."""
+        if self.world == 1:
+            return [x]
+        found = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(x, found, group=self.groups[self.world])
+        return found or []
+
+
+@contextlib.contextmanager
+def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> Iterator[Rank]:
+    """`count` processes; the others run work(me, *args), this one what is inside the block.
+
+    Under torchrun they are there already, all run what is inside the block and `count` is what
+    torchrun says. `auto` is then a GPU each where there are any, else the CPU.
+    Raises ChildProcessError where one dies or is silent before all have joined; later a collective
+    inside the block raises RuntimeError, and `me.lost()` says why.
+    """
+    with _one_thread():
+        if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            kind = choose_device(device)
+            device = f"cuda:{local}" if kind == "cuda" else kind
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            seconds = TORCHRUN_JOINING, TORCHRUN_ANSWERING
+            with _joined(rank, world, device, "env://", *seconds) as groups:
+                yield Rank(rank, world, device, groups)
+            return
+        devices = _devices(count, "cpu" if device == "auto" else choose_device(device))
+        with tempfile.TemporaryDirectory(prefix="contrapose-") as folder:
+            store, context = f"file://{folder}/store", mp.get_context("spawn")
+            beats = context.Array("d", len(devices), lock=False)
+            others = [
+                context.Process(
+                    target=_worker, args=(rank, devices, store, beats, work, args), daemon=True
+                )
+                for rank in range(1, len(devices))
+            ]
+            with Watch(others, beats) as watch, contextlib.ExitStack() as joined:
+                watch.wait_for_start()
+                try:
+                    groups = joined.enter_context(_joined(0, len(devices), devices[0], store))
+                except RuntimeError as error:
+                    why = watch.lost() or str(error)
+                    raise ChildProcessError(f"verify: {why}, before all had joined") from error
+                yield Rank(0, len(devices), devices[0], groups, watch.gets_on, watch.lost)
+
+
+def _devices(count: int, device: str) -> list[str]:
+    """A GPU each, as far as they go; processes that share one cannot exchange rows."""
+    if device == "cuda":
+        return [f"cuda:{k}" for k in range(min(count, torch.cuda.device_count()))]
+    return [device] if device.startswith("cuda") else [device] * count
+
+
+def _worker(
+    rank: int,
+    devices: list[str],
+    store: str,
+    beats: Any,
+    work: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    gets_on = partial(Watch([], beats).gets_on, rank)
+    gets_on()
+    with _one_thread(), contextlib.ExitStack() as joined:
+        try:
+            groups = joined.enter_context(_joined(rank, len(devices), devices[rank], store))
+            work(Rank(rank, len(devices), devices[rank], groups, gets_on), *args)
+        except Exception as error:
+            print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)  # without waiting for the others, who then hear of it at once
+
+
+Groups = dict[int, dist.ProcessGroup | None]  # the first w processes; none for one alone
+
+
+@contextlib.contextmanager
+def _joined(
+    rank: int,
+    world: int,
+    device: str,
+    store: str,
+    joining: int = JOINING,
+    answering: int = ANSWERING,
+) -> Iterator[Groups]:
+    if world == 1:
+        yield {1: None}
+        return
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        init_method=store,
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=joining),
+    )
+    try:
+        groups: dict[int, Any] = {1: None}
+        timeout = datetime.timedelta(seconds=answering)
+        for w in sorted({2, 3, world}):
+            if 1 < w <= world:
+                groups[w] = dist.new_group(list(range(w)), timeout=timeout)
+        yield groups
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many processes on few cores, on small matrices."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,506 @@
+"""Which easy features the views of some images share, and what would take them away.
+
+    contrapose shortcuts digits
+
+Contrastive learning may solve its task by a colour or a frame that all views of an image show, and
+then need not learn what the image is of. For each easy feature this measures what it alone gives
+away, whether a briefly trained h holds it, and both again with a suggestion on top of the views.
+"""
+
+import io
+import math
+import pprint
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contrapose import api, augment, explain, recipes
+from contrapose.data import ImageSet, evenly, open_images
+from contrapose.encoders import Encoder
+from contrapose.evaluation import easy_features as easy
+from contrapose.evaluation.embed import embed_views
+from contrapose.evaluation.scores import Score
+from contrapose.explain.pictures import to_uint8
+from contrapose.files import as_json_bytes, replace_file
+from contrapose.machine import choose_device
+from contrapose.partials import describe
+from contrapose.report import write_shortcuts
+from contrapose.training import loop
+from contrapose.training.recipe import Recipe
+from contrapose.training.run import Run
+
+FORMAT = 1
+FILE, PICTURES, RECIPE = "shortcuts.json", "shortcuts.npz", "hardened.py"
+SIDE = 64  # px at most at which images are stored where no size is asked for
+COUNT = 1000  # images whose views are compared
+LEAST = 32  # images
+CLEARLY, PARTLY = 2.0, 1.0  # bits about the image from which a feature counts as shared
+QUERIES, SHOWN, THUMB = 6, 5, 64  # of the evidence: views asked with, found for each; px
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An easy feature, and what on top of the views would take it away."""
+
+    name: str
+    title: str
+    words: str  # what alone finds an image's other view
+    feature: easy.Feature
+    asked: easy.Feature  # of the image itself, in few numbers: what h is asked for
+    suggestion: str
+    settings: dict[str, Any] = field(default_factory=dict)  # of `augment.hardened`
+    blank: tuple[int, ...] = ()  # channels for `augment.blanked`
+
+
+def candidates(images: ImageSet) -> list[Candidate]:
+    """Features that these images can have: colours where there are any, a border where one is."""
+    constant = easy.constant_channels(images)
+    seen = partial(_picture, shown=images.shown, constant=constant)
+    found = [
+        Candidate(
+            name="intensity", title="Grey levels", words="the histogram of its grey levels",
+            feature=partial(_of, feature=easy.intensity, seen=seen),
+            asked=partial(_of, feature=easy.moments, seen=seen),
+            suggestion="jitter of brightness and contrast (0.8) on every view",
+            settings={"intensity": 0.8},
+        ),
+        Candidate(
+            name="position", title="Position and size", words="place and size of what it shows",
+            feature=partial(_of, feature=easy.position, seen=seen),
+            asked=partial(_of, feature=easy.position, seen=seen),
+            suggestion="a first crop of area 0.25 to 1", settings={"area": 0.25},
+        ),
+        Candidate(
+            name="detail", title="Sharpness and compression",
+            words="how much fine detail it has beside coarse",
+            feature=partial(_of, feature=easy.detail, seen=seen),
+            asked=partial(_of, feature=easy.detail, seen=seen),
+            suggestion="Gaussian blur on every view", settings={"blur": 1.0},
+        ),
+    ]  # fmt: skip
+    if images.shown == 3:
+        found.append(
+            Candidate(
+                name="colour", title="Colours", words="the histogram of its colours",
+                feature=partial(_of, feature=easy.colour, seen=seen),
+                asked=partial(_of, feature=easy.tints, seen=seen),
+                suggestion="jitter of hue and saturation (1.0) on every view, grey in one of five",
+                settings={"colour": 1.0},
+            )
+        )  # fmt: skip
+    if width := easy.border_width(images):
+        edges = partial(easy.edges, width=width / images.size)
+        found.append(
+            Candidate(
+                name="border", title="Border", words="the colour of its edges",
+                feature=partial(_of, feature=edges, seen=seen),
+                asked=partial(_of, feature=edges, seen=seen),
+                suggestion=f"{width} px of {images.size} cut from every side",
+                settings={"border": width},
+            )
+        )  # fmt: skip
+    if constant:
+        named = ", ".join(str(c + 1) for c in constant[:6]) + (" ..." if constant[6:] else "")
+        found.append(
+            Candidate(
+                name="channels", title="Constant channels",
+                words=f"the level of channel{'s' if constant[1:] else ''} {named}",
+                feature=partial(easy.levels, channels=constant),
+                asked=partial(easy.levels, channels=constant),
+                suggestion=f"channel{'s' if constant[1:] else ''} {named} of "
+                f"{images.channels} left out, in use as well", blank=constant,
+            )
+        )  # fmt: skip
+    return found
+
+
+def against(policy: Callable[..., Tensor], images: ImageSet, found: Sequence[Candidate]) -> Any:
+    """The policy with the suggestions of these candidates on top of it."""
+    settings = {k: v for c in found for k, v in c.settings.items()}
+    if settings:
+        if getattr(policy, "func", None) is augment.on_channels:
+            below = policy.keywords["views"]  # type: ignore[attr-defined]
+            hard = partial(augment.hardened, views=below, **settings)
+            policy = partial(augment.on_channels, views=hard, channels=images.shown)
+        else:
+            policy = partial(augment.hardened, views=policy, **settings)
+    if blank := tuple(k for c in found for k in c.blank):
+        policy = partial(augment.blanked, views=policy, channels=blank)
+    return policy
+
+
+def examine(
+    data: Any,
+    *,
+    recipe: str = "simclr",
+    encoder: str = "small_conv",
+    steps: int = 200,
+    images: int = 5000,
+    labels: Any = None,
+    size: int | None = None,
+    changes: Sequence[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    download: bool = False,
+    max_bad_share: float = 0.05,
+    out: Path | str | None = None,
+    command: str | None = None,
+    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
+) -> tuple[dict[str, Any], Path]:
+    """(what was found, its report page) in the folder `out`, by default runs/shortcuts- and a name.
+
+    data: whatever `open_images` takes, or a run folder, whose encoder, recipe and images are then
+    examined as they are. Else `encoder` is trained for so many steps on at most so many `images`,
+    once as the recipe says and once with the suggestions against all features that are shared.
+    size: px, at which they are stored; by default at most 64. After a kill the same call goes on.
+    Raises ValueError for too few images, or a folder that holds another request.
+    """
+    if steps < 1 or images < LEAST:
+        raise ValueError(f"--steps {steps} --images {images}: use at least 1 step, {LEAST} images")
+    run = Path(data) if isinstance(data, str | Path) and _is_run(Path(data)) else None
+    if run is not None:
+        _refuse(run, labels, size, changes)
+        subject = explain.Subject.open(run, device=device)
+        source, chosen, device = subject.train, subject.recipe, subject.device
+        trained: Encoder | None = subject.encoder
+    else:
+        source, trained, device = _opened(data, size, labels, max_bad_share, download), None, (
+            choose_device(device)
+        )  # fmt: skip
+        source = source if len(source) <= images else source.subset(evenly(len(source), images))
+        _enough(source)
+        chosen = _brief(recipe, source, encoder, steps, seed, changes)
+        loop.check(chosen, source)
+    _enough(source)
+    folder = Path("runs") / f"shortcuts-{_stem(source.name)}" if out is None else Path(out)
+    request = {
+        "data": str(data) if isinstance(data, str | Path) else source.name,
+        "fingerprint": source.fingerprint, "images": len(source), "size": source.size,
+        "recipe": chosen.name if run else recipe, "run": str(run) if run else None,
+        "encoder": None if run else encoder, "steps": None if run else steps,
+        "changes": list(changes), "seed": chosen.seed,
+    }  # fmt: skip
+    _claim(folder, request)
+
+    every = candidates(source)
+    some = source.subset(evenly(len(source), COUNT))
+    before = {c.name: _shared(c, some, chosen.policy, chosen.seed) for c in every}
+    alone = {
+        c.name: _shared(c, some, replace(chosen, views=against(chosen.views, source, [c])).policy,
+                        chosen.seed)
+        for c in every
+    }  # fmt: skip
+    taken = [c for c in every if before[c.name][0].bits.low >= PARTLY]
+    hard = replace(chosen, views=against(chosen.views, source, taken))
+    again = None
+    if trained is None:
+        trained = api.encoder_in(folder / "as-it-is", chosen, source, device, watch, begin)
+        if taken:
+            again = api.encoder_in(folder / "hardened", hard, source, device, watch, begin)
+    untrained = api.build(chosen, source)
+    read = [
+        _read(every, some, of, policy, chosen.seed, device)
+        for of, policy in ((trained, chosen.policy), (untrained, chosen.policy))
+    ]
+    after = {} if again is None else _read(every, some, again, hard.policy, chosen.seed, device)
+    repeated = easy.repeated(source)
+    rows = [
+        _row(c, before[c.name][0], alone[c.name][0], read[0][c.name], read[1][c.name],
+             after.get(c.name) if c in taken else None)
+        for c in every
+    ]  # fmt: skip
+    rows.sort(key=lambda row: -row["bits"]["value"])
+    found = {
+        "format": FORMAT, "request": request, "command": command, "contrapose": _version(),
+        "of": repr(source), "split": source.split, "compared": len(some),
+        "at_most": math.log2(len(some)), "brief": run is None,
+        "candidates": rows, "duplicates": _duplicates(source, repeated),
+        "suggested": [c.suggestion for c in taken], "recipe_file": RECIPE if taken else None,
+    }  # fmt: skip
+    if taken:
+        which = str(request["recipe"])
+        text = _recipe_file(which, changes, source, taken) if run is None else _of_run(run, hard)
+        replace_file(folder / RECIPE, text.encode())
+    drawings = _drawings(every, before, alone, source, repeated)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **drawings)  # type: ignore[arg-type]
+    replace_file(folder / PICTURES, buffer.getvalue())
+    replace_file(folder / FILE, as_json_bytes(found))
+    return found, write_shortcuts(folder)
+
+
+# ---- its parts -----------------------------------------------------------------------------------
+
+Compared = tuple[easy.Shared, Float[Tensor, "V B C S S"]]
+
+
+def _shared(c: Candidate, images: ImageSet, policy: Any, seed: int) -> Compared:
+    """What the feature of two views shares, and the views."""
+    generator = torch.Generator().manual_seed(seed)
+    everything = torch.split(torch.arange(len(images)), 256)
+    views = torch.cat(
+        [augment.views(policy, images.batch(i).cpu(), generator, n=2) for i in everything], dim=1
+    )
+    a, b = (c.feature(view) for view in views)
+    found = easy.shared(a, b, what=c.words, split=images.split, seed=seed, shown=SHOWN)
+    return found, views[:, :, : images.channels]
+
+
+def _read(
+    every: Sequence[Candidate], images: ImageSet, encoder: Encoder, policy: Any, seed: int,
+    device: str,
+) -> dict[str, Score]:  # fmt: skip
+    """R^2 of each feature of the image itself from h of a view of it."""
+    h, _ = embed_views(encoder, images, policy, n=1, features="h", seed=seed, device=device)
+    plain = augment.center(images.batch(torch.arange(len(images))).cpu(), images.size)
+    return {
+        c.name: easy.readable(h, c.asked(plain), what=c.words, split=images.split, seed=seed)
+        for c in every
+    }
+
+
+def _row(
+    c: Candidate, before: easy.Shared, alone: easy.Shared, h: Score, untrained: Score,
+    after: Score | None,
+) -> dict[str, Any]:  # fmt: skip
+    """One feature as shortcuts.json holds it, with its sentences."""
+    bits, n = before.bits, before.found.n
+    clearly, partly = bits.low >= CLEARLY, bits.low >= PARTLY
+    state = "shared" if clearly else "partly shared" if partly else "hardly shared"
+    held = h.value == h.value and h.value >= 0.5
+    sentence = (
+        f"{c.words[0].upper()}{c.words[1:]} alone finds an image's other view among {n:,} in "
+        f"{_percent(before.found)} of cases (chance {100 / n:.2g} %) and carries {bits.value:.1f} "
+        f"of the {math.log2(n):.1f} bits that name it."
+    )
+    if h.value == h.value:
+        sentence += f" From h of a view it is read with R² {h.value:.2f}, from an untrained"
+        sentence += f" encoder's with {untrained.value:.2f}."
+    instead = f"With {c.suggestion}: {alone.bits.value:.1f} bits, found in {_percent(alone.found)}"
+    if after is not None and after.value == after.value:
+        instead += "; after as brief a training with all suggestions h reads it with R² "
+        instead += f"{after.value:.2f}"
+    return {
+        "name": c.name, "title": c.title,
+        "level": "bad" if clearly and held else "warn" if partly else "good",
+        "state": state, "sentence": sentence, "instead": f"{instead}.",
+        "suggestion": c.suggestion, "suggested": partly, "found": asdict(before.found),
+        "bits": asdict(bits), "h": asdict(h),
+        "untrained": asdict(untrained), "found_after": asdict(alone.found),
+        "bits_after": asdict(alone.bits), "h_after": None if after is None else asdict(after),
+    }  # fmt: skip
+
+
+def _percent(score: Score) -> str:
+    return f"{100 * score.value:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
+
+
+def _duplicates(images: ImageSet, repeated: Any) -> dict[str, Any]:
+    """Images that are their own negatives."""
+    groups, near = repeated
+    more = sum(len(group) - 1 for group in groups)
+    words = (
+        f"Of {len(images):,} images {_count(more, 'repeats', 'repeat')} another exactly, and "
+        f"{_count(len(near), 'pair is', 'pairs are')} nearly the same. Views of both show one "
+        "thing, and the loss pushes them apart."
+    )
+    return {
+        "exact": more, "groups": len(groups), "near": len(near),
+        "level": "warn" if more + len(near) else "good",
+        "state": "duplicates" if more + len(near) else "no duplicates",
+        "sentence": words if more + len(near) else
+        f"None of {len(images):,} images repeats another, exactly or nearly.",
+        "suggestion": "keep one of each" if more + len(near) else "",
+    }  # fmt: skip
+
+
+def _count(n: int, one: str, more: str) -> str:
+    return f"{n:,} {one if n == 1 else more}"
+
+
+def _brief(
+    which: str, images: ImageSet, encoder: str, steps: int, seed: int, changes: Sequence[str]
+) -> Recipe:
+    """The recipe with a small encoder, for so many steps; `changes` last."""
+    found = recipes.recipe_for(which, images.size, images.shown)
+    batch = max(2, min(found.batch_size, 256, len(images) // 2))
+    epochs = (steps + 1e-6) / (len(images) // batch)
+    found = api.changed(found, images, encoder, epochs, batch, None, seed, changes)
+    return api.beside_constants(found, images)
+
+
+def _opened(
+    data: Any, size: int | None, labels: Any, max_bad_share: float, download: bool
+) -> ImageSet:
+    if isinstance(data, ImageSet):
+        return data
+    more = {"labels": labels, "max_bad_share": max_bad_share, "download": download}
+    found = open_images(data, split="train", size=size, **more)
+    if size is None and found.size > SIDE:
+        found = open_images(data, split="train", size=SIDE, **more)
+    return found
+
+
+def _refuse(run: Path, labels: Any, size: int | None, changes: Sequence[str]) -> None:
+    given = {"--labels": labels, "--size": size, "--set": changes or None}
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise ValueError(f"{run} is a run: it has its images and recipe; leave out {named[0]}")
+
+
+def _enough(images: ImageSet) -> None:
+    if len(images) < LEAST:
+        raise ValueError(
+            f"{images.name} has {len(images)} images; {LEAST} at least are needed to see what "
+            "tells them apart"
+        )
+
+
+def _claim(folder: Path, request: dict[str, Any]) -> None:
+    """The folder for this request alone."""
+    file = folder / "request.json"
+    text = as_json_bytes(request)
+    if file.exists() and file.read_bytes() != text:
+        raise ValueError(
+            f"--out {folder} holds another request than this one; name another folder, or remove it"
+        )
+    if not file.exists() and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"--out {folder} is not empty; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(file, text)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.json").is_file()
+
+
+def _stem(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name) or "images"
+
+
+def _version() -> str:
+    from contrapose.version import __version__
+
+    return __version__
+
+
+def _picture(
+    view: Float[Tensor, "B C H W"], *, shown: int, constant: Sequence[int]
+) -> Float[Tensor, "B c H W"]:
+    """The channels that are a picture, black where they are constant."""
+    picture = view[:, :shown]
+    hidden = [c for c in constant if c < shown]
+    if hidden:
+        picture = picture.clone()
+        picture[:, hidden] = 0
+    return picture
+
+
+def _of(view: Tensor, *, feature: easy.Feature, seen: Callable[[Tensor], Tensor]) -> Tensor:
+    return feature(seen(view))
+
+
+def _of_run(run: Path, hard: Recipe) -> str:
+    """The recipe of a run with the suggestions on top of its views, whole."""
+    lines = [
+        f'"""{_stem(run.name)} with what `contrapose shortcuts` suggests on top of its views.',
+        "",
+        f"contrapose train DATA --recipe {RECIPE}",
+        '"""',
+        "",
+        "from contrapose.training.recipe import recipe_from",
+        "",
+        "recipe = recipe_from(",
+        f"    {pprint.pformat(describe(hard), width=96, indent=1, sort_dicts=False)}",
+        ")",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _recipe_file(
+    which: str, changes: Sequence[str], images: ImageSet, taken: Sequence[Candidate]
+) -> str:
+    """A recipe of the user's own: the named one with the changes asked for, and the suggestions on
+    top of its views."""
+    settings = "".join(f", {k}={v!r}" for c in taken for k, v in c.settings.items())
+    blank = tuple(k for c in taken for k in c.blank)
+    name = str(Path(which).resolve()) if which.endswith(".py") else which
+    lines = [
+        f'"""{_stem(which)} with what `contrapose shortcuts` suggests on top of its views.',
+        "",
+        f"For images stored at {images.size} px. contrapose train DATA --recipe {RECIPE}",
+        '"""',
+        "",
+        "from dataclasses import replace",
+        "from functools import partial",
+        "",
+        "from contrapose import augment, recipes",
+        *(["from contrapose.partials import assign"] if changes else []),
+        "",
+        "",
+        "def recipe(size, channels):",
+        f"    found = recipes.recipe_for({name!r}, size, channels)",
+    ]
+    for path, _, text in (change.partition("=") for change in changes):
+        lines.append(f"    found = assign(found, {path.strip()!r}, {text.strip()!r})")
+    lines.append("    views = found.views")
+    if settings:
+        lines.append(f"    views = partial(augment.hardened, views=views{settings})")
+    if images.constant:
+        lines.append("    views = partial(augment.on_channels, views=views, channels=channels)")
+    if blank:
+        lines.append(f"    views = partial(augment.blanked, views=views, channels={blank!r})")
+    return "\n".join([*lines, "    return replace(found, views=views)", ""])
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def _drawings(
+    every: Sequence[Candidate],
+    before: dict[str, Compared],
+    alone: dict[str, Compared],
+    images: ImageSet,
+    repeated: Any,
+) -> dict[str, NDArray[Any]]:
+    """Views that asked and those that the feature found for them, before and after."""
+    found: dict[str, NDArray[Any]] = {}
+    for c in every:
+        for when, (shared, views) in (("before", before[c.name]), ("after", alone[c.name])):
+            asked = evenly(len(shared.nearest), QUERIES)
+            nearest = shared.nearest[asked]
+            found[f"{c.name}_{when}_query"] = _thumbs(views[0][asked], images, c)
+            flat = _thumbs(views[1][nearest.flatten()], images, c)
+            found[f"{c.name}_{when}_found"] = flat.reshape(*nearest.shape, *flat.shape[1:])
+            found[f"{c.name}_{when}_right"] = (nearest == asked[:, None]).numpy()
+    groups, near = repeated
+    pairs = [group[:2] for group in groups] + near.tolist()
+    if pairs:
+        index = torch.tensor(pairs[: 2 * QUERIES]).flatten()
+        thumbs = _thumbs(images.batch(index).cpu().float() / 255, images, None)
+        found["duplicates"] = thumbs.reshape(-1, 2, *thumbs.shape[1:])
+    return found
+
+
+def _thumbs(
+    view: Float[Tensor, "B C S S"], images: ImageSet, c: Candidate | None
+) -> NDArray[np.uint8]:
+    """Pictures; constant channels as a row of squares below, white for 1."""
+    side = min(THUMB, view.shape[2])
+    small = torch.nn.functional.adaptive_avg_pool2d(view, side)
+    picture = small[:, : images.shown]
+    if c is not None and c.blank:
+        level = small[:, list(c.blank)].mean(dim=(2, 3))
+        wide = torch.nn.functional.interpolate(level[:, None], side, mode="nearest")
+        band = wide[:, :, None].expand(-1, picture.shape[1], max(2, side // 5), -1)
+        picture = torch.cat([picture, band], dim=2)
+    return to_uint8(picture)
