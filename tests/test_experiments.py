@@ -28,7 +28,8 @@ HEAD = """
 import os, signal, time
 from functools import partial
 from contrapose.experiments.form import *
-from contrapose.experiments.trained import knn, trained, uniformity
+from contrapose.experiments.measures import knn, uniformity
+from contrapose.experiments.trained import trained
 
 def number(folder, *, value, seconds=0.0):
     with open(folder.parent.parent / "done.txt", "a") as file:

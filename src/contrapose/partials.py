@@ -13,12 +13,15 @@ import importlib
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from contrapose.errors import UserError
 
 HOMES = (
     "contrapose.losses",
@@ -127,7 +130,14 @@ def module_of_file(which: str | Path, *, request: str, prefix: str) -> types.Mod
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        named = re.search(r"cannot import name '(\w+)'", str(error))
+        wanted = f"{error.name}.{named[1]}" if named else str(error.name)
+        now = up_to_date(wanted)
+        hint = f"; it is {now} now" if now != wanted else ""
+        raise UserError(f"{request}: {which} imports what is not there ({error}){hint}") from error
     return module
 
 

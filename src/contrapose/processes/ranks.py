@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from contrapose.machine import choose_device
-from contrapose.verification.watch import Watch
+from contrapose.processes.watch import Watch
 
 # How long a process waits for others, in seconds, before it raises RuntimeError:
 JOINING = 20  # once all have started, until they have found each other
