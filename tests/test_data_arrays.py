@@ -56,27 +56,20 @@ def test_a_set_does_not_change_with_the_array_it_came_from() -> None:
         (np.zeros((20, 30, 3), np.uint8), r"one image .*add an axis: \[1 H W C\]"),
         (np.zeros((3, 20, 30), np.uint8), r"one image .*add an axis: \[1 C H W\]"),
         (np.zeros((5, 3, 9, 3), np.uint8), r"could be \[N C H W\] or \[N H W C\]"),
-        (np.zeros((5, 7, 9, 7), np.uint8), "no axis of 1, 3 or 4 channels"),
+        (np.zeros((5, 7, 9, 7), np.uint8), "no axis of channels; expected 1, 3, 4"),
         (np.zeros((5, 64)), "not a set of images"),
         (np.zeros((0, 8, 8)), "holds no image"),
         (np.full((5, 8, 8), "a"), "values of type <U1"),
         (np.full((5, 8, 8), None), "Python objects"),
         ([np.zeros((8, 8)), np.zeros((9, 9))], "must share one shape"),
         (np.full((5, 8, 8), -1.0), "undo the normalisation"),
-        (np.full((5, 8, 8), 300), "values up to 300"),
+        (np.full((5, 8, 8), 70_000), r"values from 70000 .*--range 0:70000"),
+        (np.full((5, 8, 8), 1j), "values of type complex128"),
         (np.full((5, 8, 8), 1.01), "neither in"),
     ],
 )
 def test_what_could_mean_two_things_is_refused(x: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        open_images(x)
-
-
-def test_nan_names_the_first_bad_image() -> None:
-    x = random.random((2000, 4, 4))
-    x[1500, 2, 2] = np.nan
-    x[1700, 0, 0] = np.inf
-    with pytest.raises(ValueError, match="NaN or infinity in image 1500"):
         open_images(x)
 
 

@@ -303,7 +303,13 @@ def test_decompression_bombs_are_skipped_and_large_photographs_are_not(
     photo(tmp_path / "large.png", 60, 60)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # warns above it, refuses above twice it
     images = open_images(tmp_path, max_bad_share=0.5)
-    assert len(images) == 1 and "MAX_IMAGE_PIXELS" in images.skipped[0].reason
+    assert len(images) == 1 and "--max-pixels 10000 " in images.skipped[0].reason
+    for memory in (2**30, 0):
+        images = open_images(tmp_path, max_pixels=10_000, memory=memory)
+        assert images.batch(torch.arange(2)).shape == (2, 3, 100, 100) and not images.skipped
+        assert Image.MAX_IMAGE_PIXELS == 3000
+    with pytest.raises(ValueError, match=r"bomb\.png: .*--max-pixels 10000"):
+        open_images(tmp_path, max_pixels=9_999, max_bad_share=0.1)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from contrapose import augment, encoders, recipes
 from contrapose.data import NAMED, ImageSet, NoSuchSplit, evenly, hold_out, open_images
 from contrapose.data.composed.spec import absolute
+from contrapose.data.values import RGB, ValueRange
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
@@ -45,6 +46,9 @@ def train(
     precision: str = "auto",
     compiled: bool = False,
     size: int | None = None,
+    value_range: ValueRange | Sequence[float] | str | None = None,
+    rgb: Sequence[int] | str | None = None,
+    max_pixels: int | None = None,
     download: bool = False,
     max_bad_share: float = 0.05,
     held_out: float | None = None,
@@ -55,13 +59,20 @@ def train(
     """Train an encoder; returns the run folder, whose weights `Encoder.load(run.path)` reads.
 
     recipe: a name (`contrapose list`), a Python file, or a `Recipe`. images: whatever
-    `open_images` takes. changes: "loss.temperature=0.1" and the like. held_out: share of images
-    kept from training for evaluation; None is a fifth where positives are classes and there is no
-    test split, else 0. Everything is checked, and one step rehearsed, before the folder is made.
+    `open_images` takes, and value_range, rgb, max_pixels as it takes them: the run records them and
+    its test split and other images are read alike. changes: "loss.temperature=0.1" and the like.
+    held_out: share of images kept from training for evaluation; None is a fifth where positives are
+    classes and there is no test split, else 0. Everything is checked, and one step rehearsed,
+    before the folder is made.
     Raises ValueError or FileNotFoundError for what cannot be trained.
     """
-    if isinstance(images, ImageSet) and not (labels is None and size is None and not download):
-        raise ValueError("an ImageSet has its labels and size; leave out labels, size and download")
+    of_images = {
+        "labels": labels, "size": size, "value_range": value_range, "rgb": rgb,
+        "max_pixels": max_pixels, "download": download or None,
+    }  # fmt: skip
+    given = [name for name, value in of_images.items() if value is not None]
+    if isinstance(images, ImageSet) and given:
+        raise ValueError(f"an ImageSet is open already; leave out {', '.join(given)}")
     if out is not None:
         Run.refuse_existing(Path(out))
     device, bf16 = choose_device(device), choose_bf16(precision, device)
@@ -70,7 +81,7 @@ def train(
         if isinstance(images, ImageSet)
         else open_images(
             images, split="train", size=size, labels=labels, download=download,
-            max_bad_share=max_bad_share,
+            value_range=value_range, rgb=rgb, max_pixels=max_pixels, max_bad_share=max_bad_share,
         )
     )  # fmt: skip
     chosen = recipes.recipe_for(recipe, source.size, source.shown)
@@ -78,9 +89,9 @@ def train(
     chosen = beside_constants(chosen, source)
     asked = None if isinstance(images, ImageSet) else images
     if held_out is None:
-        untested = chosen.positives == "class" and not has_test_split(asked, source)
+        untested = chosen.positives == "class" and not has_test_split(asked, source, max_pixels)
         held_out = HELD_OUT if untested else 0.0
-    data = data_json(source, asked, labels, held_out, max_bad_share)
+    data = data_json(source, asked, labels, held_out, max_bad_share, max_pixels)
     source = without_held_out(source, data, chosen.seed)
     loop.check(chosen, source)
     network = build(chosen, source)
@@ -212,7 +223,10 @@ def changed(
 
 def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
     """The recipe for images with channels that are no picture, such as random bits: its views leave
-    them as they are, and its backbone takes them."""
+    them as they are, and its backbone takes them. Its colour operations change the channels that
+    the images name as `rgb`."""
+    if images.rgb is not None:
+        recipe = dataclasses.replace(recipe, views=_with_rgb(recipe.views, images.rgb))
     if not images.constant:
         return recipe
     views = recipe.views
@@ -224,6 +238,17 @@ def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
         given = getattr(backbone, "keywords", {}) | {"channels": images.channels}
         backbone = partial(function, **given)
     return dataclasses.replace(recipe, views=views, backbone=backbone)
+
+
+def _with_rgb(views: Callable[..., Any], rgb: RGB) -> Callable[..., Any]:
+    """The policy, and those that it is put on top of, with `rgb` where they take it."""
+    given = getattr(views, "keywords", {})
+    if "views" in given:
+        given = given | {"views": _with_rgb(given["views"], rgb)}
+    function = getattr(views, "func", views)
+    if "rgb" in arguments(function) and given.get("rgb") is None:
+        given = given | {"rgb": rgb}
+    return partial(function, **given) if given else views
 
 
 def _leaves_constants(views: Callable[..., Any]) -> bool:
@@ -274,6 +299,7 @@ def run_images(run: Run, split: str, images: Any = None) -> ImageSet:
             )
     return open_images(
         images, split=split, size=data["size"], channels=data["channels"], labels=labels,
+        value_range=range_in(data), rgb=data.get("rgb"), max_pixels=data.get("max_pixels"),
         max_bad_share=data["max_bad_share"],
     )  # fmt: skip
 
@@ -299,21 +325,30 @@ def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, st
         return kept, held, f"{other}held-out {share:.0%}{'' if other else seen}"
 
 
-def has_test_split(source: Any, images: ImageSet) -> bool:
+def has_test_split(source: Any, images: ImageSet, max_pixels: int | None = None) -> bool:
     if not isinstance(source, str | Path):
         return False
     try:
-        open_images(source, split="test", size=images.size, channels=images.shown)
+        open_images(
+            source, split="test", size=images.size, channels=images.shown,
+            value_range=images.value_range, rgb=images.rgb, max_pixels=max_pixels,
+        )  # fmt: skip
     except NoSuchSplit:
         return False
     return True
 
 
 def data_json(
-    images: ImageSet, source: Any, labels: Any, held_out: float, max_bad_share: float
+    images: ImageSet,
+    source: Any,
+    labels: Any,
+    held_out: float,
+    max_bad_share: float,
+    max_pixels: int | None = None,
 ) -> dict[str, Any]:
     """Which images a run takes, as recipe.json records it."""
     named, labelled = isinstance(source, str | Path), isinstance(labels, str | Path)
+    over = images.value_range
     return {
         "name": images.name,
         "source": _absolute(source) if named and (labels is None or labelled) else None,
@@ -324,11 +359,20 @@ def data_json(
         "images": len(images),
         "size": images.size,
         "channels": images.shown,
+        "value_range": None if over is None else dataclasses.asdict(over),
+        "rgb": images.rgb,
+        "max_pixels": max_pixels,
         "classes": list(images.classes),
         "fingerprint": images.fingerprint,
         "skipped": [f"{s.path}: {s.reason}" for s in images.skipped],
         "notes": dict(images.notes),
     }
+
+
+def range_in(data: dict[str, Any]) -> ValueRange | None:
+    """The range of values that recipe.json records; None in runs that were begun before it did."""
+    found = data.get("value_range")
+    return None if found is None else ValueRange(**found)
 
 
 def without_held_out(images: ImageSet, data: dict[str, Any], seed: int) -> ImageSet:

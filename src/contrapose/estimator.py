@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 
 from contrapose import api
 from contrapose.data import ImageSet, open_images
+from contrapose.data.values import ValueRange, as_range, learnt_range, scaled
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import embed
 from contrapose.machine import choose_device
@@ -24,13 +26,16 @@ LEAST_SIDE = 8  # px: a row of fewer pixels than 64 is padded with zeros
 class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Learn a representation of images by contrast; `transform` gives h (or z) of each image.
 
-    X is [n pixels] (one grey image a row, square, else padded with zeros to the next square),
-    [n H W], [n H W C] or [n C H W]. Fitted on uint8 they are taken as they are; other numbers are
-    scaled by the range seen in `fit` and stored in 8 bits. y is used only by recipes whose
-    positives are classes.
+    X is [n pixels] (one grey image a row, square, else padded with black to the next square),
+    [n H W], [n H W C] or [n C H W]. Images are stored in 8 bits: `value_range=(low, high)` are the
+    values of black and white. Without it, uint8 is taken as it is, and for other numbers `fit`
+    learns the range of its values but for the most extreme 0.1 % (`range_`); `transform` takes the
+    same. Values far outside are clipped, with a warning. y is used only by recipes whose positives
+    are classes.
 
     recipe: a name, a file or a `Recipe`. epochs, batch_size, temperature: None leaves the recipe's;
-    a batch is never larger than the images are. features: "h" [n F] or "z" [n D]. As scikit-learn
+    a batch is never larger than the images are. rgb: the channels that are red, green and blue
+    where there are others than one or three. features: "h" [n F] or "z" [n D]. As scikit-learn
     asks, parameters are looked at in `fit`, not before.
     """
 
@@ -41,6 +46,8 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         epochs: Any = 20,
         batch_size: Any = None,
         temperature: Any = None,
+        value_range: Any = None,
+        rgb: Any = None,
         features: Any = "h",
         device: Any = "cpu",
         random_state: Any = 0,
@@ -49,6 +56,8 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.epochs = epochs
         self.batch_size = batch_size
         self.temperature = temperature
+        self.value_range = value_range
+        self.rgb = rgb
         self.features = features
         self.device = device
         self.random_state = random_state
@@ -57,10 +66,15 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         if self.features not in ("h", "z"):
             raise ValueError(f"features={self.features!r}: use 'h' or 'z'")
         array = self._check(X, reset=True)
-        whole = (0.0, 255.0)  # of uint8
-        self.range_ = whole if array.dtype == np.uint8 else (float(array.min()), float(array.max()))
+        over = as_range(self.value_range)
+        if over is None:
+            bytes_ = array.dtype == np.uint8
+            over = ValueRange(0.0, 255.0) if bytes_ else learnt_range(array)
+        self.range_ = (over.low, over.high)
         labels = None if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
-        images = self._images(array, labels)
+        four = array.ndim == 4 and array.dtype != np.uint8 and 4 in array.shape[1::2]
+        images = self._images(array, labels, 4 if four else None)  # 4 floats are no transparency
+        self.channels_ = images.channels
         recipe = recipe_for(self.recipe, images.size, images.channels)
         asked = recipe.batch_size if self.batch_size is None else self.batch_size
         batch = min(asked, len(images))
@@ -84,7 +98,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         check_is_fitted(self)
-        return self._embed(self._images(self._check(X, reset=False), None))
+        return self._embed(self._images(self._check(X, reset=False), None, self.channels_))
 
     def _embed(self, images: ImageSet) -> NDArray[np.float32]:
         device = choose_device(self.device)
@@ -103,11 +117,19 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             )
         return array
 
-    def _images(self, array: NDArray[Any], labels: NDArray[Any] | None) -> ImageSet:
+    def _images(
+        self, array: NDArray[Any], labels: NDArray[Any] | None, channels: int | None
+    ) -> ImageSet:
         low, high = self.range_
-        if array.dtype != np.uint8 or self.range_ != (0.0, 255.0):
-            scaled = (array.astype(np.float64) - low) / max(high - low, 1e-12)
-            array = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+        far = int(((array < low - (high - low)) | (array > high + (high - low))).sum())
+        if far:
+            warnings.warn(
+                f"{far:,} of {array.size:,} values lie far outside {low:g} to {high:g}, the range"
+                " that ContrastiveEncoder stores images in, and are clipped; tell another with"
+                " value_range=(low, high)",
+                stacklevel=3,
+            )
+        array = scaled(array, ValueRange(low, high, of_bytes=True)).pixels
         if array.ndim == 2:
             side = max(LEAST_SIDE, math.isqrt(array.shape[1] - 1) + 1)
             padded = np.zeros((len(array), side * side), np.uint8)
@@ -115,7 +137,8 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             array = padded.reshape(len(array), side, side)
         if array.ndim == 3:
             array = array[..., None]
-        return open_images(array if labels is None else (array, labels))
+        given = array if labels is None else (array, labels)
+        return open_images(given, channels=channels, rgb=self.rgb)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -2,10 +2,13 @@
 
 Brightness, contrast and saturation are one operation, `clamp(lerp(anchor, image, factor))`, whose
 anchor is black, the image's mean gray, or each pixel's gray. Hue turns the hexagon of HSV exactly.
-An image with one channel has no hue and no saturation: there these change nothing.
+An image with one channel has no hue and no saturation: there these change nothing. Of images with
+other channels than grey or colour `rgb` names the three that are red, green and blue, counted from
+0: these change, the others stay.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +16,7 @@ from torch import Generator, Tensor
 
 from contrapose.augment.draw import chance, uniform
 
+RGB = tuple[int, int, int]
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -28,6 +32,7 @@ class Jitter:
     on: Bool[Tensor, "B"]
     order: Int[Tensor, "B 4"]
     factor: Float[Tensor, "B 4"]
+    rgb: RGB | None = None
 
     @staticmethod
     def draw(
@@ -39,6 +44,7 @@ class Jitter:
         saturation: float = 0.0,
         hue: float = 0.0,
         p: float = 1.0,
+        rgb: RGB | None = None,
     ) -> "Jitter":
         """factor ~ U(max(0, 1 - strength), 1 + strength), turn ~ U(-hue, hue), orders equally
         likely, all with probability p (torchvision's ColorJitter).
@@ -57,21 +63,25 @@ class Jitter:
             on=chance(count, p, generator),
             order=uniform(count, 0.0, 1.0, generator, 4).argsort(dim=1),
             factor=torch.stack([*factor, turn], dim=1),
+            rgb=rgb,
         )
 
     def __getitem__(self, rows: Tensor) -> "Jitter":
-        return Jitter(on=self.on[rows], order=self.order[rows], factor=self.factor[rows])
+        return replace(self, on=self.on[rows], order=self.order[rows], factor=self.factor[rows])
 
     def before_hue(self) -> Int[Tensor, "B"]:
         """How many operations come before the hue; -1 for an image that is left alone."""
         return torch.where(self.on, (self.order == HUE).int().argmax(dim=1), -1)
 
     def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
-        """Applied in place. Raises ValueError unless C is 1 or 3.
+        """Applied in place. Raises ValueError unless C is 1 or 3, or `rgb` names three of them.
 
         Images are lined up at their hue: up to three operations before it, the hue of all at once,
         up to three after it. Sorted by `before_hue`, each of these seven steps is one slice.
         """
+        if self.rgb is not None:
+            _on_three(replace(self, rgb=None), image, self.rgb, "Jitter")
+            return
         _check(image, "Jitter")
         before = self.before_hue()
         if image.device.type == "cpu":
@@ -162,20 +172,24 @@ def _as_float(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Grayscale:
-    """All channels become the gray of the image where `on`."""
+    """Red, green and blue become the gray of the image where `on`."""
 
     on: Bool[Tensor, "B"]
+    rgb: RGB | None = None
 
     @staticmethod
-    def draw(count: int, generator: Generator, *, p: float) -> "Grayscale":
+    def draw(count: int, generator: Generator, *, p: float, rgb: RGB | None = None) -> "Grayscale":
         """With probability p each."""
-        return Grayscale(on=chance(count, p, generator))
+        return Grayscale(on=chance(count, p, generator), rgb=rgb)
 
     def __getitem__(self, rows: Tensor) -> "Grayscale":
-        return Grayscale(on=self.on[rows])
+        return replace(self, on=self.on[rows])
 
     def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
-        """Applied in place. Raises ValueError unless C is 1 or 3."""
+        """Applied in place. Raises ValueError unless C is 1 or 3, or `rgb` names three of them."""
+        if self.rgb is not None:
+            _on_three(replace(self, rgb=None), image, self.rgb, "Grayscale")
+            return
         _check(image, "Grayscale")
         colour = torch.where(self.on, 0.0, 1.0).view(-1, 1, 1, 1)
         torch.lerp(gray_of(image), image, colour, out=image)
@@ -202,9 +216,22 @@ class Solarise:
         image.copy_(torch.where(inverted, 1 - image, image))
 
 
+def _on_three(step: Callable[[Tensor], None], image: Tensor, rgb: RGB, what: str) -> None:
+    """`step` of these three channels, as red, green and blue; the others stay."""
+    if len(set(rgb)) != 3 or not all(0 <= c < image.shape[1] for c in rgb):
+        raise ValueError(
+            f"{what}: rgb={rgb} of images with {image.shape[1]} channels; name three different ones"
+            f" from 0 to {image.shape[1] - 1}"
+        )
+    part = image[:, list(rgb)]
+    step(part)
+    image[:, list(rgb)] = part
+
+
 def _check(image: Tensor, what: str) -> None:
     if image.shape[1] not in (1, 3):
         raise ValueError(
-            f"{what}: asked to change the colour of {image.shape[1]} channels; use images with 1 "
-            "(gray) or 3 (RGB), and append other channels after the views are made"
+            f"{what}: asked to change the colour of {image.shape[1]} channels; name those that are"
+            " red, green and blue, counted from 0 (--rgb 3,2,1, rgb=(3, 2, 1)), or take views"
+            " without colour (--set views=crop_flip)"
         )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from contrapose.augment.blur import Blur
-from contrapose.augment.colour import Grayscale, Jitter
+from contrapose.augment.colour import RGB, Grayscale, Jitter
 from contrapose.augment.crop import draw_box, resized_crop
 from contrapose.augment.policies import Image
 
@@ -26,13 +26,15 @@ def hardened(
     intensity: float = 0.0,
     colour: float = 0.0,
     blur: float = 0.0,
+    rgb: RGB | None = None,
 ) -> Float[Tensor, "B C size size"]:
     """`views`, with a border cut away and a crop before it, colour changes and blur behind it.
 
     border: px of the image cut from every side. area: least share of what is left that a first
     crop keeps. intensity: strength s of a jitter of brightness and contrast, factors U(1 - s, 1 +
     s), on every view. colour: the same of saturation, with a turn of the hue by U(-s, s) / 2 of the
-    circle, and gray with p = 0.2. blur: probability of a Gaussian of U(0.5, size / 16) px.
+    circle, and gray with p = 0.2. rgb: channels that change colour. blur: probability of a Gaussian
+    of U(0.5, size / 16) px.
     Raises ValueError for a border that leaves nothing, or a share that is none.
     """
     height, width = image.shape[2:]
@@ -50,9 +52,9 @@ def hardened(
     view = views(image, generator, size=size)
     if intensity or colour:
         strengths = {"brightness": intensity, "contrast": intensity, "saturation": colour}
-        Jitter.draw(n, generator, **strengths, hue=min(0.5, colour / 2))(view)
+        Jitter.draw(n, generator, **strengths, hue=min(0.5, colour / 2), rgb=rgb)(view)
     if colour:
-        Grayscale.draw(n, generator, p=0.2)(view)
+        Grayscale.draw(n, generator, p=0.2, rgb=rgb)(view)
     if blur:
         widest = max(1.0, size / 16)
         drawn = Blur.draw(n, generator, side=size, sigma=(0.5, widest), p=blur)

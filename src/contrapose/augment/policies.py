@@ -2,14 +2,15 @@
 
 `simclr(image, generator, size=32)`; bind the other arguments with `functools.partial`. Input is
 uint8 or float in [0, 1], output float32 in [0, 1], without whitening (the encoder holds mean and
-standard deviation). The generator lives on the image's device.
+standard deviation). The generator lives on the image's device. Crop, flip and blur take any number
+of channels; of those that change colours `rgb` tells the three channels, if there are others.
 """
 
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
 from contrapose.augment.blur import Blur
-from contrapose.augment.colour import Grayscale, Jitter
+from contrapose.augment.colour import RGB, Grayscale, Jitter
 from contrapose.augment.crop import draw_box
 from contrapose.augment.draw import chance
 from contrapose.augment.view import Step, render
@@ -27,6 +28,7 @@ def simclr(
     blur: bool = True,
     area: tuple[float, float] = (0.08, 1.0),
     flip: float = 0.5,
+    rgb: RGB | None = None,
 ) -> View:
     """SimCLR, appendix A: crop of area 0.08-1, flip with p 0.5, colour distortion of `strength`
     (jitter with p 0.8, grayscale with p 0.2), and Gaussian blur with p 0.5.
@@ -34,34 +36,40 @@ def simclr(
     n, s = len(image), 0.8 * strength
     box, mirrored = _box(image, generator, area=area), chance(n, flip, generator)
     steps: list[Step] = [
-        Jitter.draw(n, generator, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8),
-        Grayscale.draw(n, generator, p=0.2),
+        Jitter.draw(
+            n, generator, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8, rgb=rgb
+        ),
+        Grayscale.draw(n, generator, p=0.2, rgb=rgb),
     ]
     if blur:
         steps.append(Blur.draw(n, generator, side=size, p=0.5))
     return render(image, box, size, flip=mirrored, steps=steps)
 
 
-def simclr_cifar(image: Image, generator: Generator, *, size: int, strength: float = 0.5) -> View:
+def simclr_cifar(
+    image: Image, generator: Generator, *, size: int, strength: float = 0.5, rgb: RGB | None = None
+) -> View:
     """SimCLR on CIFAR-10, B.9: half the colour strength, no blur."""
-    return simclr(image, generator, size=size, strength=strength, blur=False)
+    return simclr(image, generator, size=size, strength=strength, blur=False, rgb=rgb)
 
 
-def supcon_cifar(image: Image, generator: Generator, *, size: int) -> View:
+def supcon_cifar(image: Image, generator: Generator, *, size: int, rgb: RGB | None = None) -> View:
     """Supervised contrastive learning on CIFAR (the authors' PyTorch recipe): crop of area 0.2-1,
     flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with p 0.2.
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
     steps: list[Step] = [
-        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-        Grayscale.draw(n, generator, p=0.2),
+        Jitter.draw(
+            n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, rgb=rgb
+        ),
+        Grayscale.draw(n, generator, p=0.2, rgb=rgb),
     ]
     return render(image, box, size, flip=flip, steps=steps)
 
 
 def instance_discrimination(
-    image: Image, generator: Generator, *, size: int, flip: float = 0.5
+    image: Image, generator: Generator, *, size: int, flip: float = 0.5, rgb: RGB | None = None
 ) -> View:
     """Wu et al. on small images: crop of area 0.2-1, jitter (0.4, 0.4, 0.4, 0.4) always, grayscale
     with p 0.2. `flip` is its probability: the paper lists a flip, the code leaves it out (0.0).
@@ -69,34 +77,36 @@ def instance_discrimination(
     n = len(image)
     box, mirrored = _box(image, generator, area=(0.2, 1.0)), chance(n, flip, generator)
     steps: list[Step] = [
-        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4),
-        Grayscale.draw(n, generator, p=0.2),
+        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, rgb=rgb),
+        Grayscale.draw(n, generator, p=0.2, rgb=rgb),
     ]
     return render(image, box, size, flip=mirrored, steps=steps)
 
 
-def moco_v1(image: Image, generator: Generator, *, size: int) -> View:
+def moco_v1(image: Image, generator: Generator, *, size: int, rgb: RGB | None = None) -> View:
     """MoCo v1: crop of area 0.2-1, flip, grayscale with p 0.2 and then jitter (0.4, 0.4, 0.4, 0.4)
     always.
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
     steps: list[Step] = [
-        Grayscale.draw(n, generator, p=0.2),
-        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4),
+        Grayscale.draw(n, generator, p=0.2, rgb=rgb),
+        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, rgb=rgb),
     ]
     return render(image, box, size, flip=flip, steps=steps)
 
 
-def moco_v2(image: Image, generator: Generator, *, size: int) -> View:
+def moco_v2(image: Image, generator: Generator, *, size: int, rgb: RGB | None = None) -> View:
     """MoCo v2: crop of area 0.2-1, flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with
     p 0.2, blur with p 0.5 (kernel as SimCLR's, a tenth of the side; the authors' has no limit).
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
     steps: list[Step] = [
-        Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-        Grayscale.draw(n, generator, p=0.2),
+        Jitter.draw(
+            n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, rgb=rgb
+        ),
+        Grayscale.draw(n, generator, p=0.2, rgb=rgb),
         Blur.draw(n, generator, side=size, p=0.5),
     ]
     return render(image, box, size, flip=flip, steps=steps)

@@ -1,8 +1,12 @@
-"""Arrays of images, in memory or in `.npy` and `.npz` files.
+"""Arrays of images, in memory or in `.npy` and `.npz` files. Never pickles.
 
-Layouts: [N H W] grey, [N C H W] or [N H W C] with C = 1, 3 or 4 (RGBA); what could be read in two
-ways is an error. Values: uint8 as it is, bool as black and white, uint16 divided by 257, other
-integers in 0..255, floats in [0, 1] or in [0, 255]; anything else is an error. Never pickles.
+Layouts: [N H W] grey, [N C H W] or [N H W C]. The axis of channels is the one of 1, 3 or 4, else
+the one of at most MOST_CHANNELS that is shorter than both others; where that is no answer, or two,
+the layout is refused, unless `channels` tells. [N H W 4] of uint8 is RGBA, laid on white, unless
+channels=4 tells that all four are measurements; 4 channels otherwise are four. What another number
+of channels than 1 or 3 was read as is said among the notes.
+
+Values: numbers of any type but complex, in one range for the whole array (`data/values.py`).
 """
 
 from collections.abc import Sequence
@@ -13,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 
-from contrapose.data.decode import BinaryFile, Fit, Header, to_square
+from contrapose.data.decode import EMPTY, BinaryFile, Header, Reading, from_values, said_of
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import encode
 from contrapose.data.load import Listing
+from contrapose.data.values import is_deep, scaled
 
 # the names under which the parts of an .npz are looked for, best first
 IMAGE_KEYS = {
@@ -31,16 +35,18 @@ LABEL_KEYS = {
     "test": ("y_test", "Y_test", "test_labels", "test_y", "y_val", "Y_val", "val_labels"),
     "all": ("labels", "label", "y", "Y", "targets", "target", "arr_1"),
 }
-_MODE = {1: "L", 3: "RGB", 4: "RGBA"}
+_USUAL = (1, 3, 4)  # channels
+MOST_CHANNELS = 32  # of an axis that is taken for channels without being told
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Images that are rows of an array [N H W C], C = 1, 3 or 4. Values are converted per image."""
+    """Images that are rows of an array [N H W C]."""
 
     what: str  # what an error calls the array
     rows: np.ndarray
-    scale: float | None = 1.0  # to 0..255; None = uint8 already
+    alpha: bool = False  # the last channel is transparency
+    notes: tuple[str, ...] = ()  # how the array was read
     stamp: tuple[object, ...] = ()  # name, size and time of the file behind the rows
     place: str = ""  # nothing worth keeping: an array is its own decoded copy
 
@@ -50,25 +56,40 @@ class Rows:
     def name(self, i: int) -> str:
         return f"{self.what}[{i}]"
 
-    def headers(self, index: Sequence[int]) -> list[Header | Exception]:
-        _, height, width, channels = self.rows.shape
-        notes = ("with transparency, laid on white",) if channels == 4 else ()
-        return [Header(width, height, _MODE[channels], notes)] * len(index)
+    def headers(self, index: Sequence[int], how: Reading) -> list[Header | Exception]:
+        _, height, width, stored = self.rows.shape
+        notes = (*self.notes, *(["with transparency, laid on white"] if self.alpha else []))
+        if self.alpha:
+            channels: tuple[int, ...] = (3, 1)
+        else:
+            channels = {1: (1, 3), 3: (3, 1)}.get(stored, (stored,))
+        return [Header(width, height, channels, is_deep(self.rows.dtype), notes)] * len(index)
+
+    def values(self, i: int, how: Reading) -> tuple[np.ndarray, float | None]:
+        return self.rows[i], None
 
     def squares(
-        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], fit: Fit
-    ) -> dict[int, Exception]:
+        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
+    ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]:
         rows = self.rows[index]
-        if self.scale is not None:
-            rows = np.rint(rows * self.scale).astype(np.uint8)
         channels, side = out.shape[1:3]
-        if rows.shape[1:] == (side, side, channels):
-            out[:] = rows.transpose(0, 3, 1, 2)
-            return {}
+        failed: dict[int, Exception] = {}
+        notes: dict[int, tuple[str, ...]] = {}
+        if rows.shape[1:] == (side, side, channels) and not self.alpha:
+            made = scaled(rows, how.over)
+            out[:] = made.pixels.transpose(0, 3, 1, 2)
+            if is_deep(rows.dtype):
+                notes = {k: said for k in range(len(rows)) if (said := said_of(made, k))}
+                failed = {int(k): ValueError(EMPTY) for k in np.flatnonzero(made.empty)}
+            return failed, notes
         for place, row in enumerate(rows):
-            image = Image.fromarray(np.ascontiguousarray(row[..., 0] if row.shape[2] == 1 else row))
-            out[place] = to_square(image, side, channels, fit)
-        return {}
+            try:
+                out[place], said = from_values(row, side, channels, how, alpha=self.alpha)
+            except ValueError as error:
+                failed[place] = error
+            else:
+                notes[place] = said
+        return failed, notes
 
     def identity(self) -> bytes:
         parts = [np.ascontiguousarray(row).data for row in self.rows] if not self.stamp else []
@@ -76,28 +97,34 @@ class Rows:
 
 
 def from_array(
-    x: object, y: object = None, *, what: str = "the array", split: str = "all"
+    x: object,
+    y: object = None,
+    *,
+    what: str = "the array",
+    split: str = "all",
+    channels: int | None = None,
 ) -> Listing:
-    """Images and labels from arrays, tensors or lists. Raises ValueError for a layout, type or
-    range of values that could mean two things."""
+    """Images and labels from arrays, tensors or lists. Raises ValueError for a layout or type that
+    could mean two things; `channels` tells how many there are."""
     y = None if y is None else _numpy(y, "labels")
-    rows = _rows(_numpy(x, what), what, n=None if y is None else len(y))
+    rows = _rows(_numpy(x, what), what, n=None if y is None else len(y), channels=channels)
     label, classes = (None, ()) if y is None else encode(y, len(rows))
     return Listing(rows, split, label, classes)
 
 
-def from_npy(path: Path, split: str) -> Listing:
+def from_npy(path: Path, split: str, channels: int | None = None) -> Listing:
     """Images of a `.npy` file, mapped into memory rather than read."""
     if split != "train":
         raise NoSuchSplit(f"{path}: a .npy file has no {split!r} split; hold out a part of it")
     x = _load(path)
     assert isinstance(x, np.ndarray)
     stat = path.stat()
-    rows = _rows(x, str(path), stamp=(path.name, stat.st_size, stat.st_mtime_ns))
+    stamp = (path.name, stat.st_size, stat.st_mtime_ns)
+    rows = _rows(x, str(path), stamp, channels=channels)
     return Listing(rows, "all")
 
 
-def from_npz(path: Path, split: str) -> Listing:
+def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
     """Images and labels of a `.npz` file, by the names of `IMAGE_KEYS` and `LABEL_KEYS`."""
     if split not in ("train", "test"):
         raise NoSuchSplit(f"{path}: a .npz file has no {split!r} split")
@@ -116,7 +143,7 @@ def from_npz(path: Path, split: str) -> Listing:
             raise ValueError(
                 f"{path}: no images; expected an array named {names}, found {_listed(found)}"
             )
-        rows = _rows(_member(file, path, key), f"{path}:{key}")
+        rows = _rows(_member(file, path, key), f"{path}:{key}", channels=channels)
         label_keys = {kind: _first(found, names) for kind, names in LABEL_KEYS.items()}
         name = "train" if part == "all" and keys["test"] else part
         label_key = label_keys[part]
@@ -141,23 +168,37 @@ def _numpy(x: object, what: str) -> np.ndarray:
     return array
 
 
-def _rows(x: np.ndarray, what: str, stamp: tuple[object, ...] = (), n: int | None = None) -> Rows:
+def _rows(
+    x: np.ndarray,
+    what: str,
+    stamp: tuple[object, ...] = (),
+    n: int | None = None,
+    channels: int | None = None,
+) -> Rows:
     if x.dtype.hasobject or x.dtype.kind not in "buif":
         raise ValueError(f"{what}: values of type {x.dtype} are not pixels; use uint8 or float32")
     if x.size == 0:
         raise ValueError(f"{what}: shape {list(x.shape)} holds no image")
-    rows = _last(x, what, n)
-    scale = _scale(x, what)
-    return Rows(what, rows, scale, stamp)
+    rows, layout = _last(x, what, n, channels)
+    C = rows.shape[3]
+    alpha = C == 4 and x.dtype == np.uint8 and layout == "[N H W C]" and channels != 4
+    if alpha:
+        notes: tuple[str, ...] = (f"read as {layout}, RGBA; channels=4 keeps four measurements",)
+    else:
+        notes = () if C in (1, 3) else (f"read as {layout} with {C} channels",)
+    return Rows(what, rows, alpha, notes, stamp)
 
 
-def _last(x: np.ndarray, what: str, n: int | None) -> np.ndarray:
-    """The array as [N H W C]. `n`, the number of labels, tells n grey images from one image."""
+def _last(x: np.ndarray, what: str, n: int | None, channels: int | None) -> tuple[np.ndarray, str]:
+    """(the array as [N H W C], its own layout). `n`, the number of labels, tells n grey images from
+    one image."""
     shape = list(x.shape)
-    if x.ndim == 3 and shape[0] == n:
-        return x[..., None]
+    grey = "[N H W]"
+    if x.ndim == 3 and (shape[0] == n or channels not in (None, shape[0], shape[2])):
+        return x[..., None], grey
     if x.ndim == 3:
-        if shape[2] in (3, 4) and shape[1] > 4 and shape[0] > 4:
+        square = shape[0] == shape[1] > shape[2] and 1 < shape[2] <= MOST_CHANNELS / 2
+        if (shape[2] in (3, 4) and shape[1] > 4 and shape[0] > 4) or square:
             raise ValueError(
                 f"{what}: shape {shape} could be one image [H W C] or many grey ones [N H W];"
                 " add an axis: [1 H W C] or [N H W 1]"
@@ -167,55 +208,37 @@ def _last(x: np.ndarray, what: str, n: int | None) -> np.ndarray:
                 f"{what}: shape {shape} could be one image [C H W] or {shape[0]} grey ones"
                 " [N H W]; add an axis: [1 C H W] or [N 1 H W]"
             )
-        return x[..., None]
+        return x[..., None], grey
     if x.ndim != 4:
         raise ValueError(
             f"{what}: shape {shape} is not a set of images; use [N H W], [N C H W] or [N H W C]"
         )
-    first, last = shape[1] in _MODE, shape[3] in _MODE
+    first, last = _axis_of_channels(shape, channels)
     if first and last and shape[1:] != [1, 1, 1]:
         raise ValueError(
             f"{what}: shape {shape} could be [N C H W] or [N H W C]; leave out the axis of"
             " channels if the images are grey, or resize them"
         )
     if not (first or last):
-        raise ValueError(f"{what}: shape {shape} has no axis of 1, 3 or 4 channels")
-    return x if last else x.transpose(0, 2, 3, 1)
+        told = "" if channels is None else f" that could be the {channels} asked for"
+        raise ValueError(
+            f"{what}: shape {shape} has no axis of channels{told}; expected 1, 3, 4, or at most"
+            f" {MOST_CHANNELS} on the shortest of its last three axes, the first or last of them"
+        )
+    return (x, "[N H W C]") if last else (x.transpose(0, 2, 3, 1), "[N C H W]")
 
 
-def _scale(x: np.ndarray, what: str) -> float | None:
-    """What takes the values to 0..255."""
-    if x.dtype == np.uint8:
-        return None
-    if x.dtype == np.bool_:
-        return 255.0
-    if x.dtype == np.uint16:
-        return 1 / 257
-    # a piece at a time: the array may be a file larger than memory
-    low, high = np.inf, -np.inf
-    for start in range(0, len(x), 1024):
-        piece = x[start : start + 1024]
-        if piece.dtype.kind == "f" and not np.isfinite(piece).all():
-            bad = ~np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
-            raise ValueError(
-                f"{what}: NaN or infinity in image {start + int(bad.argmax())}"
-                " (the first of them); clean the array"
-            )
-        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
-    if low < 0:
-        raise ValueError(
-            f"{what}: values from {low:g} to {high:g}; undo the normalisation, so that they lie in"
-            " [0, 1] or [0, 255] (the encoder normalises by itself)"
-        )
-    if high > 255:
-        raise ValueError(f"{what}: values up to {high:g}; scale them to [0, 1] or to 0..255")
-    if x.dtype.kind in "iu":
-        return 1.0
-    if 1 < high < 2:
-        raise ValueError(
-            f"{what}: values up to {high:g} are neither in [0, 1] nor in [0, 255]; clip or scale"
-        )
-    return 255.0 if high <= 1 else 1.0
+def _axis_of_channels(shape: list[int], channels: int | None) -> tuple[bool, bool]:
+    """Whether the channels can be the second and the last of four axes."""
+    ends = (shape[1], shape[3])
+    if channels is not None and channels not in _USUAL:
+        return ends[0] == channels, ends[1] == channels
+    if any(end in _USUAL for end in ends):
+        return ends[0] in _USUAL, ends[1] in _USUAL
+    return (
+        ends[0] <= MOST_CHANNELS and ends[0] < min(shape[2:]),
+        ends[1] <= MOST_CHANNELS and ends[1] < min(shape[1:3]),
+    )
 
 
 def _load(path: Path, file: BinaryFile | None = None) -> Any:

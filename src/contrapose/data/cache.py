@@ -9,13 +9,15 @@ import json
 import os
 import tempfile
 import warnings
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from contrapose.data.images import Skipped
+from contrapose.data.values import ValueRange
 
 _KEPT = 8 * 2**30  # bytes of squares in the cache folder; the oldest copies go first
 
@@ -28,6 +30,7 @@ class Decoded:
     good: list[int]  # the position in the source of each square
     bad: dict[int, Skipped]  # position in the source -> why it has none
     notes: dict[str, int]
+    over: ValueRange | None = None  # the range that their values were read by
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -44,17 +47,21 @@ def cache_root() -> Path | None:
 def recall(key: str) -> Decoded | None:
     """What `keep` stored under the key, if it is there and whole."""
     path = _path(key)
-    if path is None or not path.exists():
+    if path is None:
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             said = json.loads(str(file["said"]))
             squares = file["squares"]
-        os.utime(path)  # used last
         bad = {int(i): Skipped(*both) for i, both in said["bad"].items()}
-        return Decoded(squares, said["good"], bad, said["notes"])
-    except Exception:  # whatever a damaged copy raises: decode again, and overwrite it
+        over = None if said["over"] is None else ValueRange(*said["over"])
+        if squares.dtype != np.uint8 or squares.shape[:1] != (len(said["good"]),):
+            return None
+    except Exception:  # none, or whatever a damaged copy raises: decode again, and overwrite it
         return None
+    with suppress(OSError):  # a folder that may be read only
+        os.utime(path)  # used last
+    return Decoded(squares, said["good"], bad, said["notes"], over)
 
 
 def keep(key: str, decoded: Decoded) -> None:
@@ -66,6 +73,7 @@ def keep(key: str, decoded: Decoded) -> None:
         "good": decoded.good,
         "bad": {i: (skipped.path, skipped.reason) for i, skipped in decoded.bad.items()},
         "notes": decoded.notes,
+        "over": None if decoded.over is None else astuple(decoded.over),
     }
     part = None
     try:
@@ -76,8 +84,9 @@ def keep(key: str, decoded: Decoded) -> None:
             np.savez(file, squares=decoded.squares, said=np.array(json.dumps(said)))
         os.replace(part, path)
     except OSError as error:
-        if part is not None and os.path.exists(part):
-            os.unlink(part)
+        if part is not None:
+            with suppress(OSError):
+                os.unlink(part)
         warnings.warn(
             f"decoded images could not be kept in {path.parent} ({error}); they will be decoded"
             " again next time (CONTRAPOSE_CACHE names another folder, or `off`)",
@@ -86,7 +95,10 @@ def keep(key: str, decoded: Decoded) -> None:
 
 
 def _path(key: str) -> Path | None:
-    root = cache_root()
+    try:
+        root = cache_root()
+    except RuntimeError:  # nobody's home: there is no ~
+        return None
     return None if root is None else root / "squares" / f"{key}.npz"
 
 

@@ -1,14 +1,22 @@
-"""One encoded image -> one uint8 square: upright, grey or RGB, resized, cropped.
+"""One encoded image -> one uint8 square: upright, its values on the set's range, resized, cropped.
 
-Pillow decodes; its C code releases the GIL.
+Pillow decodes, and its C code releases the GIL; tifffile reads the TIFFs that Pillow cannot.
 """
 
 import io
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
+
+from contrapose.data import tiff
+from contrapose.data.values import Scaled, ValueRange, is_deep, scaled
 
 Fit = Literal["crop", "pad"]
 BinaryFile = io.BytesIO | io.BufferedReader
@@ -17,7 +25,8 @@ SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga"
     " .jp2 .avif".split()
 )
-GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: above 4 GB
 _MARKS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n": "PNG",
@@ -30,6 +39,24 @@ _MARKS = {
 # readers that decode by themselves: a file whose start says nothing never starts another program
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF"]
 _ORIENTATION = 0x0112  # the EXIF tag
+_DARK = 255 / 64  # an image without a larger value is nearly black
+
+# what is said of images whose values needed a second look
+OUTSIDE = "with values outside the range, clipped"
+WITHOUT = "with pixels of no value (NaN, infinity or nodata), read as black"
+_UPRIGHT = "turned upright (EXIF)"
+_FRAMES = "of several frames, first one taken"
+EMPTY = "none of its pixels has a value: all are NaN, infinity or nodata"
+DARK = "nearly black: no value above 1/64 of the range"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a set become squares."""
+
+    fit: Fit = "crop"
+    over: ValueRange | None = None  # of values of more than 8 bits; None: there are none
+    max_pixels: int | None = None  # of an image; None: Pillow's limit
 
 
 class Header(NamedTuple):
@@ -37,55 +64,111 @@ class Header(NamedTuple):
 
     width: int  # px
     height: int  # px
-    mode: str  # Pillow's: L, RGB, P, CMYK, I;16 ...
+    channels: tuple[int, ...]  # numbers of channels it can be read with, the usual one first
+    deep: bool = False  # values of more than 8 bits, which need a range
     notes: tuple[str, ...] = ()  # what decoding will convert
-
-    @property
-    def grey(self) -> bool:
-        return self.mode in GREY
 
     @property
     def short(self) -> int:
         return min(self.width, self.height)
 
 
-def read_header(file: BinaryFile) -> Header:
+class _Values(NamedTuple):
+    """An image as its file holds it."""
+
+    x: Shaped[np.ndarray, "H W C"]
+    nodata: float | None = None
+    orientation: int = 1
+    alpha: bool = False  # the last channel is transparency
+
+
+def read_header(file: BinaryFile, max_pixels: int | None = None) -> Header:
     """Size and mode without decoding; a file whose end looks cut off is decoded to be sure.
 
-    Raises whatever Pillow raises for a file that it cannot read.
+    Raises ValueError for an image above `max_pixels`, and whatever its reader raises for a file
+    that it cannot read.
     """
-    start = file.read(16)
-    if not start:
-        raise ValueError("the file is empty")
-    file.seek(0)
-    with open_image(file) as image:
-        header = Header(*image.size, image.mode, _notes(image))
+    start = _start(file)
+    if start.startswith(_TIFF) and not (seen := tiff.look(file)).pillow:
+        check_size(seen.width, seen.height, max_pixels)
+        said = [_FRAMES] * (seen.frames > 1) + [_UPRIGHT] * (seen.orientation != 1)
+        return Header(seen.width, seen.height, seen.channels, seen.deep, tuple(said))
+    with open_image(file, max_pixels) as image:
+        channels = _channels_of(image)
+        notes = _notes(image)
+        frames = getattr(image, "n_frames", 1)
+        if image.format == "TIFF" and channels[0] == 1 and frames not in (1, 2, 3):
+            channels = (*channels, frames)
+        deep = _is_deep(image) or _is_deep_png(start)
+        header = Header(*image.size, channels, deep, notes)
         length = file.seek(0, io.SEEK_END)
         file.seek(max(0, length - 64))
         if not _has_end(start, file.read(), length):
             file.seek(0)
-            with open_image(file) as whole:
+            with open_image(file, max_pixels) as whole:
                 whole.load()
     return header
 
 
-def open_image(file: BinaryFile) -> Image.Image:
+def decode(
+    file: BinaryFile, side: int, channels: int, how: Reading
+) -> tuple[UInt8[np.ndarray, "C side side"], tuple[str, ...]]:
+    """One of the readings of a file's `Header.channels` as a square, and notes on its values.
+
+    Raises ValueError for an image without any value, and whatever its reader raises.
+    """
+    values = _special(file, channels)
+    if values is None:
+        with open_image(file, how.max_pixels) as image:
+            if not _is_deep(image) and channels in (1, 3):
+                return to_square(image, side, channels, how)
+            values = _values_of(image)
+    return from_values(
+        values.x, side, channels, how, values.nodata, values.alpha, values.orientation
+    )
+
+
+def values(file: BinaryFile, how: Reading) -> tuple[Shaped[np.ndarray, "H W C"], float | None]:
+    """(the values of an image as its file holds them, without transparency; nodata)"""
+    found = _special(file, 1)
+    if found is None:
+        with open_image(file, how.max_pixels) as image:
+            found = _values_of(image)
+    return found.x[..., :-1] if found.alpha else found.x, found.nodata
+
+
+def open_image(file: BinaryFile, max_pixels: int | None = None) -> Image.Image:
     """Pillow's lazy image. Told the format, Pillow need not try all of its readers: half the time
     of a small image."""
-    start = file.read(16)
-    file.seek(0)
-    formats = [name for mark, name in _MARKS.items() if start.startswith(mark)]
-    return Image.open(file, formats=formats or FORMATS)
+    start = _start(file)
+    formats = [name for mark, name in _MARKS.items() if start.startswith(mark)] or FORMATS
+    if max_pixels is None:
+        try:
+            return Image.open(file, formats=formats)
+        except Image.DecompressionBombError as error:
+            raise _too_large(int((re.findall(r"\d+", str(error)) or [0])[0])) from None
+    with _no_limit_of_pillow():
+        image = Image.open(file, formats=formats)
+    check_size(*image.size, max_pixels)
+    return image
+
+
+def check_size(width: int, height: int, max_pixels: int | None) -> None:
+    """ValueError for an image of more pixels than may be read."""
+    usual = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+    most = max_pixels or usual
+    if most is not None and width * height > most:
+        raise _too_large(width * height)
 
 
 def to_square(
-    image: Image.Image, side: int, channels: int, fit: Fit
-) -> UInt8[np.ndarray, "C side side"]:
-    """An image as [C side side], C = 1 (luma, ITU-R 601) or 3 (RGB).
+    image: Image.Image, side: int, channels: int, how: Reading
+) -> tuple[UInt8[np.ndarray, "C side side"], tuple[str, ...]]:
+    """An image of 8 bits as [C side side], C = 1 (luma, ITU-R 601) or 3 (RGB), and notes.
 
     `fit="crop"`: the short side becomes `side` (antialiased bicubic) and the centre is cut out.
     `fit="pad"`: the long side becomes `side` and black bars fill the square.
-    The EXIF orientation is applied; transparency is laid on white; 16 bits are divided by 257.
+    The EXIF orientation is applied; transparency is laid on white.
     """
     # a JPEG decodes at 1/2, 1/4 or 1/8 nearly for free; twice the side is left for the resampling
     image.draft(None, (2 * side, 2 * side))
@@ -95,10 +178,169 @@ def to_square(
     wanted = "L" if channels == 1 else "RGB"
     if image.mode != wanted or image.has_transparency_data:
         image = _colour(image, wanted)
-    if image.size != (side, side):
-        image = _crop(image, side) if fit == "crop" else _pad(image, side)
+    notes: tuple[str, ...] = ()
+    if how.over is not None and how.over.of_bytes:
+        made = scaled(np.asarray(image)[None], how.over)
+        image, notes = Image.fromarray(made.pixels[0]), (OUTSIDE,) if made.outside[0] else ()
+    x = np.asarray(_fitted(image, side, how.fit))
+    return (x[None] if channels == 1 else x.transpose(2, 0, 1)), notes
+
+
+def from_values(
+    x: Shaped[np.ndarray, "H W c"],
+    side: int,
+    channels: int,
+    how: Reading,
+    nodata: float | None = None,
+    alpha: bool = False,
+    orientation: int = 1,
+) -> tuple[UInt8[np.ndarray, "C side side"], tuple[str, ...]]:
+    """An image given by its values, of any type and number of channels, as `to_square`.
+
+    Other channels than grey and colour are resized each by itself. alpha: the last channel is
+    transparency, 0 to the largest of its type, laid on white. Raises ValueError where no pixel has
+    a value.
+    """
+    if alpha and channels == x.shape[2]:
+        alpha = False
+    made = scaled((x[..., :-1] if alpha else x)[None], how.over, nodata)
+    if made.empty[0]:
+        raise ValueError(EMPTY)
+    pixels = upright(made.pixels[0], orientation)
+    notes = said_of(made, 0) if is_deep(x.dtype) else ()
+    if channels not in (1, 3) or pixels.shape[2] not in (1, 3):
+        planes = [Image.fromarray(np.ascontiguousarray(p)) for p in np.moveaxis(pixels, 2, 0)]
+        if len(planes) < channels:
+            raise ValueError(f"it has {len(planes)} channels, not {channels}")
+        return np.stack([np.asarray(_fitted(p, side, how.fit)) for p in planes[:channels]]), notes
+    if alpha:
+        opaque = _eight_bit(upright(x[..., -1:], orientation))
+        pixels = np.concatenate([np.broadcast_to(pixels, (*pixels.shape[:2], 3)), opaque], axis=2)
+    image = Image.fromarray(
+        np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    )
+    square, _ = to_square(image, side, channels, Reading(how.fit))
+    return square, notes
+
+
+def said_of(made: Scaled, i: int) -> tuple[str, ...]:
+    """Notes on the values of image i of some that were scaled."""
+    notes = []
+    if made.outside[i]:
+        notes.append(OUTSIDE)
+    if made.without[i]:
+        notes.append(WITHOUT)
+    if made.pixels[i].max() <= _DARK:
+        notes.append(DARK)
+    return tuple(notes)
+
+
+def upright(x: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.ndarray, "_ _ C"]:
+    """The array turned and mirrored as EXIF's orientation 1 to 8 asks."""
+    if orientation in (5, 6, 7, 8):
+        x = x.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        x = x[::-1]
+    if orientation in (2, 3, 6, 7):
+        x = x[:, ::-1]
+    return x
+
+
+def _start(file: BinaryFile) -> bytes:
+    start = file.read(32)
+    if not start:
+        raise ValueError("the file is empty")
+    file.seek(0)
+    return start
+
+
+def _too_large(pixels: int) -> ValueError:
+    return ValueError(
+        f"its {pixels:,} pixels are more than are read from a file that nobody vouches for;"
+        f" --max-pixels {pixels} (max_pixels={pixels}) reads it"
+    )
+
+
+_lock = threading.Lock()
+_within = 0
+_limit: int | None = None
+
+
+@contextmanager
+def _no_limit_of_pillow() -> Iterator[None]:
+    """Pillow's limit is one for the whole process: lifted while any thread is in here."""
+    global _within, _limit
+    with _lock:
+        if _within == 0:
+            _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _within += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _within -= 1
+            if _within == 0:
+                Image.MAX_IMAGE_PIXELS = _limit
+
+
+def _special(file: BinaryFile, channels: int) -> _Values | None:
+    """The values of a file that Pillow does not read, or not whole; None for all others."""
+    start = _start(file)
+    if start.startswith(_TIFF):
+        seen = tiff.look(file)
+        file.seek(0)
+        if seen.pillow and (channels in (1, 3) or seen.frames != channels):
+            return None
+        return _Values(tiff.read(file, channels), seen.nodata, seen.orientation, seen.alpha)
+    if _is_deep_png(start) and start[25] in (2, 4, 6):  # colour, grey and alpha, colour and alpha
+        return _deep_png(file, alpha=start[25] != 2)
+    return None
+
+
+def _deep_png(file: BinaryFile, alpha: bool) -> _Values:
+    """Colour of 16 bits. Pillow keeps one byte of each value: read once for the upper bytes, and
+    once, as if it were little-endian, for the lower ones."""
+    planes = []
+    for suffix in ("16B", "16L"):
+        file.seek(0)
+        with open_image(file) as image:
+            if image.tile[0].args != f"{image.mode};16B":  # type: ignore[attr-defined]
+                raise ValueError("grey of 16 bits with transparency; save it without transparency")
+            image.tile = [t._replace(args=f"{image.mode};{suffix}") for t in image.tile]  # type: ignore[attr-defined]
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            planes.append(np.asarray(image).astype(np.uint16))
+    upper, lower = planes
+    return _Values(upper * np.uint16(256) + lower, None, orientation, alpha)
+
+
+def _values_of(image: Image.Image) -> _Values:
+    """What Pillow holds of an image, as many channels as it has."""
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    nodata = None
+    if image.format == "TIFF" and (told := image.tag_v2.get(tiff.NODATA)) is not None:  # type: ignore[attr-defined]
+        nodata = tiff.number(told)
     x = np.asarray(image)
-    return x[None] if channels == 1 else x.transpose(2, 0, 1)
+    return _Values(x[..., None] if x.ndim == 2 else x, nodata, orientation)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _is_deep_png(start: bytes) -> bool:
+    return start.startswith(b"\x89PNG") and start[24:25] == b"\x10"
+
+
+def _channels_of(image: Image.Image) -> tuple[int, ...]:
+    usual = (1, 3) if image.mode in _GREY else (3, 1)
+    bands = len(image.getbands())
+    return (*usual, bands) if bands in (2, 4) and image.mode != "CMYK" else usual
+
+
+def _fitted(image: Image.Image, side: int, fit: Fit) -> Image.Image:
+    if image.size == (side, side):
+        return image
+    return _crop(image, side) if fit == "crop" else _pad(image, side)
 
 
 def _crop(image: Image.Image, side: int) -> Image.Image:
@@ -121,9 +363,7 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 
 
 def _colour(image: Image.Image, wanted: str) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bit(np.asarray(image)))
-    elif image.has_transparency_data:
+    if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
         rgba = image.convert("RGBA")
@@ -134,32 +374,22 @@ def _colour(image: Image.Image, wanted: str) -> Image.Image:
     return image.convert(wanted)
 
 
-def _eight_bit(x: np.ndarray) -> UInt8[np.ndarray, "H W"]:
-    """16-bit, 32-bit and float greys: their full range becomes 0..255, nothing is clipped."""
-    if not np.isfinite(x).all():
-        raise ValueError("it holds NaN or infinity")
-    low, high = float(x.min()), float(x.max())
-    if x.dtype.kind == "f" and low >= 0 and high <= 255:
-        y = x * 255.0 if high <= 1 else x
-    elif x.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        y = x / 257.0
-    else:  # no range to rely on: the image's own
-        y = (x.astype(np.float64) - low) * (255.0 / max(high - low, 1e-300))
-    return np.rint(y).astype(np.uint8)
+def _eight_bit(alpha: np.ndarray) -> UInt8[np.ndarray, "H W 1"]:
+    """Transparency from 0 to the largest value of its type (1 for floats) as 0..255."""
+    largest = 1.0 if alpha.dtype.kind == "f" else float(np.iinfo(alpha.dtype).max)
+    return np.rint(alpha.astype(np.float64).clip(0, largest) * (255 / largest)).astype(np.uint8)
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
     notes = []
-    if image.mode == "F" or image.mode.startswith("I"):
-        notes.append("from 16 or more bits to 8")
-    elif image.mode not in ("1", "L", "RGB") and not image.mode.startswith(("LA", "La", "RGB")):
+    if image.mode not in _GREY and image.mode != "RGB" and not image.mode.startswith("RGB"):
         notes.append(f"from {'palette' if image.mode in ('P', 'PA') else image.mode} to RGB")
     if image.has_transparency_data:
         notes.append("with transparency, laid on white")
     if image.getexif().get(_ORIENTATION, 1) != 1:
-        notes.append("turned upright (EXIF)")
+        notes.append(_UPRIGHT)
     if getattr(image, "is_animated", False):
-        notes.append("of several frames, first one taken")
+        notes.append(_FRAMES)
     return tuple(notes)
 
 

@@ -11,11 +11,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
-from contrapose.data.decode import Fit, Header
+from contrapose.data.decode import Header, Reading
 from contrapose.data.threads import chunks, each
+from contrapose.data.values import RGB, ValueRange
 
 CPU = torch.device("cpu")
 TINY = 96  # px; smaller images spend their time in Python, where threads do not help
@@ -64,10 +65,12 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def name(self, i: int) -> str: ...
-    def headers(self, index: Sequence[int]) -> list[Header | Exception]: ...
+    def headers(self, index: Sequence[int], how: Reading) -> list[Header | Exception]: ...
+    def values(self, i: int, how: Reading) -> tuple[np.ndarray, float | None]: ...  # and nodata
+    # fills `out`; (what failed, notes on values), by the place in `index`
     def squares(
-        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], fit: Fit
-    ) -> dict[int, Exception]: ...  # fills `out`; what failed, by its place in `index`
+        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
+    ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]: ...
     def identity(self) -> bytes: ...  # digest of what the source holds, without decoding it
 
 
@@ -126,7 +129,7 @@ class OnAccess:
     position: Int[Tensor, " N"]  # where each image lies in the source
     side: int
     channels: int
-    fit: Fit
+    how: Reading
     device: torch.device = CPU
 
     def __len__(self) -> int:
@@ -138,9 +141,8 @@ class OnAccess:
 
         def some(chunk: range) -> None:
             part = out[chunk.start : chunk.stop]
-            for place, error in self.source.squares(
-                wanted[chunk.start : chunk.stop], part, self.fit
-            ).items():
+            failed, _ = self.source.squares(wanted[chunk.start : chunk.stop], part, self.how)
+            for place, error in failed.items():
                 name = self.source.name(wanted[chunk.start + place])
                 raise ValueError(
                     f"{name}: its header was readable but decoding failed ({reason(error)});"
@@ -170,7 +172,7 @@ class ImageSet:
     pixels: Pixels
     label: Int[Tensor, " N"] | None  # on the CPU; -1 = an image without a label
     classes: tuple[str, ...]  # () when unlabelled
-    channels: int  # 1 or 3
+    channels: int  # 1, 3, or as many as the images have
     size: int  # px, side of the stored square
     fingerprint: str
     skipped: tuple[Skipped, ...] = ()  # files left out
@@ -179,6 +181,8 @@ class ImageSet:
     constant: int = 0  # of the channels, the last ones that hold one value per image: no picture
     names: Names = ()  # of all images of the source, those that were left out too
     origin: Int[Tensor, " N"] | None = None  # position of each image in the source; None = in order
+    value_range: ValueRange | None = None  # of values of more than 8 bits: what became black, white
+    rgb: RGB | None = None  # the channels that are red, green, blue, as told
 
     def __post_init__(self) -> None:
         labels = [*self.features.values(), *([] if self.label is None else [self.label])]
@@ -206,6 +210,18 @@ class ImageSet:
     def shown(self) -> int:
         """Channels that are a picture: all but the constant ones."""
         return self.channels - self.constant
+
+    @property
+    def pictured(self) -> tuple[int, ...]:
+        """The channels to look at, one or three: those of `rgb`, else all of a grey or colour
+        image, else the first three, of two the first."""
+        return self.rgb or tuple(range(3 if self.shown >= 3 else 1))
+
+    def picture(self, x: Shaped[Tensor, "*B C H W"]) -> Shaped[Tensor, "*B c H W"]:
+        """The pictured channels of a batch."""
+        if self.rgb is not None:
+            return x[..., list(self.rgb), :, :]
+        return x[..., : len(self.pictured), :, :]
 
     @property
     def in_memory(self) -> bool:

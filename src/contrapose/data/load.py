@@ -4,12 +4,14 @@ Three passes: the headers of all images (what can be read? which side, grey or R
 (one tensor, or decode on access), the pixels. Everything left out or converted is counted.
 """
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from contrapose.data.cache import Decoded, keep, recall
-from contrapose.data.decode import BinaryFile, Fit, Header, open_image, read_header, to_square
+from contrapose.data.decode import BinaryFile, Header, Reading, decode, read_header, values
 from contrapose.data.images import (
     TINY,
     ImageSet,
@@ -31,13 +33,15 @@ from contrapose.data.images import (
     digest,
     reason,
 )
+from contrapose.data.split import evenly
 from contrapose.data.threads import chunks, each
+from contrapose.data.values import RGB, SAMPLE, ValueRange, found_range, some_values
 from contrapose.data.walk import readable
 
 _USUAL_SIDE = 224  # px, for photographs of different sizes
 _LARGEST_OWN_SIDE = 256  # px; a side that all images share is kept up to here
 _CHUNK = 64  # images per task
-_FORMAT = 1  # of the kept squares; another way of decoding is another number
+_FORMAT = 2  # of the kept squares; another way of decoding is another number
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,28 +72,32 @@ class Encoded:
     def name(self, i: int) -> str:
         return readable(self.names[i])
 
-    def headers(self, index: Sequence[int]) -> list[Header | Exception]:
+    def headers(self, index: Sequence[int], how: Reading) -> list[Header | Exception]:
         found: list[Header | Exception] = []
         for i in index:
             try:
                 with self.open(i) as file:
-                    found.append(read_header(file))
+                    found.append(read_header(file, how.max_pixels))
             except Exception as error:
                 found.append(error)
         return found
 
+    def values(self, i: int, how: Reading) -> tuple[np.ndarray, float | None]:
+        with self.open(i) as file:
+            return values(file, how)
+
     def squares(
-        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], fit: Fit
-    ) -> dict[int, Exception]:
-        failed = {}
+        self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
+    ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]:
+        failed, notes = {}, {}
         channels, side = out.shape[1:3]
         for place, i in enumerate(index):
             try:
-                with self.open(i) as file, open_image(file) as image:
-                    out[place] = to_square(image, side, channels, fit)
+                with self.open(i) as file:
+                    out[place], notes[place] = decode(file, side, channels, how)
             except Exception as error:
                 failed[place] = error
-        return failed
+        return failed, notes
 
     def identity(self) -> bytes:
         return self.stamp()
@@ -101,7 +109,8 @@ def load(
     name: str,
     size: int | None,
     channels: int | None,
-    fit: Fit,
+    reading: Reading,
+    rgb: RGB | None,
     max_bad_share: float,
     memory: int,
 ) -> ImageSet:
@@ -115,18 +124,19 @@ def load(
     pixels: Pixels
     key = ""
     if source.place:
-        how = repr((_FORMAT, source.place, size, channels, fit))
+        how = repr((_FORMAT, source.place, size, channels, reading))
         key = digest(source.identity(), how.encode())
     kept = recall(key) if key else None
     if kept is not None and kept.squares.nbytes <= memory:
         check(kept.bad)
         pixels = InMemory(torch.from_numpy(kept.squares))
-        good, bad, notes = kept.good, kept.bad, kept.notes
+        good, bad, notes, over = kept.good, kept.bad, kept.notes, kept.over
     else:
         with _quiet():
-            pixels, good, bad, notes, slow = _read(source, check, size, channels, fit, memory)
-        if slow and key and isinstance(pixels, InMemory):
-            keep(key, Decoded(pixels.pixels.numpy(), good, bad, notes))
+            found = _read(name, source, check, size, channels, reading, memory)
+        pixels, good, bad, notes, over = found[:5]
+        if found.slow and key and isinstance(pixels, InMemory):
+            keep(key, Decoded(pixels.pixels.numpy(), good, bad, notes, over))
 
     label = None if listing.label is None else listing.label[good]
     if label is not None and not (label >= 0).any():
@@ -135,7 +145,8 @@ def load(
     if isinstance(pixels, InMemory):
         content: bytes | memoryview = pixels.pixels.numpy().data
     else:
-        content = source.identity() + repr((fit, sorted(bad))).encode()
+        ranged = () if over is None else (str(over), over.of_bytes)
+        content = source.identity() + repr((reading.fit, sorted(bad), *ranged)).encode()
     shape = repr((len(pixels), pixels.channels, pixels.side)).encode()
     labels = b"" if label is None else label.numpy().tobytes()
     return ImageSet(
@@ -151,66 +162,140 @@ def load(
         notes={**listing.notes, **notes},
         names=listing.names or Numbered(Path(name).name, len(source)),
         origin=torch.tensor(good, dtype=torch.int64),
+        value_range=over,
+        rgb=_rgb(name, rgb, pixels.channels),
     )
 
 
+class _Read(NamedTuple):
+    """What a reading of a source gave."""
+
+    pixels: Pixels
+    good: list[int]  # positions in the source of the images
+    bad: dict[int, Skipped]
+    notes: dict[str, int]
+    over: ValueRange | None
+    slow: bool  # whether it took long
+
+
 def _read(
+    name: str,
     source: Source,
     check: Callable[[Mapping[int, Skipped]], None],
     size: int | None,
     channels: int | None,
-    fit: Fit,
+    how: Reading,
     memory: int,
-) -> tuple[Pixels, list[int], dict[int, Skipped], dict[str, int], bool]:
-    """(pixels, positions read, positions skipped, conversions, whether it took long)"""
-    headers, bad = _scan(source)
+) -> _Read:
+    headers, bad = _scan(source, how)
+    check(bad)
+    C = _channels(name, [h for i, h in enumerate(headers) if i not in bad], channels)
+    other = {i: h for i, h in enumerate(headers) if i not in bad and C not in h.channels}
+    bad |= {i: Skipped(source.name(i), _of_channels(h, C)) for i, h in other.items()}
     check(bad)
     good = [i for i in range(len(source)) if i not in bad]
     side = size or _side([headers[i].short for i in good])
-    C = channels or (1 if all(headers[i].grey for i in good) else 3)
+    deep = [i for i in good if headers[i].deep]
+    how = replace(how, over=_range(name, source, deep, how))
     pixels: Pixels
     if len(good) * C * side * side > memory:
-        pixels = OnAccess(source, torch.tensor(good), side, C, fit)
+        pixels = OnAccess(source, torch.tensor(good), side, C, how)
+        _, _, said = _decode(source, some := _some(deep), headers, side, C, how)
+        notes = {f"{note} (of {len(some):,} looked at)": n for note, n in said.items()}
     else:
-        squares, failed = _decode(source, good, headers, side, C, fit)
+        squares, failed, notes = _decode(source, good, headers, side, C, how)
         if failed:
             bad |= failed
             check(bad)
             squares = squares[[k for k, i in enumerate(good) if i not in failed]]
             good = [i for i in good if i not in failed]
         pixels = InMemory(torch.from_numpy(squares))
-    notes = _conversions([headers[i] for i in good], side, C, fit)
-    return pixels, good, bad, notes, _slow(headers)
+    notes = _conversions([headers[i] for i in good], side, C, how) | notes
+    return _Read(pixels, good, bad, notes, how.over, _slow(headers))
 
 
-def _scan(source: Source) -> tuple[list[Header], dict[int, Skipped]]:
-    found = [h for part in each(source.headers, chunks(len(source), _CHUNK)) for h in part]
-    bad = {
-        i: Skipped(source.name(i), _said(h))
-        for i, h in enumerate(found)
-        if isinstance(h, Exception)
-    }
-    return [Header(0, 0, "") if isinstance(h, Exception) else h for h in found], bad
+def _scan(source: Source, how: Reading) -> tuple[list[Header], dict[int, Skipped]]:
+    parts = each(lambda chunk: source.headers(chunk, how), chunks(len(source), _CHUNK))
+    found = [h for part in parts for h in part]
+    bad = {i: Skipped(source.name(i), _said(h)) for i, h in enumerate(found) if _failed(h)}
+    return [Header(0, 0, ()) if isinstance(h, Exception) else h for h in found], bad
+
+
+def _channels(name: str, headers: list[Header], asked: int | None) -> int:
+    """How many channels the squares have: 1 if every image is grey, 3 for a mixture with colour;
+    any other number where most of the images have it."""
+    count = Counter(h.channels[0] for h in headers)
+    if asked is not None:
+        if not any(asked in h.channels for h in headers):
+            found = " or ".join(map(str, sorted(count)))
+            raise ValueError(f"{name}: channels={asked}, but its images have {found}")
+        return asked
+    if count.keys() <= {1, 3}:
+        return 3 if 3 in count else 1
+    return max(count, key=lambda c: (count[c], -c))
+
+
+def _of_channels(header: Header, wanted: int) -> str:
+    found = header.channels[0]
+    return f"it has {found} channel{'s' if found > 1 else ''}, not {wanted} as the set is read with"
+
+
+def _range(name: str, source: Source, deep: list[int], how: Reading) -> ValueRange | None:
+    """The range of values that is told, or that of a sample of the images of more than 8 bits."""
+    if how.over is None:
+        if not deep:
+            return None
+        samples = (some_values(*source.values(i, how)) for i in _some(deep))
+        return found_range(name, samples)
+    if how.over.of_bytes is not None:
+        return how.over
+    if not deep and how.over.high > 255:
+        raise ValueError(
+            f"{name}: value_range={how.over} (--range), but all images have 8 bits and end at 255;"
+            " leave it out: they are read as 0:255"
+        )
+    return replace(how.over, of_bytes=not deep)
+
+
+def _some(deep: list[int]) -> list[int]:
+    return [deep[k] for k in evenly(len(deep), SAMPLE).tolist()]
 
 
 def _decode(
-    source: Source, good: list[int], headers: list[Header], side: int, channels: int, fit: Fit
-) -> tuple[UInt8[np.ndarray, "N C S S"], dict[int, Skipped]]:
+    source: Source, good: list[int], headers: list[Header], side: int, channels: int, how: Reading
+) -> tuple[UInt8[np.ndarray, "N C S S"], dict[int, Skipped], dict[str, int]]:
+    """(squares, positions that failed, images by what their values had)"""
     squares, bad = np.zeros((len(good), channels, side, side), np.uint8), dict[int, Skipped]()
+    count: Counter[str] = Counter()
+    lock = threading.Lock()
 
     def some(chunk: range) -> None:
         index = good[chunk.start : chunk.stop]
-        failed = source.squares(index, squares[chunk.start : chunk.stop], fit)
-        for place, error in failed.items():
-            bad[index[place]] = Skipped(source.name(index[place]), _said(error))
+        failed, notes = source.squares(index, squares[chunk.start : chunk.stop], how)
+        with lock:
+            for place, error in failed.items():
+                bad[index[place]] = Skipped(source.name(index[place]), _said(error))
+            for k, said in notes.items():
+                count.update(() if k in failed else said)
 
-    area = sum(headers[i].width * headers[i].height for i in good) / len(good)
+    area = sum(headers[i].width * headers[i].height for i in good) / max(1, len(good))
     if area > TINY**2:
         each(some, chunks(len(good), _CHUNK))
     else:
         for chunk in chunks(len(good), _CHUNK):
             some(chunk)
-    return squares, bad
+    return squares, bad, dict(count)
+
+
+def _rgb(name: str, rgb: RGB | None, channels: int) -> RGB | None:
+    if rgb is not None and channels == 1:
+        raise ValueError(f"{name}: rgb={rgb} (--rgb), but its images are grey; leave it out")
+    if rgb is not None and max(rgb) >= channels:
+        raise ValueError(
+            f"{name}: rgb={rgb} (--rgb), but its images have {channels} channels, counted from 0 to"
+            f" {channels - 1}"
+        )
+    return rgb
 
 
 def _slow(headers: list[Header]) -> bool:
@@ -239,16 +324,21 @@ def _refuse(name: str, total: int, bad: list[Skipped], max_bad_share: float) -> 
     )
 
 
-def _conversions(headers: list[Header], side: int, channels: int, fit: Fit) -> dict[str, int]:
+def _conversions(headers: list[Header], side: int, channels: int, how: Reading) -> dict[str, int]:
     count: Counter[str] = Counter()
+    deep = any(header.deep for header in headers)
     for header in headers:
         count.update(header.notes)
-        if channels == 3 and header.grey:
+        if header.deep:
+            count[f"of more than 8 bits, values {how.over} read as black to white"] += 1
+        elif deep:
+            count["of 8 bits beside them, read as 0:255"] += 1
+        if channels == 3 and header.channels[0] == 1:
             count["from grey to RGB"] += 1
-        if channels == 1 and not header.grey:
+        if channels == 1 and header.channels[0] == 3:
             count["from colour to grey"] += 1
         if header.width != header.height:
-            count["cropped to a square" if fit == "crop" else "padded to a square"] += 1
+            count["cropped to a square" if how.fit == "crop" else "padded to a square"] += 1
         if header.short < side:
             count[f"enlarged to {side} px"] += 1
     return dict(count)
@@ -258,9 +348,11 @@ def _said(error: Exception) -> str:
     text = reason(error)
     if text.startswith("cannot identify image file"):
         return "not an image that Pillow can read"
-    if "decompression bomb" in text:
-        return f"{text}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
     return text
+
+
+def _failed(found: Header | Exception) -> TypeGuard[Exception]:
+    return isinstance(found, Exception)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`open_images`: whatever names or holds images -> an `ImageSet`."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -13,7 +14,7 @@ from torch import Tensor
 from contrapose.data.arrays import from_array, from_npy, from_npz
 from contrapose.data.cache import data_root
 from contrapose.data.composed.spec import COMPOSED, is_call, open_call, usage
-from contrapose.data.decode import SUFFIXES, Fit
+from contrapose.data.decode import SUFFIXES, Fit, Reading
 from contrapose.data.folder import from_folder
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.labels import read_labels
@@ -21,6 +22,7 @@ from contrapose.data.load import Encoded, Listing, load
 from contrapose.data.named import NAMED, ReadParquet, from_named
 from contrapose.data.parquet import from_parquet, shards
 from contrapose.data.parquet_columns import has_images
+from contrapose.data.values import ValueRange, as_range, as_rgb
 from contrapose.data.walk import holds_images
 
 Split = Literal["train", "test", "unlabeled"]
@@ -39,6 +41,9 @@ def open_images(
     label_column: str | None = None,
     image_column: str | None = None,
     fit: Fit = "crop",
+    value_range: ValueRange | Sequence[float] | str | None = None,
+    rgb: Sequence[int] | str | None = None,
+    max_pixels: int | None = None,
     max_bad_share: float = 0.05,
     memory: int = 4 * 2**30,
 ) -> ImageSet:
@@ -49,8 +54,19 @@ def open_images(
     composed set written as a call, "random-bits(mnist, bits=8)" (`COMPOSED`).
     `split`: train, test or unlabeled; a source without splits is all `train`.
     `size` in px: None keeps the short side that all images share (up to 256), else the largest
-    short side, at most 224. `channels`: None is 1 if every image is grey, else 3. A test split is
-    best opened with the `size` and `channels` of its train split.
+    short side, at most 224.
+    `channels`: None is 1 if every image is grey, 3 where some are in colour, else as many as most
+    of them have (2, 4, 13: arrays, TIFF); an image that cannot be read with as many is unreadable.
+    A number tells what could be read in two ways: 4 keeps four bands where the last might be
+    transparency, 13 takes thirteen pages of a TIFF as channels.
+    `value_range`: (low, high) or "low:high", the values of black and white, of images of more than
+    8 bits (of 8 bits where there are no others). None asks the type, and a sample of the set:
+    integers without sign are 0 to 2^b - 1 with b = 8, 10, 12, 14 or 16, floats 0 to 1 or 0 to 255;
+    others must be told (`data/values.py` has the table). Values outside are clipped, pixels without
+    a value (NaN, nodata) are black; both are counted in `notes`.
+    A test split is best opened with the `size`, `channels` and `value_range` of its train split.
+    `rgb`: which channels are red, green and blue, counted from 0: colour operations change these,
+    and pictures show them. `max_pixels` of an image; None: 178,956,970, as Pillow.
     `root`: where named sets lie, else $CONTRAPOSE_DATA, else ~/.cache/contrapose.
     `labels`: an array, a .npy, or a .csv with one label a line or columns of files and labels.
     `label_column`, `image_column`: those of a .csv or of Parquet shards that have several.
@@ -61,23 +77,24 @@ def open_images(
     Raises NoSuchSplit where the source has no such split, FileNotFoundError, PermissionError, and
     ValueError for anything that cannot be read in one way only.
     """
-    _check(split, size, channels, fit, max_bad_share, memory)
+    _check(split, size, channels, fit, max_pixels, max_bad_share, memory)
+    over, three = as_range(value_range), as_rgb(rgb)
     if isinstance(source, str) and is_call(source) and not _there(source, root):
         if labels is not None:
             raise ValueError(f"{source}: a composed set has its own labels; choose with label=NAME")
         again = partial(
-            open_images, root=root, download=download, fit=fit, max_bad_share=max_bad_share,
-            memory=memory,
+            open_images, root=root, download=download, fit=fit, value_range=over,
+            max_pixels=max_pixels, max_bad_share=max_bad_share, memory=memory,
         )  # fmt: skip
-        return open_call(source, split, again, size=size, channels=channels)
+        return open_call(source, split, again, size=size, channels=channels, rgb=three)
     if isinstance(source, str | PathLike):
         read = partial(
             from_parquet, memory=memory, label_column=label_column if labels is None else None,
             image_column=image_column,
         )  # fmt: skip
-        name, listing = _from_name(str(source), split, root, download, read)
+        name, listing = _from_name(str(source), split, root, download, read, channels)
     else:
-        name, listing = "array", _from_values(source, split)
+        name, listing = "array", _from_values(source, split, channels)
     if labels is not None:
         listing = _relabel(listing, labels, label_column)
     return load(
@@ -85,14 +102,20 @@ def open_images(
         name=name,
         size=size,
         channels=channels,
-        fit=fit,
+        reading=Reading(fit, over, max_pixels),
+        rgb=three,
         max_bad_share=max_bad_share,
         memory=memory,
     )
 
 
 def _from_name(
-    source: str, split: str, root: str | Path | None, download: bool, read: ReadParquet
+    source: str,
+    split: str,
+    root: str | Path | None,
+    download: bool,
+    read: ReadParquet,
+    channels: int | None,
 ) -> tuple[str, Listing]:
     where = data_root(root)
     if source in NAMED:
@@ -102,10 +125,10 @@ def _from_name(
         path = where / source
     if not path.exists():
         raise _unknown(source, path, where)
-    return source, _from_path(path, split, read)
+    return source, _from_path(path, split, read, channels)
 
 
-def _from_path(path: Path, split: str, read: ReadParquet) -> Listing:
+def _from_path(path: Path, split: str, read: ReadParquet, channels: int | None) -> Listing:
     if path.is_dir():
         found = shards(path)
         # a table of something else beside images is no set of shards
@@ -116,9 +139,9 @@ def _from_path(path: Path, split: str, read: ReadParquet) -> Listing:
         raise ValueError(f"{path}: neither a folder nor a plain file")
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return from_npz(path, split)
+        return from_npz(path, split, channels)
     if suffix == ".npy":
-        return from_npy(path, split)
+        return from_npy(path, split, channels)
     if suffix == ".parquet":
         return read(path, split)
     if suffix in SUFFIXES:
@@ -130,14 +153,14 @@ def _there(source: str, root: str | Path | None) -> bool:
     return Path(source).expanduser().exists() or (data_root(root) / source).exists()
 
 
-def _from_values(source: object, split: str) -> Listing:
+def _from_values(source: object, split: str, channels: int | None) -> Listing:
     if split != "train":
         raise NoSuchSplit(f"an array has no {split!r} split; hold out a part of it")
     if isinstance(source, tuple):
         if len(source) != 2:
             raise ValueError(f"a tuple of {len(source)}; expected (images, labels)")
-        return from_array(source[0], source[1])
-    return from_array(source)
+        return from_array(source[0], source[1], channels=channels)
+    return from_array(source, channels=channels)
 
 
 def _relabel(listing: Listing, labels: object, column: str | None) -> Listing:
@@ -169,14 +192,25 @@ def _unknown(source: str, path: Path, where: Path) -> Exception:
 
 
 def _check(
-    split: str, size: int | None, channels: int | None, fit: str, max_bad_share: float, memory: int
+    split: str,
+    size: int | None,
+    channels: int | None,
+    fit: str,
+    max_pixels: int | None,
+    max_bad_share: float,
+    memory: int,
 ) -> None:
     if split not in get_args(Split):
         raise ValueError(f"split={split!r}: expected one of {', '.join(get_args(Split))}")
     if size is not None and size < 1:
         raise ValueError(f"size={size}: the side of the stored square is at least 1 px")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels={channels}: 1 (grey), 3 (RGB), or None to decide by the images")
+    if channels is not None and channels < 1:
+        raise ValueError(
+            f"channels={channels}: 1 (grey), 3 (RGB), the number of bands, or None to decide by the"
+            " images"
+        )
+    if max_pixels is not None and max_pixels < 1:
+        raise ValueError(f"max_pixels={max_pixels}: the most pixels of an image, such as 500000000")
     if fit not in get_args(Fit):
         raise ValueError(f"fit={fit!r}: expected one of {', '.join(get_args(Fit))}")
     if not 0 <= max_bad_share <= 1:

@@ -133,7 +133,7 @@ def write_map_page(images: ImageSet, maps: Mapping[str, LocalMaps], path: Path |
 
 
 def _pictures(images: ImageSet, size: int) -> list[str]:
-    batch = images.batch(torch.arange(len(images)))[:, : images.shown].cpu()
+    batch = images.picture(images.batch(torch.arange(len(images)))).cpu()
     seen = center(batch, size).mul(255).round().byte().expand(-1, 3, -1, -1)
     found = []
     for tile in seen.permute(0, 2, 3, 1).contiguous().numpy():

@@ -60,7 +60,7 @@ def map_sheet(
     """
     chosen = list(range(min(8, len(images)))) if index is None else list(index)
     columns = [(s, K) for s in stages or maps.labels for K in maps.labels[s]]
-    batch = images.batch(torch.tensor(chosen))[:, : images.shown].cpu()
+    batch = images.picture(images.batch(torch.tensor(chosen))).cpu()
     seen = center(batch, maps.size).mul(255).round().byte().expand(-1, 3, -1, -1)
     width, height = TILE + GAP, TILE + GAP
     sheet = Image.new("RGB", ((1 + len(columns)) * width, HEAD + len(chosen) * height), "white")

@@ -64,7 +64,7 @@ def contact_sheet(recipe: Recipe, images: ImageSet) -> UInt8[np.ndarray, "R V H 
     seen = make_views(recipe.policy, batch, torch.Generator().manual_seed(0), n=SHOWN_VIEWS)
     side = min(recipe.size, SHEET_SIDE)
     columns = [center(batch, side), *(center(view, side) for view in seen)]
-    return to_uint8(torch.stack(columns, dim=1)[:, :, : images.shown])
+    return to_uint8(images.picture(torch.stack(columns, dim=1)))
 
 
 def embedding_map(
@@ -118,7 +118,7 @@ def similarities(
 
 
 def thumbs(images: ImageSet, index: Int[Tensor, " B"]) -> UInt8[np.ndarray, "B H W C"]:
-    picture = images.batch(index)[:, : images.shown]
+    picture = images.picture(images.batch(index))
     return to_uint8(center(picture.cpu(), min(images.size, THUMB)))
 
 

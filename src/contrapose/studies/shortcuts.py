@@ -63,7 +63,7 @@ class Candidate:
 def candidates(images: ImageSet) -> list[Candidate]:
     """Features that these images can have: colours where there are any, a border where one is."""
     constant = easy.constant_channels(images)
-    seen = partial(_picture, shown=images.shown, constant=constant)
+    seen = partial(_picture, channels=images.pictured, constant=constant)
     found = [
         Candidate(
             name="intensity", title="Grey levels", words="the histogram of its grey levels",
@@ -86,7 +86,7 @@ def candidates(images: ImageSet) -> list[Candidate]:
             suggestion="Gaussian blur on every view", settings={"blur": 1.0},
         ),
     ]  # fmt: skip
-    if images.shown == 3:
+    if len(images.pictured) == 3:
         found.append(
             Candidate(
                 name="colour", title="Colours", words="the histogram of its colours",
@@ -126,6 +126,7 @@ def against(policy: Callable[..., Tensor], images: ImageSet, found: Sequence[Can
     """The policy with the suggestions of these candidates on top of it."""
     settings = {k: v for c in found for k, v in c.settings.items()}
     if settings:
+        settings |= {} if images.rgb is None else {"rgb": images.rgb}
         if getattr(policy, "func", None) is augment.on_channels:
             below = policy.keywords["views"]  # type: ignore[attr-defined]
             hard = partial(augment.hardened, views=below, **settings)
@@ -363,6 +364,11 @@ def _enough(images: ImageSet) -> None:
             f"{images.name} has {len(images)} images; {LEAST} at least are needed to see what "
             "tells them apart"
         )
+    if images.shown not in (1, 3) and images.rgb is None:
+        raise ValueError(
+            f"{images.name} has {images.shown} channels, and what is looked at, grey levels and"
+            " colours, is of one or three; name three of them with --rgb 3,2,1 (rgb=(3, 2, 1))"
+        )
 
 
 def _claim(folder: Path, request: dict[str, Any]) -> None:
@@ -394,11 +400,11 @@ def _version() -> str:
 
 
 def _picture(
-    view: Float[Tensor, "B C H W"], *, shown: int, constant: Sequence[int]
+    view: Float[Tensor, "B C H W"], *, channels: tuple[int, ...], constant: Sequence[int]
 ) -> Float[Tensor, "B c H W"]:
-    """The channels that are a picture, black where they are constant."""
-    picture = view[:, :shown]
-    hidden = [c for c in constant if c < shown]
+    """These channels as a picture, black where they are constant."""
+    picture = view[:, list(channels)]
+    hidden = [k for k, c in enumerate(channels) if c in constant]
     if hidden:
         picture = picture.clone()
         picture[:, hidden] = 0
@@ -497,7 +503,7 @@ def _thumbs(
     """Pictures; constant channels as a row of squares below, white for 1."""
     side = min(THUMB, view.shape[2])
     small = torch.nn.functional.adaptive_avg_pool2d(view, side)
-    picture = small[:, : images.shown]
+    picture = images.picture(small)
     if c is not None and c.blank:
         level = small[:, list(c.blank)].mean(dim=(2, 3))
         wide = torch.nn.functional.interpolate(level[:, None], side, mode="nearest")

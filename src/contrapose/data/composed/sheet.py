@@ -32,7 +32,8 @@ def contact_sheet(
     index = evenly(len(images), count)
     batch, every = images.batch(index).cpu(), features_of(images)
     shown = images.shown
-    picture = batch[:, :shown].expand(-1, 3, -1, -1) if shown == 1 else batch[:, :3]
+    picture = images.picture(batch)
+    picture = picture.expand(-1, 3, -1, -1)
     bits = batch[:, shown:, 0, 0].numpy()
     words = [_words(images, {k: int(v[i]) for k, v in every.items()}) for i in index.tolist()]
 

@@ -20,6 +20,7 @@ from contrapose.data.composed.sets import (
 )
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.split import hold_out
+from contrapose.data.values import RGB
 from contrapose.partials import arguments, parse, unknown
 
 COMPOSED: dict[str, Callable[..., ImageSet]] = {
@@ -53,6 +54,7 @@ def open_call(
     *,
     size: int | None = None,
     channels: int | None = None,
+    rgb: RGB | None = None,
 ) -> ImageSet:
     """The set that the text describes; `open_set(text, split=, size=, channels=)` opens its parts.
 
@@ -77,7 +79,7 @@ def open_call(
     for role, part in zip(sets, parts, strict=True):
         if role == "images":
             under = None if function is coloured else channels  # three come out of any
-            how: dict[str, Any] = {"split": split, "size": size, "channels": under}
+            how: dict[str, Any] = {"split": split, "size": size, "channels": under, "rgb": rgb}
         else:
             # the same K glyphs in every split: a feature is whether an encoder tells them apart
             same = given.get("unique") is not None

@@ -1,0 +1,244 @@
+"""What the numbers of an image mean: one range of values for a whole set, never one for each image.
+
+`value_range=(low, high)` tells it: low becomes 0 (black), high 255, values beyond are clipped and
+counted. Without it the type of the values says what they mean, as far as that is usual:
+
+| values | range |
+|---|---|
+| 8 bits | 0 to 255: stored as they are |
+| bool | False to True |
+| integers of more bits | 0 to 2^b - 1, b the least of 8, 10, 12, 14 and 16 that holds them |
+| floats up to 1 | 0 to 1 |
+| floats whose largest lies in 128..255 | 0 to 255 |
+| others: negative, above 65535, floats up to 16 or 1000 | refused, with what to tell |
+
+"Holds them" is asked of the values of a sample of the set without the RARE most extreme ones, so
+that a few hot pixels decide nothing. NaN, infinity and a TIFF file's nodata are no values: black.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+RARE = 0.001  # share of the values of a sample that may lie outside a range that is found
+SAMPLE = 128  # images whose values find the range of a set
+_PIXELS = 2**14  # values of each of them, at most
+MARK = 4  # spans of all others that a number lies away from them which is no measurement
+LEAST = 16  # different values that there must be to say so
+_DEPTHS = (8, 10, 12, 14, 16)  # bits
+
+RGB = tuple[int, int, int]  # which channels are red, green and blue, counted from 0
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The values that become black and white.
+
+    of_bytes: whether 8-bit images are read by it too, or stay 0 to 255; None: only where no image
+    of the set has more bits, to be decided by the set that is opened with it.
+    """
+
+    low: float
+    high: float
+    of_bytes: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+            raise ValueError(
+                f"value_range={self}: two numbers, the value of black and a larger one of white"
+            )
+
+    def __str__(self) -> str:
+        return f"{_short(self.low)}:{_short(self.high)}"
+
+
+class Scaled(NamedTuple):
+    """Images in 8 bits, and which of them held values that a range does not cover."""
+
+    pixels: UInt8[np.ndarray, "B ..."]
+    outside: Bool[np.ndarray, " B"]  # some values beyond the range
+    without: Bool[np.ndarray, " B"]  # some pixels without a value: NaN, infinity, nodata
+    empty: Bool[np.ndarray, " B"]  # no value at all
+
+
+def read_range(text: str) -> ValueRange:
+    """`0:4095` or `-1024:3071`, as on the command line."""
+    low, _, high = text.partition(":")
+    try:
+        return ValueRange(float(low), float(high))
+    except ValueError:
+        raise ValueError(
+            f"--range {text}: write the value of black and that of white, such as --range 0:4095"
+        ) from None
+
+
+def as_range(value: object) -> ValueRange | None:
+    """`(low, high)`, `"low:high"` or a range as a `ValueRange`; None stays None."""
+    if value is None or isinstance(value, ValueRange):
+        return value
+    if isinstance(value, str):
+        return read_range(value)
+    try:
+        low, high = (float(v) for v in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"value_range={value!r}: two numbers, the value of black and that of white"
+        ) from None
+    return ValueRange(low, high)
+
+
+def as_rgb(value: object) -> RGB | None:
+    """(3, 2, 1) or "3,2,1"; None stays None. ValueError unless three different numbers."""
+    if value is None:
+        return None
+    try:
+        parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+        red, green, blue = (int(part) for part in parts)
+    except (TypeError, ValueError):
+        red = green = blue = -1
+    if min(red, green, blue) < 0 or len({red, green, blue}) != 3:
+        raise ValueError(
+            f"rgb={value!r} (--rgb): name three different channels for red, green, blue, counted"
+            " from 0, such as 3,2,1"
+        )
+    return red, green, blue
+
+
+def is_deep(kind: np.dtype) -> bool:
+    """Whether values of this type need a range: all but 8 unsigned bits and bool."""
+    return kind.kind != "b" and kind != np.uint8
+
+
+def scaled(x: np.ndarray, over: ValueRange | None, nodata: float | None = None) -> Scaled:
+    """round(255 (x - low) / (high - low)), clipped to 0..255, of images [B ...] of any type.
+
+    over=None will do for 8 bits, which stay as they are. nodata: a value of deeper images that
+    means "none".
+    """
+    axes = tuple(range(1, x.ndim))
+    no = np.zeros(len(x), bool)
+    if x.dtype == np.bool_:
+        return Scaled(x.astype(np.uint8) * np.uint8(255), no, no, no)
+    if x.dtype == np.uint8:
+        if over is None or not over.of_bytes or (over.low, over.high) == (0, 255):
+            return Scaled(x, no, no, no)
+        nodata = None
+    assert over is not None
+    missing = None
+    if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
+        missing = ~finite
+    if nodata is not None and (none := x == nodata).any():
+        missing = none if missing is None else missing | none
+    wide: Any = np.float32 if x.dtype.kind == "f" and x.dtype.itemsize <= 4 else np.float64
+    if missing is not None:
+        x = np.where(missing, np.asarray(over.low, wide), x.astype(wide))
+    outside = (x.min(axis=axes) < over.low) | (x.max(axis=axes) > over.high)
+    if x.dtype in (np.uint8, np.uint16):
+        pixels = _table(over, int(np.iinfo(x.dtype).max))[x]
+    else:
+        y = (x.astype(wide) - over.low) * (255 / (over.high - over.low))
+        pixels = np.rint(y.clip(0, 255, out=y), out=y).astype(np.uint8)
+    if missing is None:
+        return Scaled(pixels, outside, no, no)
+    return Scaled(pixels, outside, missing.any(axis=axes), missing.all(axis=axes))
+
+
+def some_values(x: np.ndarray, nodata: float | None = None) -> np.ndarray:
+    """Up to _PIXELS values of an image, evenly spread, without those that are none."""
+    flat = x.reshape(-1)
+    # an odd stride, so that it does not stay in a few columns
+    some = flat[:: (len(flat) // _PIXELS) | 1] if len(flat) > _PIXELS else flat
+    if nodata is not None:
+        some = some[some != nodata]
+    return some[np.isfinite(some)] if some.dtype.kind == "f" else some
+
+
+def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
+    """The range of a set, from the values of some of its images, by the table above.
+
+    Raises ValueError with what was seen where no range is usual.
+    """
+    parts = [part for part in samples if part.size]
+    kinds = {"float" if part.dtype.kind == "f" else "integer" for part in parts}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{name}: some of its images hold floats, others integers of more than 8 bits, and no"
+            " range is usual for both; say which values are black and white with --range LOW:HIGH"
+            " (value_range=(LOW, HIGH)), or open them apart"
+        )
+    if not parts:  # nothing has a value: each image will say so
+        return ValueRange(0, 1, of_bytes=False)
+    every = np.sort(np.concatenate([p.astype(np.float64) for p in parts]))
+    values = _without_marks(every)
+    low, high = _common(values)
+    floats = kinds == {"float"}
+    usual = _usual(low, high, floats)
+    if usual is not None:
+        return ValueRange(0, usual, of_bytes=False)
+    seen = f"{_short(every[0])} to {_short(every[-1])}"
+    if (low, high) != (every[0], every[-1]):
+        seen += f", nearly all of them from {_short(low)} to {_short(high)}"
+    why = "neither in [0, 1] nor in [0, 255]" if floats else "not those of 8, 10, 12, 14 or 16 bits"
+    black, white = (_short(low), _short(high)) if low < high else ("0", _short(abs(high) or 1))
+    raise ValueError(
+        f"{name}: {'floats' if floats else 'integers'} with values from {seen}: {why}; say which"
+        f" values are black and white, such as --range {black}:{white} (value_range=({black},"
+        f" {white})), or undo the normalisation if it is one (the encoder has its own)"
+    )
+
+
+def learnt_range(x: np.ndarray) -> ValueRange:
+    """The range of the values of an array of any meaning, without the RARE most extreme.
+
+    Values that are all the same are black.
+    """
+    values = np.sort(x.reshape(-1).astype(np.float64))
+    low, high = _common(_without_marks(values))
+    return ValueRange(low, high if low < high else low + 1, of_bytes=True)
+
+
+def _without_marks(values: np.ndarray) -> np.ndarray:
+    """Sorted values without a lowest and a highest one far from all others, such as -9999 or 65535:
+    such a number is no measurement. Far: by MARK times the span of the others."""
+    distinct = np.unique(values)
+    for mark, rest in ((distinct[0], distinct[1:]), (distinct[-1], distinct[:-1])):
+        if len(rest) < LEAST:
+            continue
+        gap = min(abs(mark - rest[0]), abs(mark - rest[-1]))
+        if gap > MARK * (rest[-1] - rest[0]):
+            values, distinct = values[values != mark], rest
+    return values
+
+
+def _common(values: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest of sorted values without the RARE most extreme: half of them at each end,
+    of 100 values one at least."""
+    n = len(values)
+    out = max(round(RARE * n / 2), 1 if n >= 100 else 0)
+    return float(values[out]), float(values[n - 1 - out])
+
+
+def _usual(low: float, high: float, floats: bool) -> float | None:
+    """What white is where black is 0; None: that is not known."""
+    if low < 0:
+        return None
+    if not floats:
+        return next((2.0**b - 1 for b in _DEPTHS if high < 2**b), None)
+    return 1.0 if high <= 1 else 255.0 if 128 <= high <= 255 else None
+
+
+@lru_cache(maxsize=8)
+def _table(over: ValueRange, largest: int) -> UInt8[np.ndarray, " V"]:
+    """The 8-bit value of each of 0..largest."""
+    y = (np.arange(largest + 1) - over.low) * (255 / (over.high - over.low))
+    table: np.ndarray = np.rint(y.clip(0, 255)).astype(np.uint8)
+    return table
+
+
+def _short(value: float) -> str:
+    """A number as one would type it."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:.6g}"

@@ -1,0 +1,232 @@
+"""Pixel values: one range for a whole set, known by the type or told, and the same at every use."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import contrapose
+from contrapose import api
+from contrapose.data import ImageSet, open_images
+
+random = np.random.default_rng(0)
+TWELVE = random.integers(0, 4096, (6, 16, 16)).astype(np.uint16)
+
+
+def stored(images: ImageSet) -> np.ndarray:
+    return images.batch(torch.arange(len(images))).numpy()
+
+
+def files(folder: Path, arrays: object, **how: object) -> Path:
+    """One TIFF an array, in their order."""
+    folder.mkdir()
+    for k, x in enumerate(arrays):
+        tifffile.imwrite(folder / f"{k:03}.tif", x, **how)
+    return folder
+
+
+def png16(path: Path, x: np.ndarray) -> None:
+    """A PNG of 16 bits with 1 to 4 channels, which Pillow does not write."""
+    height, width, channels = x.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x)
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    body = part(b"IHDR", head) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "white"),
+    [
+        ([0, 200], "u2", 255),
+        ([0, 256], "u2", 1023),
+        ([0, 4095], "u2", 4095),
+        ([0, 4096], "i4", 16383),
+        ([0, 65535], "i8", 65535),
+        ([0, 4095], ">u2", 4095),
+        ([0, 65535], "u8", 65535),
+        ([0, 0.25], "f2", 1),
+        ([0, 1], ">f8", 1),
+        ([0, 128.5], "f4", 255),
+    ],
+)
+def test_the_type_and_the_set_say_what_white_is(
+    values: list[float], kind: str, white: float, tmp_path: Path
+) -> None:
+    x = random.choice(np.array(values, kind), (5, 12, 12))
+    expected = np.rint(x.astype(np.float64) * (255 / white))
+    for source in (x, files(tmp_path / "set", x.astype(x.dtype.newbyteorder("=")))):
+        images = open_images(source)
+        assert (stored(images)[:, 0] == expected).all()
+        assert (images.value_range.low, images.value_range.high) == (0, white)
+        assert sum(f"values 0:{white} read" in note for note in images.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (random.normal(size=(5, 16, 16)), r"undo the normalisation"),
+        (random.random((5, 16, 16)) * 16, r"neither in \[0, 1\] nor in .*--range 0\.\d+:15\."),
+        (random.integers(-1024, 3000, (5, 16, 16)), r"from -1024 .*--range -10\d\d:29"),
+        (random.integers(0, 2**40, (5, 16, 16)), "not those of 8, 10, 12, 14 or 16 bits"),
+    ],
+)
+def test_values_without_a_usual_range_are_refused_with_what_to_tell(
+    x: np.ndarray, words: str, tmp_path: Path
+) -> None:
+    for source in (x, files(tmp_path / "set", x)):
+        with pytest.raises(ValueError, match=words):
+            open_images(source)
+
+
+def test_equal_pixels_of_two_images_are_stored_alike_whatever_lies_beside_them(
+    tmp_path: Path,
+) -> None:
+    patch = random.random((16, 16)).astype(np.float32) * 0.9
+    cloud, hole = patch.copy(), patch.copy()
+    cloud[0, 0], hole[:3] = 1.03, -9999
+    images = open_images(files(tmp_path / "set", [patch, cloud, hole]))
+    x = stored(images)[:, 0]
+    assert (x[:, 4:] == np.rint(patch[4:] * 255)).all()
+    assert x[1, 0, 0] == 255 and (x[2, :3] == 0).all()
+    assert images.notes["with values outside the range, clipped"] == 2
+
+
+def test_a_told_range_is_the_same_for_files_and_arrays(tmp_path: Path) -> None:
+    x = random.integers(-1024, 3072, (5, 16, 16)).astype(np.int16)
+    expected = np.rint((x.clip(-1000, 1000) + 1000.0) * (255 / 2000))
+    for source in (x, files(tmp_path / "set", x), torch.from_numpy(x)):
+        for memory in (2**30, 0):
+            images = open_images(source, value_range=(-1000, 1000), memory=memory)
+            assert (stored(images)[:, 0] == expected).all()
+            assert any(n.startswith("with values outside the range") for n in images.notes)
+
+
+@pytest.mark.parametrize("value_range", [(5, 5), (9, 1), (0, float("nan")), "4095", (1, 2, 3)])
+def test_a_range_that_is_none_is_refused(value_range: object) -> None:
+    with pytest.raises(ValueError, match="range"):
+        open_images(TWELVE, value_range=value_range)
+
+
+def test_a_few_hot_pixels_decide_nothing(tmp_path: Path) -> None:
+    hot = TWELVE.copy()
+    hot[3, 3, 3] = 65535
+    for source in (hot, files(tmp_path / "set", hot)):
+        images = open_images(source)
+        assert images.value_range.high == 4095
+        assert images.notes["with values outside the range, clipped"] == 1
+        expected = np.rint(hot.clip(0, 4095) * (255 / 4095))
+        assert (stored(images)[:, 0] == expected).all()
+
+
+def test_pixels_without_a_value_are_black_and_counted(tmp_path: Path) -> None:
+    x = random.random((40, 16, 16)).astype(np.float32)
+    x[1, :4], x[2, 0, 0], x[3] = np.nan, np.inf, np.nan
+    for source in (x, files(tmp_path / "nan", x)):
+        images = open_images(source)
+        assert len(images) == 39 and "none of its pixels" in images.skipped[0].reason
+        without = [n for note, n in images.notes.items() if note.startswith("with pixels of no")]
+        assert without == [2] and (stored(images)[1, 0, :4] == 0).all()
+        assert (stored(images)[1, 0, 4:] == np.rint(x[1, 4:] * 255)).all()
+    y = TWELVE.copy()
+    y[:, :2] = 9999
+    tag = [(42113, 2, None, "9999", True)]  # GDAL_NODATA
+    images = open_images(files(tmp_path / "tag", y, extratags=tag))
+    assert images.value_range.high == 4095 and (stored(images)[:, 0, :2] == 0).all()
+    with pytest.raises(ValueError, match="none of its pixels"):
+        open_images(np.full((5, 8, 8), np.nan))
+
+
+def test_eight_bits_stay_as_they_are_beside_twelve(tmp_path: Path) -> None:
+    folder = files(tmp_path / "set", TWELVE)
+    eight = random.integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(eight).save(folder / "a.png")
+    for value_range in (None, (0, 4095)):
+        images = open_images(folder, value_range=value_range)
+        assert (stored(images)[-1, 0] == eight).all()
+        assert images.notes["of 8 bits beside them, read as 0:255"] == 1
+    with pytest.raises(ValueError, match=r"all images have 8 bits.*leave it out"):
+        open_images(eight[None], value_range=(0, 4095))
+    low = open_images((eight // 16)[None], value_range=(0, 15))
+    assert (stored(low)[0, 0] == eight // 16 * 17).all()
+
+
+def test_colour_of_sixteen_bits_is_not_cut_to_its_upper_eight(tmp_path: Path) -> None:
+    x = random.integers(0, 4096, (3, 16, 16, 3)).astype(np.uint16)
+    expected = np.rint(x * (255 / 4095)).transpose(0, 3, 1, 2)
+    (tmp_path / "png").mkdir()
+    for k, image in enumerate(x):
+        png16(tmp_path / f"png/{k}.png", image)
+    for source in (tmp_path / "png", files(tmp_path / "tif", x, photometric="rgb")):
+        assert (stored(open_images(source)) == expected).all()
+    opaque = np.full((3, 16, 16, 1), 65535, np.uint16)
+    opaque[0] = 0
+    for k, image in enumerate(np.concatenate([x, opaque], axis=3)):
+        png16(tmp_path / f"png/{k}.png", image)
+    found = stored(open_images(tmp_path / "png"))
+    assert (found[0] == 255).all() and (found[1:] == expected[1:]).all()
+
+
+def test_images_that_use_little_of_the_range_are_counted() -> None:
+    dark = TWELVE.copy()
+    dark[:2] = dark[:2] // 100
+    assert open_images(dark).notes["nearly black: no value above 1/64 of the range"] == 2
+
+
+def test_a_run_reads_its_test_split_and_other_images_as_it_read_its_training_images(
+    tmp_path: Path,
+) -> None:
+    y = np.arange(6) % 2
+    np.savez(tmp_path / "x.npz", x_train=TWELVE, y_train=y, x_test=TWELVE // 16, y_test=y)
+    how = {"epochs": 1, "batch_size": 2, "device": "cpu"}
+    run = contrapose.train("simclr", tmp_path / "x.npz", out=tmp_path / "run", **how)
+    train, test, _ = api.train_and_test(run)
+    assert (stored(train)[:, 0] == np.rint(TWELVE * (255 / 4095))).all()
+    assert (stored(test)[:, 0] == np.rint(TWELVE // 16 * (255 / 4095))).all()
+    _, other = api.embed(run, TWELVE // 16, device="cpu")
+    assert (stored(other) == stored(test)).all()
+    assert api.resume(run.path, device="cpu").path == run.path
+
+    run = contrapose.train(
+        "simclr", tmp_path / "x.npz", out=tmp_path / "told", value_range=(0, 255), **how
+    )
+    assert (stored(api.train_and_test(run)[1])[:, 0] == TWELVE // 16).all()
+
+
+def test_kept_squares_are_those_of_the_same_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTRAPOSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("contrapose.data.load._slow", lambda headers: True)
+    folder = files(tmp_path / "set", TWELVE)
+    first, told = open_images(folder), open_images(folder, value_range=(0, 8190))
+    assert len(list((tmp_path / "cache/squares").glob("*.npz"))) == 2
+    for value_range, before in ((None, first), ((0, 8190), told)):
+        again = open_images(folder, value_range=value_range)
+        assert (stored(again) == stored(before)).all() and again.fingerprint == before.fingerprint
+        assert again.notes == before.notes and again.value_range == before.value_range
+    for copy in (tmp_path / "cache/squares").glob("*.npz"):
+        copy.write_bytes(copy.read_bytes()[:300])
+    assert (stored(open_images(folder)) == stored(first)).all()
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contrapose.data.load._slow", lambda headers: True)
+    folder = files(tmp_path / "set", TWELVE)
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file/below", Path("/dev/full/x")):
+        monkeypatch.setenv("CONTRAPOSE_CACHE", str(place))
+        with pytest.warns(UserWarning, match="could not be kept"):
+            assert len(open_images(folder)) == 6
