@@ -64,7 +64,7 @@ LOST = """
 import os, signal
 from contrapose import losses
 from contrapose.cli import main
-from contrapose.verification import watch
+from contrapose.processes import watch
 
 right, child = losses.dcl, __name__ == "__mp_main__"
 if child and "WHEN" == "start":

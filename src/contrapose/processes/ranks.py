@@ -23,7 +23,7 @@ from contrapose.processes.watch import Watch
 # How long a process waits for others, in seconds, before it raises RuntimeError:
 JOINING = 20  # once all have started, until they have found each other
 TORCHRUN_JOINING = 60  # the same where torchrun starts them, each in its own time
-ANSWERING = 120  # in a collective; the watch ends it earlier
+ANSWERING = 60  # in a collective; the watch ends it earlier
 TORCHRUN_ANSWERING = 25  # the same under torchrun, where nobody watches
 
 

@@ -4,6 +4,7 @@ A rank that waits in a collective cannot be interrupted; it fails at once when a
 waits for is gone. So whatever is wrong, the processes are ended, and the reason is kept.
 """
 
+import os
 import signal
 import threading
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-SILENCE = 15.0  # seconds in which no process gets on, before all are ended
+SILENCE = 15.0  # seconds in which no process gets on or uses the CPU, before all are ended
+BUSY = 0.05  # CPU time over seconds above which the processes are slow rather than stuck
 STARTING = 120.0  # seconds for all to start, where their CPU time cannot be read
 GRACE = 1.0  # seconds for the others to say themselves what they know of a death
 POLL = 0.2  # seconds
@@ -29,6 +31,7 @@ class Watch:
     def __init__(self, others: Sequence[BaseProcess], beats: Any) -> None:
         self._others, self._beats = others, beats
         self._reason: str | None = None
+        self._since, self._used = 0.0, 0.0  # when they last got on, and their CPU time then
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -89,10 +92,19 @@ class Watch:
                 self._reason = death
                 self._over.wait(GRACE)
                 return self._end()
-            if time.monotonic() - max(self._beats) > SILENCE:
+            if self._silent():
                 states = [f"rank {r} {self._state(r)}" for r in range(1, len(self._beats))]
                 self._reason = f"no process got on for {SILENCE:.0f} s: {', '.join(states)}"
                 return self._end()
+
+    def _silent(self) -> bool:
+        """Whether none of the processes, this one included, got on or was busy for `SILENCE`."""
+        now, last = time.monotonic(), max(self._beats)
+        pids = os.getpid(), *(process.pid for process in self._others)
+        used = sum(_cpu_seconds(pid) or 0.0 for pid in pids)
+        if last > self._since or used - self._used > BUSY * SILENCE:
+            self._since, self._used = max(last, now - POLL), used
+        return now - self._since > SILENCE
 
     def _death(self) -> str | None:
         for rank, process in enumerate(self._others, 1):
