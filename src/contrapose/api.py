@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from contrapose import augment, encoders, recipes
 from contrapose.data import NAMED, ImageSet, NoSuchSplit, evenly, hold_out, open_images
 from contrapose.data.composed.spec import absolute
 from contrapose.data.values import RGB, ValueRange
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, read_weights
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
+from contrapose.files import holder, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import arguments, assign, describe, unknown, up_to_date
 from contrapose.training import loop
@@ -96,11 +96,10 @@ def train(
     loop.check(chosen, source)
     network = build(chosen, source)
     rehearse(chosen, source, network)
-    run = Run.create(Path(out) if out else new_folder(source.name, chosen.name))
-    written = {"contrapose": __version__, "command": command, "data": data}
-    run.write("recipe.json", {"format": FORMAT} | written | {"recipe": describe(chosen)})
-    run.write("environment.json", environment(device, bf16))
-    with run.locked():
+    folder = Path(out) if out else new_folder(source.name, chosen.name)
+    written = {"format": FORMAT, "contrapose": __version__, "command": command}
+    with Run.begun(folder, written | {"data": data, "recipe": describe(chosen)}) as run:
+        run.write("environment.json", environment(device, bf16))
         begin(run, chosen, source)
         if compiled:
             network.backbone.compile()
@@ -141,8 +140,9 @@ def resume(
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
     network = build(chosen, source)
     with run.locked():
-        again = [*before.get("resumed", []), environment(device, bf16)]
-        run.write("environment.json", before | {"resumed": again})
+        now = environment(device, bf16)
+        again = before | {"resumed": [*before.get("resumed", []), now]} if before else now
+        run.write("environment.json", again)
         begin(run, chosen, source)
         if compiled:
             network.backbone.compile()
@@ -176,14 +176,14 @@ def encoder_in(
 ) -> Encoder:
     """The recipe's encoder after training on all the images, from a run in `folder`: one that is
     begun, goes on where it was stopped, or is finished already."""
-    if (folder / "recipe.json").exists():
+    if not unfinished(folder):
         run = resume(folder, recipe=recipe, images=images, device=device, watch=watch, begin=begin)
     else:
         run = train(
             recipe, images, out=folder, device=device, held_out=0.0, watch=watch, begin=begin
         )
     encoder = build(recipe, images)  # as `Encoder.load`, for recipes of the user's own too
-    encoder.load_state_dict(load_file(run.path / "encoder.safetensors"))
+    encoder.load_state_dict(read_weights(run.path)[0])
     return encoder
 
 
@@ -397,7 +397,7 @@ def new_folder(data: str, recipe: str) -> Path:
     """runs/cifar10-simclr-1, the first number that is free."""
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(data).name) or "images"
     number = 1
-    while (path := Path("runs") / f"{stem}-{recipe}-{number}").exists():
+    while not unfinished(path := Path("runs") / f"{stem}-{recipe}-{number}") or holder(path):
         number += 1
     return path
 

@@ -1,25 +1,59 @@
-"""Files written whole (beside, then renamed, so that a kill loses nothing), and strict JSON."""
+"""Files replaced whole, folders held by one process at a time, and strict JSON.
 
+A file is written beside its place, as `.NAME.PID.new`, and renamed: a kill at any moment leaves the
+old file or the new one. A process that writes into a folder holds its `.lock` (flock), which the
+system frees when the process ends, however it ends.
+"""
+
+import contextlib
+import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
+import shlex
+import shutil
+import socket
+import sys
+import time
+import typing
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from contrapose.errors import UserError
+
+LOCK = ".lock"
+UNDERWAY = (".new", ".old")  # endings of hidden names that are being written or removed
+
+
+class HeldElsewhere(UserError):
+    """Another process writes into the folder."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write beside, then rename: a reader sees the old file or the new one, never half of one."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """An open file that takes the place of `path` when the block ends; nothing changes on errors.
+
+    Raises OSError that names the file, as where the disk is full.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with said_of(path), open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+        with said_of(path):
+            with open(beside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
 
 
@@ -48,3 +82,201 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, *, remedy: str = "restore it") -> Any:
+    """The JSON value of a file; UserError that names it, and the remedy, where it is damaged."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def read_object(
+    path: Path, shape: Mapping[str, Any] | None = None, *, remedy: str = "restore it"
+) -> dict[str, Any]:
+    """The JSON object of a file; UserError that names the file and the field that is wrong."""
+    found: dict[str, Any] = conform(read_json(path, remedy=remedy), shape or {}, str(path), remedy)
+    return found
+
+
+def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> Any:
+    """The value, where it has this shape; UserError that says where it has not, and the remedy.
+
+    shape: a type or a union of types, where float means a finite number; {field: shape} for an
+    object that has these fields, and perhaps others; {str: shape} for one with any fields; [shape]
+    for a list. A field whose name ends in "?" may be missing or null.
+    """
+    if isinstance(shape, list):
+        for k, item in enumerate(_of_kind(value, list, where, remedy)):
+            conform(item, shape[0], f"{where}[{k}]", remedy)
+        return value
+    if not isinstance(shape, Mapping):
+        return _of_kind(value, shape, where, remedy)
+    _of_kind(value, dict, where, remedy)
+    for field, kind in shape.items():
+        optional = isinstance(field, str) and field.endswith("?")
+        for name in value if field is str else [field.removesuffix("?")]:
+            if optional and value.get(name) is None:
+                continue
+            if name not in value:
+                raise UserError(f"{where} lacks {name}; {remedy}")
+            inner = f"{where}.{name}" if ": " in where else f"{where}: {name}"
+            conform(value[name], kind, inner, remedy)
+    return value
+
+
+def _of_kind(value: Any, kind: Any, where: str, remedy: str) -> Any:
+    """The value, where it is of the type, or one of the union."""
+    kinds = typing.get_args(kind) or (kind,)
+    if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        fits = math.isfinite(value)
+    else:
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if not fits:
+        shown = json.dumps(value, default=repr)
+        shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
+        raise UserError(
+            f"{where} is {shown}, not {' or '.join(_WORDS[k] for k in kinds)}; {remedy}"
+        )
+    return value
+
+
+_WORDS = {
+    str: "text", int: "a whole number", float: "a finite number", list: "a list",
+    dict: "an object", bool: "true or false", type(None): "null",
+}  # fmt: skip
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold an existing folder against other processes, and clear what a killed one left half done.
+
+    Raises HeldElsewhere, which names the other process.
+    """
+    with open(folder / LOCK, "a+", encoding="utf-8") as lock:
+        if not _flock(lock.fileno(), fcntl.LOCK_EX):
+            raise HeldElsewhere(
+                f"{folder} is being written by another process{_named(_written_in(folder))}; wait "
+                "for it, or stop it"
+            )
+        with contextlib.suppress(OSError):  # who holds it is a courtesy; a full disk may lose it
+            command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            lock.truncate(0)
+            lock.write(json.dumps(this_process() | {"command": command}))
+            lock.flush()
+        clear(folder)
+        yield
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """The process that holds the folder now, as its lock names it; None where nobody does."""
+    try:
+        with open(folder / LOCK, encoding="utf-8") as lock:
+            if _flock(lock.fileno(), fcntl.LOCK_SH):
+                return None
+    except OSError:
+        return None
+    return _written_in(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove what processes that are gone left half written or half removed in the folder."""
+    for path in folder.glob(".*"):
+        if path.suffix in UNDERWAY and not _underway(path):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; a kill meanwhile leaves nothing of it under its own name."""
+    aside = path.with_name(f".{path.name}.old")
+    remove(aside)
+    with contextlib.suppress(OSError):
+        path.rename(aside)
+    remove(aside)
+
+
+def unfinished(folder: Path) -> bool:
+    """True where nothing was begun yet: no folder, an empty one, or what a kill left of a start."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    hidden = (path.name for path in folder.iterdir())
+    return all(name == LOCK or (name.startswith(".") and name.endswith(".new")) for name in hidden)
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from others: {"pid", "host"}."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def was_killed(folder: Path, status: Mapping[str, Any]) -> bool | None:
+    """True where the process that wrote the status "running" into the folder is gone.
+
+    A process that is alive holds the folder. None where this cannot be told: no lock was ever
+    there, or the process ran on another machine, whose locks may not be seen here.
+    """
+    if status.get("state") != "running":
+        return False
+    if not (folder / LOCK).is_file():
+        return None
+    by = holder(folder)
+    who = {name: status.get(name) for name in ("pid", "host")}
+    if by is not None:
+        same = {name: by.get(name) for name in who} == who
+        return not same and who["pid"] is not None
+    return True if who["host"] in (None, socket.gethostname()) else None
+
+
+def _flock(file: int, kind: int) -> bool:
+    """Take the lock without waiting; a reader that looks at it for a moment is let pass."""
+    for wait in (0.0, 0.02, 0.1):
+        time.sleep(wait)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+    return False
+
+
+def _written_in(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _named(by: Mapping[str, Any]) -> str:
+    if "pid" not in by:
+        return ""
+    return f" ({by.get('command')}: process {by['pid']} on {by.get('host')})"
+
+
+def _underway(path: Path) -> bool:
+    """Whether the process whose number is in `.NAME.PID.new` still exists, and is another one."""
+    number = path.name.split(".")[-2]
+    if not number.isdecimal() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -17,7 +17,7 @@ from contrapose.bench.limits import DEADLINE, PACKAGES, SHARE, free, present, un
 from contrapose.bench.measure import Measured, Settings, answer, ceiling, memory, once, times
 from contrapose.bench.page import pages
 from contrapose.bench.record import Record
-from contrapose.files import as_json_bytes, replace_file
+from contrapose.files import as_json_bytes, replace_file, said_of, unfinished
 from contrapose.machine import choose_bf16, choose_device, cores, environment
 
 LONG = 10.0  # seconds: a step that takes longer is run once
@@ -171,9 +171,10 @@ def new_folder(out: Path | None) -> Path:
     if out is None:
         numbered = (Path("runs") / f"bench-{number}" for number in itertools.count(1))
         out = next(path for path in numbered if not path.exists())
-    if out.exists():
+    if not unfinished(out):
         raise FileExistsError(f"--out {out} exists and is left as it is; name another folder")
-    out.mkdir(parents=True)
+    with said_of(out):
+        out.mkdir(parents=True, exist_ok=True)
     return out
 
 

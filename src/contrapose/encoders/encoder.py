@@ -11,12 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import safetensors
 import torch
 from jaxtyping import Float
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from contrapose.encoders.weights import read_weights
+from contrapose.errors import UserError
 from contrapose.partials import describe, revive
 
 
@@ -66,18 +67,10 @@ class Encoder(nn.Module):
         No code of the file is executed: it names functions of this library, or of `own`, the module
         of a recipe file that you trust. Raises FileNotFoundError or ValueError.
         """
-        path = Path(path)
-        file = path / "encoder.safetensors" if path.is_dir() else path
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist: nothing was saved there yet")
-        try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                written = (opened.metadata() or {}).get("encoder")
-                weights = {name: opened.get_tensor(name) for name in opened.keys()}
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error})") from None
+        weights, metadata, file = read_weights(Path(path))
+        written = metadata.get("encoder")
         if written is None:
-            raise ValueError(f"{file} names no architecture; was it written by contrapose?")
+            raise UserError(f"{file} names no architecture; was it written by contrapose?")
         architecture = json.loads(written)
         mean, std = (weights[name].tolist() for name in ("mean", "std"))
         backbone, head = (revive(architecture[part], own) for part in ("backbone", "head"))

@@ -8,7 +8,6 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from contrapose.augment import center
 from contrapose.data import ImageSet
 from contrapose.evaluation.local import LocalMaps
 from contrapose.evaluation.local_sheet import TILE, palette
+from contrapose.files import replace_file
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
@@ -126,9 +126,7 @@ def write_map_page(images: ImageSet, maps: Mapping[str, LocalMaps], path: Path |
         .replace("DATA", data.replace("<", "\\u003c"))
     )
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    replace_file(path, page.encode("utf-8", "replace"))
     return path
 
 

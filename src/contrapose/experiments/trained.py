@@ -12,7 +12,6 @@ before any training, recipe=partial(supervised, of="simclr", classes=10) learns 
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,14 +21,14 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
 from contrapose import api, recipes
 from contrapose.data import ImageSet, NoSuchSplit, balanced, few_labels, hold_out, open_images
-from contrapose.encoders import Encoder, linear
+from contrapose.encoders import Encoder, linear, read_weights
 from contrapose.evaluation.embed import Embedded, embed, embed_views
 from contrapose.experiments.running.folders import note_progress
+from contrapose.files import unfinished
 from contrapose.machine import choose_device
 from contrapose.training.loop import Progress
 from contrapose.training.recipe import Recipe
@@ -122,14 +121,14 @@ def trained(
         taught = train if labels is None else few_labels(train, labels)
         run = _train(folder, chosen, taught, device, precision)
         network = api.build(chosen, train)
-        network.load_state_dict(load_file(run.path / "encoder.safetensors"))
+        network.load_state_dict(read_weights(run.path)[0])
     seen = Trained(
         encoder=network.eval(), recipe=chosen, train=train, test=test,
         device=choose_device(device), seed=seed, run=run,
     )  # fmt: skip
     found: dict[str, Any] = {"n_train": len(train), "n_test": len(test)}
     if run is not None:
-        found["train_seconds"] = run.read("status.json")["seconds"]
+        found["train_seconds"] = run.status()["seconds"]
     measuring = time.monotonic()
     for measure in measures:
         new = measure(seen)
@@ -138,7 +137,7 @@ def trained(
         found |= new
     found["measure_seconds"] = round(time.monotonic() - measuring, 1)
     if run is not None:
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        run.remove_checkpoints()
     return found
 
 
@@ -211,9 +210,7 @@ def _train(folder: Path, recipe: Recipe, images: ImageSet, device: str, precisio
     def watch(at: Progress) -> None:
         note_progress(folder, at.step / at.steps)
 
-    if path.exists() and not (path / "recipe.json").exists():
-        shutil.rmtree(path)  # killed before anything was written
-    if not path.exists():
+    if unfinished(path):
         return api.train(
             recipe, images, out=path, held_out=0.0, device=device, precision=precision, watch=watch
         )
@@ -226,8 +223,7 @@ def _train(folder: Path, recipe: Recipe, images: ImageSet, device: str, precisio
 
 
 def _finished(run: Run) -> bool:
-    written = (run.path / "status.json").exists() and (run.path / "encoder.safetensors").exists()
-    return written and run.read("status.json")["state"] == "finished"
+    return run.status().get("state") == "finished" and (run.path / "encoder.safetensors").exists()
 
 
 def _usable(images: ImageSet) -> int:

@@ -13,7 +13,7 @@ from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed_views as views_embedded
 from contrapose.evaluation.penalties import penalties
 from contrapose.explain import pictures
-from contrapose.explain.subject import Subject, spread
+from contrapose.explain.subject import Subject, spread, written_about
 from contrapose.explain.verdict import as_json, verdict
 from contrapose.keys.contrast import InBatch
 from contrapose.training.run import Run
@@ -35,7 +35,11 @@ def diagnose(
     Looks at up to LOOKED_AT test (or held-out) images and two views of each. Writes diagnosis.json
     and pictures.npz.
     """
-    subject = Subject.open(run, images, device, recipe)
+    with written_about(run, images, device, recipe) as subject:
+        return _diagnosis(subject)
+
+
+def _diagnosis(subject: Subject) -> dict[str, Any]:
     shown = spread(subject.test, LOOKED_AT)
     embedded = subject.embed(shown)
     z, group = embed_views(subject, shown)
@@ -43,7 +47,7 @@ def diagnose(
     path = subject.run.path
     read = subject.run.read
     scored = read("evaluation.json") if (path / "evaluation.json").exists() else []
-    status = read("status.json") if (path / "status.json").exists() else None
+    status = subject.run.status()
     width = embedded.h.shape[1]
     findings = verdict(subject.run.metrics(), scored, status=status, width=width)
     found = {"verdict": as_json(findings), "signals": signals}

@@ -4,7 +4,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from contrapose.data.labels import read_labels
 from contrapose.evaluation import geometry, probes
 from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
 from contrapose.explain.verdict import as_json, verdict_of_embeddings
-from contrapose.files import as_json_bytes, replace_file
+from contrapose.files import as_json_bytes, replace_file, replacing
 from contrapose.training.run import Run
 
 
@@ -79,15 +79,11 @@ def write_embeddings(
         "index": np.arange(len(source)), "label": label.numpy(),
         "h": embedded.h.numpy(), "z": embedded.z.numpy(),
     }  # fmt: skip
-    beside = out.with_name(f".{out.name}.new{out.suffix}")
-    try:
+    with replacing(out) as file:
         if out.suffix == ".npz":
-            np.savez(beside, classes=np.array(source.classes, dtype=np.str_), **columns)  # type: ignore[arg-type]
+            np.savez(file, classes=np.array(source.classes, dtype=np.str_), **columns)  # type: ignore[arg-type]
         else:
-            write_parquet(beside, columns, source.classes)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
+            write_parquet(file, columns, source.classes)
     return len(source)
 
 
@@ -140,7 +136,9 @@ def read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     return h, table["label"].to_numpy() if "label" in table.column_names else None
 
 
-def write_parquet(path: Path, columns: dict[str, NDArray[Any]], classes: Sequence[str]) -> None:
+def write_parquet(
+    path: Path | BinaryIO, columns: dict[str, NDArray[Any]], classes: Sequence[str]
+) -> None:
     """One row an image; vectors as fixed-size lists, class names in the schema's metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -18,7 +18,13 @@ from contrapose.evaluation.features import probes_of_features
 from contrapose.evaluation.scores import Score
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.explain import pictures
-from contrapose.explain.subject import Subject, labelled, of_known_classes, spread
+from contrapose.explain.subject import (
+    Subject,
+    labelled,
+    of_known_classes,
+    spread,
+    written_about,
+)
 from contrapose.partials import unknown
 from contrapose.training.run import Run
 
@@ -42,7 +48,11 @@ def evaluate(
     """
     if protocol is not None and protocol not in PROTOCOLS:
         raise ValueError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
-    subject = Subject.open(run, images, device, recipe)
+    with written_about(run, images, device, recipe) as subject:
+        return _evaluation(subject, protocol)
+
+
+def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
     train, test, split = labelled(subject.train), labelled(subject.test), subject.split
     found: list[Score] = []
     if train is not None and test is not None:

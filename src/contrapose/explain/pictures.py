@@ -18,7 +18,7 @@ from contrapose.evaluation.projection import project
 from contrapose.files import replace_file
 from contrapose.similarity import Pairs, topk
 from contrapose.training.recipe import Recipe
-from contrapose.training.run import Run
+from contrapose.training.run import Run, say
 
 SHEET = 8  # images on the contact sheet
 SHOWN_VIEWS = 6  # of each
@@ -34,8 +34,11 @@ def add(run: Run, **arrays: NDArray[Any]) -> None:
     path = run.path / "pictures.npz"
     kept: dict[str, NDArray[Any]] = {}
     if path.exists():
-        with np.load(path, allow_pickle=False) as old:
-            kept = {name: old[name] for name in old.files}
+        try:
+            with np.load(path, allow_pickle=False) as old:
+                kept = {name: old[name] for name in old.files}
+        except Exception as error:  # a damaged archive makes NumPy raise anything
+            say(f"{path} is damaged ({error}) and made anew")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **(kept | arrays))  # type: ignore[arg-type]
     replace_file(path, buffer.getvalue())

@@ -1,5 +1,7 @@
 """A run opened for examination: its encoder, its images, and what is asked of them repeatedly."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,17 @@ class Subject:
 
     def embed(self, images: ImageSet) -> Embedded:
         return embed_images(self.encoder, images, size=self.recipe.size, device=self.device)
+
+
+@contextmanager
+def written_about(
+    run: Subject | Run | Path | str, images: Any, device: str, recipe: Any
+) -> Iterator[Subject]:
+    """The subject of a run whose folder this process holds while it writes what it found there."""
+    folder = run.run if isinstance(run, Subject) else run
+    folder = folder if isinstance(folder, Run) else Run.open(folder)
+    with folder.locked():
+        yield Subject.open(run, images, device, recipe)
 
 
 def labelled(images: ImageSet) -> ImageSet | None:

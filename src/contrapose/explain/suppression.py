@@ -9,7 +9,7 @@ from typing import Any
 from contrapose import api
 from contrapose.data.composed import features_of
 from contrapose.evaluation.suppression import Suppression, suppression
-from contrapose.explain.subject import Subject
+from contrapose.explain.subject import Subject, written_about
 from contrapose.files import as_json_bytes, replace_file
 from contrapose.losses import supcon
 from contrapose.partials import unknown
@@ -34,7 +34,11 @@ def suppression_of(
     once; the other control is the network before training. Writes suppression.json into the run.
     Cost: a training for each feature. Raises ValueError for features that the images do not have.
     """
-    subject = Subject.open(run, images, device, recipe)
+    with written_about(run, images, device, recipe) as subject:
+        return _suppression(subject, features)
+
+
+def _suppression(subject: Subject, features: Sequence[str] | None) -> dict[str, Suppression]:
     label = features_of(subject.train)
     names = list(label) if features is None else list(features)
     for name in names:

@@ -133,6 +133,9 @@ def _status(status: dict[str, Any]) -> Finding | None:
     at = f"step {status.get('step')} of {status.get('steps')}"
     if state == "failed":
         return Finding("failed", "bad", f"Training stopped: {reason}", at)
+    if state == "killed":
+        sentence = f"Training was killed ({reason}); what follows describes it until then."
+        return Finding("killed", "bad", sentence, at)
     if state in ("interrupted", "running"):
         sentence = "Training has not finished; what follows describes it so far."
         return Finding("unfinished", "warn", sentence, at)

@@ -8,8 +8,6 @@ connection.
 import base64
 import hashlib
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from contrapose.files import replace_file, said_of
 from contrapose.report.charts import Figure
 from contrapose.report.classes import Classes
 from contrapose.report.numbers import compare_recipes, compare_scores, duration, leaf, number, short
@@ -140,14 +139,7 @@ def _hash(script: str) -> str:
 
 
 def write_text(out: Path, text: str) -> None:
-    """Beside, then renamed: a reader sees the old page or the new one, never a part."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(beside, 0o644)
-        os.replace(beside, out)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    """A page, replaced whole; OSError that names it where it cannot be written."""
+    with said_of(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, text.encode("utf-8", "replace"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from contrapose.files import was_killed
 from contrapose.report.pictures import Pictures, read_pictures
 
 FORMAT = 1  # the run-folder version that this package reads
@@ -90,7 +91,7 @@ def read_run(path: Path) -> Run:
         verdict=_records(diagnosis.get("verdict"), "diagnosis.json: verdict", notices),
         signals=_as_object(diagnosis.get("signals")),
         pictures=_pictures(path / "pictures.npz", notices),
-        notices=(*_state(status), *notices),
+        notices=(*_state(path, status), *notices),
     )
 
 
@@ -124,7 +125,7 @@ def _recipe(path: Path) -> Json:
     return top
 
 
-def _state(status: Json) -> list[Notice]:
+def _state(path: Path, status: Json) -> list[Notice]:
     """What the reader must know about how the run ended; nothing when it finished."""
     state, reason = status.get("state"), status.get("reason")
     so_far = ""
@@ -135,9 +136,16 @@ def _state(status: Json) -> list[Notice]:
         return [Notice(level="bad", sentence=f"This run failed{so_far}{because}")]
     if state == "interrupted":
         return [Notice(level="warn", sentence=f"This run was interrupted{so_far}{because}")]
-    if state == "running":
+    if state == "running" and was_killed(path, status):
         sentence = (
-            f"This run had not ended{so_far} when the page was written; it may still be going"
+            f"This run was killed{so_far}; if nobody did that, memory ran out. What is shown is up "
+            f"to then; contrapose train --resume {path} goes on"
+        )
+        return [Notice(level="bad", sentence=sentence)]
+    if state == "running":
+        host = f" (on {status['host']})" if isinstance(status.get("host"), str) else ""
+        sentence = (
+            f"This run had not ended{so_far} when the page was written; it may still be going{host}"
         )
         return [Notice(level="info", sentence=sentence)]
     return []

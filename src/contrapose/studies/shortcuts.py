@@ -29,7 +29,7 @@ from contrapose.evaluation import easy_features as easy
 from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.scores import Score
 from contrapose.explain.pictures import to_uint8
-from contrapose.files import as_json_bytes, replace_file
+from contrapose.files import as_json_bytes, clear, replace_file, said_of, unfinished
 from contrapose.machine import choose_device
 from contrapose.partials import describe
 from contrapose.report import write_shortcuts
@@ -379,9 +379,11 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
         raise ValueError(
             f"--out {folder} holds another request than this one; name another folder, or remove it"
         )
-    if not file.exists() and folder.exists() and any(folder.iterdir()):
+    if not file.exists() and not unfinished(folder):
         raise FileExistsError(f"--out {folder} is not empty; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    with said_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    clear(folder)
     replace_file(file, text)
 
 

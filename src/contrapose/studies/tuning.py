@@ -30,7 +30,7 @@ from contrapose.experiments.running import engine
 from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
 from contrapose.experiments.trained import Trained, trained
-from contrapose.files import as_json_bytes, replace_file
+from contrapose.files import as_json_bytes, clear, replace_file, said_of
 from contrapose.report import write_experiment
 from contrapose.training import loop
 
@@ -227,7 +227,9 @@ def prepared(
             f"--out {folder} holds another search; name another folder, or go on with that one: "
             f"contrapose reproduce {file} --out {folder}"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with said_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    clear(folder)
     replace_file(file, text.encode())
     return file
 

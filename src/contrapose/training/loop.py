@@ -6,12 +6,10 @@ the checkpoint, so on a CPU a resumed run continues bit for bit, also in the mid
 
 import contextlib
 import math
-import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,12 +17,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data import ImageSet
-from contrapose.encoders import Encoder
-from contrapose.errors import Interrupted
+from contrapose.encoders import Encoder, read_weights
+from contrapose.errors import Interrupted, UserError
+from contrapose.files import this_process
 from contrapose.keys.sources import Source
 from contrapose.training.batches import Batches, Drawn, drawn
+from contrapose.training.interruption import signals_deferred
 from contrapose.training.recipe import Recipe
-from contrapose.training.run import Run
+from contrapose.training.run import KILLED, OtherImages, Run, Weights, say
 from contrapose.training.signals import measure, online_knn
 from contrapose.training.step import NonFiniteError, positive_groups, step
 
@@ -52,7 +52,7 @@ class Progress:
 def check(recipe: Recipe, images: ImageSet) -> None:
     """Everything that can be refused before training is."""
     if len(images) < recipe.batch_size:
-        raise ValueError(
+        raise UserError(
             f"{images.name} has {len(images)} images, fewer than a batch of {recipe.batch_size}; "
             f"use --batch-size {max(2, len(images) // 4)} or so"
         )
@@ -60,7 +60,7 @@ def check(recipe: Recipe, images: ImageSet) -> None:
         positive_groups(recipe, images.label, len(images), torch.device("cpu"))
         assert images.label is not None
         if len(torch.unique(images.label[images.label >= 0])) < 2:
-            raise ValueError(
+            raise UserError(
                 f"recipe {recipe.name!r} takes positives from classes, and {images.name} has fewer "
                 "than two; use --recipe simclr"
             )
@@ -82,7 +82,9 @@ def fit(
     """
     check(recipe, images)
     training = _Training(recipe, images, run, encoder, device, bf16)
-    with _signals_deferred() as interrupted:
+    if training.done:
+        return
+    with signals_deferred(training.stopped_at_once) as interrupted:
         training.status("running")
         try:
             while training.at < training.steps:
@@ -98,6 +100,8 @@ def fit(
                     training.save()
         except InterruptedTraining:
             raise
+        except KeyboardInterrupt:
+            raise InterruptedTraining(training.stopped_at_once()) from None
         except NonFiniteError as error:
             reason = (
                 f"step {training.at + 1} (epoch {training.epoch:.1f}): {error}; {run.last_good()}. "
@@ -130,30 +134,53 @@ class _Training:
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.images = images.to(torch.device(device))
         self.at, seconds = 0, 0.0
-        restored = run.load_checkpoint()
+        before = run.status()
+        restored = run.load_checkpoint(self._restore)
         if restored is not None:
-            weights, state = restored
-            _same_images(state, images, run)
-            encoder.load_state_dict(weights)
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.source is not None:
-                self.source.load_state_dict(state["keys"])
-            if (kept := state.get("batches")) is not None:  # None: of an older run
-                self.batches.load_state_dict(kept)
-            torch.set_rng_state(state["torch"])
-            self.at, seconds = state["step"], state["seconds"]
-            if state["device"] == self.generator.device.type:
-                self.generator.set_state(state["generator"])
-            else:
-                self.generator.manual_seed(recipe.seed + self.at)
-                warnings.warn(
-                    f"{run.path} was trained on {state['device']} until step {self.at}; its views "
-                    f"continue on {device} from a new random state",
-                    stacklevel=2,
-                )
-        run.cut_metrics(self.at)
+            self.at, seconds = restored[1]["step"], restored[1]["seconds"]
+            run.settle(self.at)
+        elif before.get("state") == "finished":
+            self._finished_without_checkpoints(before)
+        else:
+            run.settle(0)
+        if before.get("state") in ("running", "killed"):  # this process holds the folder now
+            say(
+                f"{run.path} was killed after step {before.get('step')} of {self.steps} "
+                f"({KILLED}); going on from step {self.at}"
+            )
+        self.done = before.get("state") == "finished" and self.at >= self.steps
         self.started, self.saved = time.monotonic() - seconds, time.monotonic()
         self.order, self.epoch_of_order = torch.empty(0, 0, dtype=torch.long), -1
+
+    def _restore(self, weights: Weights, state: dict[str, Any]) -> None:
+        """Everything but the clock as the checkpoint has it; OtherImages for those of another."""
+        _same_images(state, self.images, self.run)
+        self.encoder.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.source is not None:
+            self.source.load_state_dict(state["keys"])
+        if (kept := state.get("batches")) is not None:  # None: of an older run
+            self.batches.load_state_dict(kept)
+        torch.set_rng_state(state["torch"])
+        if state["device"] == self.generator.device.type:
+            self.generator.set_state(state["generator"])
+            return
+        self.generator.manual_seed(self.recipe.seed + state["step"])
+        warnings.warn(
+            f"{self.run.path} was trained on {state['device']} until step {state['step']}; its "
+            f"views continue on {self.device} from a new random state",
+            stacklevel=2,
+        )
+
+    def _finished_without_checkpoints(self, status: dict[str, Any]) -> None:
+        """The weights of a finished run whose checkpoints were removed to save space."""
+        if status.get("steps") != self.steps:
+            raise UserError(
+                f"{self.run.path} is finished and its checkpoints were removed, so it cannot be "
+                "trained further; start a new run"
+            )
+        self.encoder.load_state_dict(read_weights(self.run.path)[0])
+        self.at = self.steps
 
     @property
     def epoch(self) -> float:
@@ -222,6 +249,15 @@ class _Training:
         self.saved = time.monotonic()
         self.status("running")
 
+    def stopped_at_once(self) -> str:
+        """Note in the folder that a second signal ended the run in the middle of a step; words."""
+        with contextlib.suppress(OSError):
+            self.status("interrupted", "stopped at once by a second signal")
+        return (
+            f"stopped at once, after step {self.at} of {self.steps}; {self.run.last_good()}; "
+            f"continue with: contrapose train --resume {self.run.path}"
+        )
+
     def status(self, state: str, reason: str | None = None) -> None:
         done = self.at * self.recipe.batch_size
         self.run.write(
@@ -235,6 +271,7 @@ class _Training:
                 "seconds": round(self.seconds, 1),
                 "images_per_second": round(done / max(self.seconds, 1e-9), 1),
                 "reason": reason,
+                **this_process(),
             },
         )
 
@@ -278,30 +315,7 @@ def part_of(size: int | None, images: int, device: torch.device | str) -> Int[Te
 
 def _same_images(state: dict[str, Any], images: ImageSet, run: Run) -> None:
     if state["fingerprint"] != images.fingerprint:
-        raise ValueError(
+        raise OtherImages(
             f"{run.path} was trained on images with fingerprint {state['fingerprint']}, "
             f"{images.name} now has {images.fingerprint}; restore the images, or start a new run"
         )
-
-
-@contextlib.contextmanager
-def _signals_deferred() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of the step; a second Ctrl-C does not."""
-    came: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = [signal.signal(kind, remember) for kind in kinds]
-    except ValueError:  # not the main thread: its signals are somebody else's
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(came)
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)

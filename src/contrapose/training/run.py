@@ -7,12 +7,11 @@ Files are written beside and renamed; a checkpoint is a folder renamed whole. No
 code from a file: weights are safetensors, training state is read with `weights_only`.
 """
 
-import fcntl
 import json
+import math
 import os
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,33 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from contrapose.files import as_json_bytes, finite, replace_file, said_of
+from contrapose.encoders import checkpoints, step_of
+from contrapose.errors import UserError
+from contrapose.files import (
+    as_json_bytes,
+    clear,
+    finite,
+    held,
+    read_json,
+    read_object,
+    remove,
+    remove_folder,
+    replace_file,
+    said_of,
+    unfinished,
+    was_killed,
+)
 
+Weights = dict[str, torch.Tensor]
 FORMAT = 1
 KEPT = 2  # checkpoints
+KILLED = (
+    "if nobody did that, memory ran out: a new run needs a smaller --batch-size or --set chunk=64"
+)
+
+
+class OtherImages(UserError):
+    """The images are not those that the run was trained on."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +56,25 @@ class Run:
     path: Path
 
     @classmethod
-    def create(cls, path: Path) -> "Run":
-        """A new, empty folder; FileExistsError where something is there already."""
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            cls.refuse_existing(path)
-            raise
-        return cls(path)
+    @contextmanager
+    def begun(cls, path: Path, recipe: dict[str, Any]) -> Iterator["Run"]:
+        """A new run with this recipe.json, held by this process until the block ends.
+
+        A folder that is empty, or in which a kill left a start without recipe.json, is taken over.
+        Raises FileExistsError where there is anything else.
+        """
+        cls.refuse_existing(path)
+        with said_of(path):
+            path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        with run.locked():
+            cls.refuse_existing(path)  # another process may have begun and ended meanwhile
+            run.write("recipe.json", recipe)
+            yield run
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
-        if path.exists():
+        if not unfinished(path):
             raise FileExistsError(
                 f"--out {path} exists and is left as it is; name another folder, "
                 f"or continue that run with --resume {path}"
@@ -57,27 +86,25 @@ class Run:
         path = Path(path)
         if not (path / "recipe.json").is_file():
             what = "has no recipe.json, so it is not a run" if path.is_dir() else "does not exist"
+            if path.is_dir() and unfinished(path):
+                what = "has no recipe.json: nothing was begun in it, so begin with --out"
             raise FileNotFoundError(f"{path} {what}; give the folder that `contrapose train` wrote")
         run = cls(path)
         written = run.read("recipe.json")
         found = written.get("format") if isinstance(written, dict) else None
         if found != FORMAT:
-            raise ValueError(
+            raise UserError(
                 f"{path} has run format {found!r}, this version reads {FORMAT}; "
                 "read it with the version of contrapose that its environment.json names"
             )
         if not {"data", "recipe"} <= written.keys():
-            raise ValueError(f"{path / 'recipe.json'} lacks its data or its recipe; restore it")
+            raise UserError(f"{path / 'recipe.json'} lacks its data or its recipe; restore it")
         return run
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Held while training, so that two processes never write one run."""
-        with open(self.path / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{self.path} is being written by another process") from None
+        """Held while something is written, so that two processes never write one run."""
+        with held(self.path):
             yield
 
     def write(self, name: str, value: Any) -> None:
@@ -85,10 +112,19 @@ class Run:
         replace_file(self.path / name, as_json_bytes(value))
 
     def read(self, name: str) -> Any:
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.path / name} is damaged ({error}); restore it") from None
+        """The JSON value of a file; ValueError that names a damaged one."""
+        return read_json(self.path / name)
+
+    def status(self) -> dict[str, Any]:
+        """How far the run is; {} where nothing was trained yet.
+
+        Its state is running, finished, interrupted, failed, or `killed` where it says running and
+        the process that wrote that is gone.
+        """
+        file = self.path / "status.json"
+        found = read_object(file) if file.exists() else {}
+        killed = {"state": "killed", "reason": KILLED} if was_killed(self.path, found) else {}
+        return found | killed
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         path = self.path / "metrics.jsonl"
@@ -96,28 +132,38 @@ class Run:
             file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows so far; a last line cut short by a kill is left out."""
-        path, rows = self.path / "metrics.jsonl", []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return rows
+        """The rows so far, each with its `step`; a last line cut short by a kill is left out.
+
+        Other lines that cannot be read are left out too, and counted on standard error.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().splitlines()
+        rows = [_row(line) for line in lines]
+        damaged = [number for number, row in enumerate(rows[:-1], 1) if row is None]
+        if damaged:
+            say(
+                f"{path}: {len(damaged)} of {len(lines)} lines cannot be read and are left out, "
+                f"first line {damaged[0]}"
+            )
+        return [row for row in rows if row is not None]
 
     def cut_metrics(self, step: int) -> None:
         """Forget rows after `step`: they will be made again."""
         rows = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         replace_file(self.path / "metrics.jsonl", "".join(rows).encode())
 
+    # ---- checkpoints -----------------------------------------------------------------------------
+
     def save_checkpoint(self, step: int, weights: bytes, state: dict[str, Any]) -> None:
         """Weights (safetensors bytes) and training state, under one name or not at all."""
         folder = self.path / "checkpoints"
-        new, final = folder / f".step-{step:08d}.new", folder / f"step-{step:08d}"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+        final = folder / f"step-{step:08d}"
+        new = folder / f".{final.name}.new"
+        remove(new)
         try:
+            new.mkdir(parents=True)
             for name, write in (
                 ("weights.safetensors", lambda file: file.write(weights)),
                 ("training.pt", lambda file: torch.save(state, file)),
@@ -127,39 +173,101 @@ class Run:
                     file.flush()
                     os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            shutil.rmtree(new, ignore_errors=True)
+            remove(new)
             raise OSError(
                 f"checkpoint of step {step} could not be written to {folder} ({error}): is the "
                 f"disk full? As it is, {self.last_good()}. Free some space, then continue with "
                 f"--resume {self.path}"
             ) from error
-        shutil.rmtree(final, ignore_errors=True)
+        remove_folder(final)
         new.rename(final)
         replace_file(self.path / "encoder.safetensors", weights)
-        for old in self._checkpoints()[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._forget_old()
 
-    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """(weights, training state) of the newest checkpoint that can be read; None without one."""
+    def load_checkpoint(
+        self, take: Callable[[Weights, dict[str, Any]], None] = lambda weights, state: None
+    ) -> tuple[Weights, dict[str, Any]] | None:
+        """(weights, training state) of the newest checkpoint that can be read; None without one.
+
+        `take` is given both, and may raise for what it cannot use: then an older one is tried.
+        Raises ValueError where there are checkpoints and none can be read.
+        """
         problems = []
-        for folder in reversed(self._checkpoints()):
+        for folder in reversed(checkpoints(self.path)):
             try:
                 weights = load_file(folder / "weights.safetensors")
                 state = torch.load(folder / "training.pt", weights_only=True, map_location="cpu")
+                if state["step"] != step_of(folder):
+                    raise UserError(f"training.pt is of step {state['step']}")
+                take(weights, state)
+            except OtherImages:
+                raise
             except Exception as error:  # a damaged file makes the readers raise anything
-                problems.append(f"{folder.name}: {type(error).__name__} {error}")
+                problems.append(f"{folder.name} ({type(error).__name__}: {_first_line(error)})")
                 continue
-            for problem in problems:
-                print(f"warning: unreadable checkpoint {problem}", file=sys.stderr)
+            if problems:
+                say(
+                    f"{self.path}: going on from {folder.name}, for {'; '.join(problems)} "
+                    "cannot be read"
+                )
             return weights, state
         if problems:
-            raise ValueError(f"no checkpoint of {self.path} can be read: {'; '.join(problems)}")
+            raise UserError(
+                f"no checkpoint of {self.path} can be read: {'; '.join(problems)}; restore them, "
+                "or start a new run"
+            )
         return None
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step-*"))
+    def settle(self, step: int) -> None:
+        """Make the folder that of a run at this step, the step of the checkpoint gone on from.
+
+        Checkpoints of later steps, which could not be read, are kept as damaged-step-N; later rows
+        of metrics.jsonl are forgotten; encoder.safetensors holds the checkpoint's weights.
+        """
+        folder = self.path / "checkpoints"
+        clear(folder)
+        for later in (c for c in checkpoints(self.path) if step_of(c) > step):
+            aside = folder / f"damaged-{later.name}"
+            remove(aside)
+            later.rename(aside)
+        if step:
+            weights = (folder / f"step-{step:08d}" / "weights.safetensors").read_bytes()
+            file = self.path / "encoder.safetensors"
+            if not file.is_file() or file.read_bytes() != weights:
+                replace_file(file, weights)
+        self._forget_old()
+        self.cut_metrics(step)
+
+    def remove_checkpoints(self) -> None:
+        """Leave the weights in encoder.safetensors alone: the run cannot be trained further."""
+        remove_folder(self.path / "checkpoints")
+
+    def _forget_old(self) -> None:
+        for old in checkpoints(self.path)[:-KEPT]:
+            remove_folder(old)
 
     def last_good(self) -> str:
         """Words about the newest checkpoint."""
-        kept = self._checkpoints()
+        kept = checkpoints(self.path)
         return f"the last good one is {kept[-1].name}" if kept else "there is no checkpoint yet"
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None where it holds no object with a step."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int | float) or isinstance(step, bool) or not math.isfinite(step):
+        return None
+    return dict(row)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "empty").splitlines()[0]
+
+
+def say(sentence: str) -> None:
+    """A line on standard error, where warnings are read beside any progress bar."""
+    print(f"warning: {sentence}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """A contact sheet: some images of a set, and under each what its features are."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from contrapose.data.composed.parts import features_of
 from contrapose.data.images import ImageSet
 from contrapose.data.split import evenly
+from contrapose.files import replace_file
 
 TILE = 112  # px, least side of an image on the sheet
 GAP = 8  # px
@@ -69,9 +69,7 @@ def write_sheet(images: ImageSet, path: Path | str, *, count: int = 24) -> Path:
         raise FileExistsError(f"--out {path} exists and is left as it is; name another file")
     buffer = io.BytesIO()
     Image.fromarray(contact_sheet(images, count=count)).save(buffer, "PNG", optimize=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_bytes(buffer.getvalue())
-    beside.replace(path)
+    replace_file(path, buffer.getvalue())
     return path
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from contrapose.experiments.running.folders import (
-    HeldElsewhere,
     fail,
 )
 from contrapose.experiments.running.task import POLL, Task, job_folders
 from contrapose.experiments.running.worker import work
+from contrapose.files import HeldElsewhere
 
 
 def slurm(

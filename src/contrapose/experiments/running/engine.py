@@ -27,10 +27,10 @@ from contrapose.experiments.form import Experiment
 from contrapose.experiments.running import clusters
 from contrapose.experiments.running.folders import (
     ChangedCallError,
-    HeldElsewhere,
     fail,
 )
 from contrapose.experiments.running.task import PATIENCE, POLL, STOPPED, Task, job_folders, prepare
+from contrapose.files import HeldElsewhere
 from contrapose.partials import unknown
 
 On = Literal["local", "slurm", "ray"]

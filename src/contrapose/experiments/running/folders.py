@@ -12,11 +12,8 @@ Files are written beside and renamed: a kill at any moment leaves the old file o
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from contrapose.experiments.form import Job
-from contrapose.files import as_json_bytes, replace_file
+from contrapose.files import (
+    as_json_bytes,
+    held,
+    read_object,
+    replace_file,
+    said_of,
+    this_process,
+)
 from contrapose.partials import describe, up_to_date
 from contrapose.version import __version__
 
@@ -33,12 +37,20 @@ FORMAT = 1
 State = Literal["waiting", "finished", "failed", "changed"]
 
 
+SHAPES: dict[str, dict[str, Any]] = {  # what readers of these files rely on
+    "job.json": {"call": dict, "fingerprint": str},
+    "running.json": {"pid": int, "host": str, "invocation": str},
+    "progress.json": {"share": float},
+    "error.json": {"error": str, "invocation?": str, "traceback?": str},
+    "result.json": {
+        "call": dict, "fingerprint": str, "measures": dict, "seconds": float, "environment": dict,
+        "environment_digest": str, "contrapose": str,
+    },
+}  # fmt: skip
+
+
 class ChangedCallError(ValueError):
     """A folder holds what another call made."""
-
-
-class HeldElsewhere(Exception):
-    """Another process runs the job."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +69,17 @@ class JobFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and hold it; HeldElsewhere where another process does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HeldElsewhere(str(self.path)) from None
+        with said_of(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with held(self.path):
             yield
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON object of the folder; None where there is none. ValueError where it is damaged."""
+        """A JSON object of the folder; None where there is none. UserError where it is damaged."""
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return read_object(self.path / name, SHAPES[name], remedy="delete it")
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.path / name} is damaged ({error}); delete it") from None
-        return found if isinstance(found, dict) else None
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         replace_file(self.path / name, as_json_bytes(value))
@@ -182,11 +188,7 @@ def digest(environment: dict[str, Any]) -> str:
 
 
 def _who() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    return this_process() | {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
 def _path(value: Any) -> str:

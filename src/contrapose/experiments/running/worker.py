@@ -40,7 +40,8 @@ def attempt(folder: JobFolder, task: Task) -> None:
     import numpy as np
     import torch
 
-    from contrapose.experiments.running.folders import HeldElsewhere, begin, fail, finish
+    from contrapose.experiments.running.folders import begin, fail, finish
+    from contrapose.files import HeldElsewhere
     from contrapose.machine import choose_bf16, choose_device, environment
     from contrapose.training.loop import InterruptedTraining
 

@@ -1,0 +1,54 @@
+"""Weights of a .safetensors file, or the newest that a run folder holds."""
+
+import sys
+from pathlib import Path
+
+import safetensors
+from torch import Tensor
+
+from contrapose.errors import UserError
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
+    """(weights by name, metadata, the file) of a .safetensors file, or the newest of a run folder.
+
+    In a run folder the newest checkpoint counts, then encoder.safetensors, which a kill may have
+    left a checkpoint behind, then older checkpoints: one that cannot be read is named on standard
+    error, once. Raises FileNotFoundError, or ValueError where none can be read.
+    """
+    files = weights_files(path) if path.is_dir() else [path]
+    problems: list[str] = []
+    for file in files:
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                weights = {name: opened.get_tensor(name) for name in opened.keys()}
+                metadata = opened.metadata() or {}
+        except FileNotFoundError:
+            continue
+        except (safetensors.SafetensorError, OSError) as error:
+            problems.append(f"{file} is damaged ({error})")
+            continue
+        if problems:
+            print(f"warning: {'; '.join(problems)}; reading {file}", file=sys.stderr)
+        return weights, metadata, file
+    if problems:
+        raise UserError("; ".join(problems))
+    missing = path / "encoder.safetensors" if path.is_dir() else path
+    raise FileNotFoundError(f"{missing} does not exist: nothing was saved there yet")
+
+
+def weights_files(run: Path) -> list[Path]:
+    """Where a run folder may hold its weights, those of the latest step first."""
+    saved = [folder / "weights.safetensors" for folder in reversed(checkpoints(run))]
+    return [*saved[:1], run / "encoder.safetensors", *saved[1:]]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, checkpoints/step-00000120 and the like, latest last."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((f for f in found if f.name[5:].isdecimal()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))

@@ -1,0 +1,73 @@
+"""Ctrl-C and SIGTERM while training: the first ends it after the step, the second at once.
+
+Python runs a signal handler between two bytecodes, and one call into torch (the backward pass of a
+large batch) may take a minute. So a thread reads signals from the wake-up pipe, to which the
+system's own handler writes, and answers meanwhile.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FIRST = "stopping after this step, which is then saved; Ctrl-C again stops at once"
+GRACE = 1.0  # s from the second signal until the process ends by itself, where torch holds it
+
+
+@contextmanager
+def signals_deferred(last_words: Callable[[], str]) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether a signal came; a second one raises KeyboardInterrupt.
+
+    Where that cannot be raised within GRACE seconds, the process ends with exit status 130 after
+    printing what `last_words` returns; an interactive session stays. Outside the main thread
+    nothing changes: its signals are somebody else's.
+    """
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    ended = threading.Event()
+    answering = threading.Thread(target=_answer, args=(reader, ended, last_words), daemon=True)
+    answering.start()
+    before = [signal.signal(kind, remember) for kind in SIGNALS]
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield lambda: bool(came)
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(woken)
+        for kind, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(kind, handler)
+        os.write(writer, b"\0")  # no signal has this number: the thread ends
+        answering.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def _answer(reader: int, ended: threading.Event, last_words: Callable[[], str]) -> None:
+    """Say at once what a signal does; after a second one, end a process that does not end."""
+    count = 0
+    while number := os.read(reader, 1)[0]:
+        count += number in SIGNALS
+        if count == 1:
+            _print(FIRST)
+        elif count > 1 and not ended.wait(GRACE) and not hasattr(sys, "ps1"):
+            _print(last_words())
+            os._exit(130)
+
+
+def _print(words: str) -> None:
+    """Past Python's buffers and locks, which the main thread may hold."""
+    os.write(2, f"\n{words}\n".encode(errors="replace"))

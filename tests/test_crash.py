@@ -1,0 +1,271 @@
+"""What is left of a run after a kill, damage or a full disk, and that the way back is exact."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import contrapose
+from contrapose import augment, encoders, losses
+from contrapose.data import open_images
+from contrapose.encoders import Encoder
+from contrapose.files import HeldElsewhere, held, unfinished, was_killed
+from contrapose.report import write_report
+from contrapose.training import optim
+from contrapose.training.loop import InterruptedTraining
+from contrapose.training.recipe import Recipe
+from contrapose.training.run import Run
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_images("digits").subset(torch.arange(256))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits):
+    """A finished run of ten steps with checkpoints of steps 9 and 10."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    return contrapose.train(tiny(), digits, out=out, device="cpu").path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def tiny(**changes) -> Recipe:
+    values = dict(
+        name="tiny",
+        views=augment.digits,
+        backbone=partial(encoders.small_conv, width=8),
+        head=partial(encoders.mlp, dim=8),
+        loss=partial(losses.nt_xent, temperature=0.2),
+        optimizer=partial(optim.lars, weight_decay=1e-6),
+        schedule=partial(optim.warmup_cosine),
+        scaling=optim.linear_scaling,
+        size=8,
+        batch_size=32,
+        epochs=1.25,
+        warmup=0,
+        lr=0.5,
+    )
+    return Recipe(**values | changes)
+
+
+def weights(path: Path) -> bytes:
+    return (path / "encoder.safetensors").read_bytes()
+
+
+def steps(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def say_running(run: Path, process: int = 2**22 - 1, **changes) -> None:
+    """The status of a process that is gone; its number is above the system's largest."""
+    status = json.loads((run / "status.json").read_text())
+    changes = {"state": "running", "pid": process} | changes
+    (run / "status.json").write_text(json.dumps(status | changes))
+
+
+def killed_at_operations(folder: Path, every: int) -> str:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "killing.py"), str(folder), str(every)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_killed_at_file_operations_ends_bit_for_bit_where_an_unbroken_one_does(tmp_path):
+    assert killed_at_operations(tmp_path, 11).startswith("12 of ")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_every_file_operation_and_again_on_the_way_back(tmp_path):
+    tried, _, made = killed_at_operations(tmp_path, 1).split()
+    assert tried == made and int(made) > 100
+
+
+def test_a_kill_between_checkpoint_and_encoder_file_leaves_no_earlier_weights(
+    run, finished, digits
+):
+    shutil.copy(run / "checkpoints/step-00000009/weights.safetensors", run / "encoder.safetensors")
+    say_running(run)
+    newest = Run.open(run).load_checkpoint()[0]
+    assert all(torch.equal(newest[k], v) for k, v in Encoder.load(run).state_dict().items())
+    contrapose.resume(run, recipe=tiny(), images=digits, device="cpu")
+    assert weights(run) == weights(finished)
+    assert Run.open(run).status()["state"] == "finished"
+
+
+def test_training_state_that_cannot_be_read_falls_back_to_the_older_checkpoint_once_and_is_kept(
+    run, finished, digits, capsys
+):
+    torch.save({"step": 10}, run / "checkpoints/step-00000010/training.pt")
+    contrapose.resume(run, recipe=tiny(), images=digits, device="cpu")
+    said = capsys.readouterr().err
+    assert said.count("going on from step-00000009") == 1 and "step-00000010 (KeyError" in said
+    assert steps(run) == ["damaged-step-00000010", "step-00000009", "step-00000010"]
+    assert weights(run) == weights(finished)
+    rows, want = ([row["step"] for row in Run.open(path).metrics()] for path in (run, finished))
+    assert rows == want == list(range(1, 11))
+
+
+def test_where_no_checkpoint_can_be_read_one_message_says_so_and_nothing_is_changed(run, digits):
+    for name in steps(run):
+        (run / "checkpoints" / name / "training.pt").write_bytes(b"half")
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"no checkpoint of .*step-00000010.*step-00000009.*resto"):
+        contrapose.resume(run, recipe=tiny(), images=digits, device="cpu")
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed <= {"environment.json", ".lock"} and not unfinished(run)
+
+
+def test_damaged_weights_are_read_from_the_file_that_is_good(run, finished, capsys):
+    want = Encoder.load(finished).state_dict()
+    (run / "checkpoints/step-00000010/weights.safetensors").write_bytes(b"half")
+    found = Encoder.load(run).state_dict()
+    assert all(torch.equal(want[k], v) for k, v in found.items())
+    assert "step-00000010/weights.safetensors is damaged" in capsys.readouterr().err
+    for file in run.rglob("*.safetensors"):
+        file.write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is damaged"):
+        Encoder.load(run)
+
+
+def test_a_finished_run_whose_checkpoints_were_removed_is_finished(run, finished, digits):
+    Run.open(run).remove_checkpoints()
+    contrapose.resume(run, recipe=tiny(), images=digits, device="cpu")
+    assert weights(run) == weights(finished)
+    say_running(run, steps=99, state="finished")
+    with pytest.raises(ValueError, match="checkpoints were removed"):
+        contrapose.resume(run, recipe=tiny(), images=digits, device="cpu")
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".recipe.json.4194303.new"]])
+def test_a_start_that_was_killed_before_its_recipe_is_taken_over(tmp_path, digits, left):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in left:
+        (out / name).write_text("{")
+    with pytest.raises(FileNotFoundError, match="nothing was begun in it"):
+        Run.open(out)
+    contrapose.train(tiny(epochs=0.125), digits, out=out, device="cpu")
+    assert not list(out.glob("*.new")) and (out / "recipe.json").is_file()
+
+
+def test_a_process_that_was_killed_is_no_longer_called_running(run, digits, capsys):
+    say_running(run, step=7)
+    assert was_killed(run, json.loads((run / "status.json").read_text())) is True
+    status = Run.open(run).status()
+    assert status["state"] == "killed" and "memory" in status["reason"]
+    verdict = contrapose.diagnose(run, digits, recipe=None, device="cpu")["verdict"]
+    assert any("killed" in v["state"] and "step 7 of 10" in v["evidence"] for v in verdict)
+    page = write_report([run]).read_text()
+    assert "killed" in page and "--resume" in page
+    contrapose.resume(run, recipe=tiny(), images=digits, device="cpu")
+    assert "was killed after step 7 of 10" in capsys.readouterr().err
+
+
+def test_a_process_that_lives_or_lives_elsewhere_is_not_called_killed(run):
+    say_running(run, process=os.getpid())
+    status = json.loads((run / "status.json").read_text())
+    with held(run):
+        assert was_killed(run, status) is False
+        assert was_killed(run, status | {"pid": os.getpid() + 1}) is True  # it would hold the lock
+    assert was_killed(run, status) is True
+    assert was_killed(run, status | {"host": "another-machine"}) is None
+    (run / ".lock").unlink()
+    assert was_killed(run, status) is None
+
+
+def test_the_second_process_at_a_run_folder_is_told_which_is_the_first(run, digits):
+    with held(run):
+        for work in (
+            partial(contrapose.resume, run, recipe=tiny(), images=digits, device="cpu"),
+            partial(contrapose.evaluate, run, digits, device="cpu"),
+            partial(contrapose.diagnose, run, digits, device="cpu"),
+            partial(contrapose.suppression_of, run, images=digits, device="cpu"),
+        ):
+            with pytest.raises(HeldElsewhere, match=rf"another process.*process {os.getpid()} on"):
+                work()
+
+
+SLOW = """
+import hashlib
+from dataclasses import replace
+
+import torch
+from contrapose import losses
+from contrapose.recipes import simclr
+
+calls = []
+
+class Slow(torch.autograd.Function):
+    @staticmethod
+    def forward(context, z):
+        return z.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        calls.append(0)
+        if len(calls) == 3:  # after the rehearsal and a step
+            print("in backward", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 400_000_000)  # minutes in one call
+        return gradient
+
+def slow(z, group, *, temperature: float = 0.2):
+    return losses.nt_xent(Slow.apply(z), group, temperature=temperature)
+
+def recipe(size, channels):
+    return replace(simclr.recipe(size, channels), loss=slow, epochs=2, warmup=0, batch_size=256)
+"""
+
+
+def test_ctrl_c_is_answered_while_torch_computes_and_a_second_one_stops_at_once(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "contrapose", "train", "digits", "--recipe", tmp_path / "slow.py",
+         "--encoder", "small_conv", "--device", "cpu", "--out", out],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout and process.stderr
+    try:
+        assert any("in backward" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert any("stopping after this step" in line for line in process.stderr)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        said = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+    assert time.monotonic() - begun < 10  # the call itself takes minutes
+    assert process.returncode == 130 and f"--resume {out}" in said
+    status = Run.open(out).status()
+    assert status["state"] == "interrupted" and status["step"] == 1
+
+
+def test_a_second_ctrl_c_between_two_operations_is_an_interruption_too(tmp_path, digits):
+    def stop(progress):
+        if progress.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedTraining, match=r"at once, after step 3 of 10; .*step-00000002"):
+        contrapose.train(tiny(), digits, out=tmp_path / "run", device="cpu", watch=stop)
+    assert Run.open(tmp_path / "run").status()["state"] == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
