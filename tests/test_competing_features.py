@@ -18,6 +18,7 @@ from contrapose.experiments.suppression import (
     batch_size,
     digits_on_images,
     generalised_losses,
+    noise,
     random_bits,
 )
 from contrapose.experiments.suppression import protocol as chen_luo_li
@@ -170,7 +171,7 @@ def test_labels_lose_less_of_the_image_to_digits(taught, unaffected, less):
 
 def test_more_seeds_do_not_lessen_the_error_by_the_test_images():
     same, apart = {0: 0.5, 1: 0.5, 2: 0.5}, {0: 0.4, 1: 0.5, 2: 0.3}
-    difference = partial(digits_on_images.difference, n=2000)
+    difference = partial(noise.difference, n=2000)
     assert difference(same, same) == (0, pytest.approx((2 * 0.25 / 2000) ** 0.5))
     gap, error = difference(same, apart)
     assert gap == pytest.approx(0.1)

@@ -14,7 +14,8 @@ from typing import Any
 
 from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
-from contrapose.experiments.suppression.protocol import READABLE, UNTRAINED, job, noise
+from contrapose.experiments.suppression.noise import noise
+from contrapose.experiments.suppression.protocol import READABLE, UNTRAINED, job
 
 MIDDLE = {"smoke": 64, "cpu": 128, "paper": 256}  # the middle of three batches
 RATE = 0.2  # times the root of the batch: S0 on CIFAR-10 [C, issue 166]

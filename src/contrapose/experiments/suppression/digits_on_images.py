@@ -10,7 +10,6 @@ nothing; at 0.3 of it half of the accuracy of the image is gone with 16 digits.
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from contrapose.data.composed import layout
 from contrapose.experiments import evidence
 from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
+from contrapose.experiments.suppression.noise import decided, difference
 from contrapose.experiments.suppression.protocol import (
     READABLE,
     SIMCLR,
@@ -147,7 +147,7 @@ def fainter_images_lose_more(results: Results) -> Verdict:
         return Verdict.not_tested("fewer than two contrasts")
     words = ", ".join(f"{c:g}: {gap:+.3f} ({error:.3f})" for c, (gap, error) in lost.items())
     (faint, one), (full, other) = lost[min(lost)], lost[max(lost)]
-    return _decided(faint - full, math.hypot(one, other), f"lost by contrast {words}")
+    return decided(faint - full, math.hypot(one, other), f"lost by contrast {words}")
 
 
 def image_is_learned_beside_one_digit(results: Results) -> Verdict:
@@ -158,7 +158,7 @@ def image_is_learned_beside_one_digit(results: Results) -> Verdict:
         return Verdict.not_tested("no result with one digit, or none before training")
     few = found[min(found)]
     words = f"image with {min(found)} digit {_spread(few)}, untrained {_spread(before)}"
-    return _decided(*difference(few, before, _units(here, "image")), words)
+    return decided(*difference(few, before, _units(here, "image")), words)
 
 
 def labels_lose_less(results: Results) -> Verdict:
@@ -172,7 +172,7 @@ def labels_lose_less(results: Results) -> Verdict:
         lost[name] = difference(found[min(found)], found[max(found)], _units(here, "image"))
     words = ", ".join(f"{name}: {gap:+.3f} ({error:.3f})" for name, (gap, error) in lost.items())
     (ours, one), (taught, other) = lost.values()
-    return _decided(ours - taught, math.hypot(one, other), f"lost of the image by {words}")
+    return decided(ours - taught, math.hypot(one, other), f"lost of the image by {words}")
 
 
 def labels_are_unaffected(results: Results) -> Verdict:
@@ -185,7 +185,7 @@ def labels_are_unaffected(results: Results) -> Verdict:
             return Verdict.not_tested(f"no control with two numbers of digits at {contrast:g}")
         gap, error = difference(found[max(found)], found[min(found)], _units(here, "image"))
         words = f"contrast {contrast:g}: {_listed(found)}; last less first {gap:+.3f} ({error:.3f})"
-        return _decided(UNAFFECTED - abs(gap), error, f"{words}, allowed {UNAFFECTED:g}")
+        return decided(UNAFFECTED - abs(gap), error, f"{words}, allowed {UNAFFECTED:g}")
 
     return evidence.all_of(*map(test, results.column("contrast")))
 
@@ -223,26 +223,7 @@ def changes(results: Results, measure: str, *, sign: int) -> Verdict:
             against.append(f"{few} to {many}")
     if against:
         return Verdict(False, f"{words}; the other way from {', '.join(against)}")
-    return _decided(sign * gap, error, words)
-
-
-def difference(
-    here: Mapping[int, float], there: Mapping[int, float], n: float
-) -> tuple[float, float]:
-    """(mean difference over the seeds that both have, its standard error) of two accuracies.
-
-    The error has two parts: that of the n test images, which are the same for every seed, so that
-    more seeds do not lessen it (that both were read from the same images is not used; it would);
-    and that of the seeds.
-    """
-    seeds = sorted(here.keys() & there.keys())
-    if not seeds:
-        return math.nan, math.nan
-    gaps = [here[s] - there[s] for s in seeds]
-    means = [statistics.fmean(side[s] for s in seeds) for side in (here, there)]
-    by_images = sum(p * (1 - p) / n for p in means)
-    by_seeds = statistics.variance(gaps) / len(gaps) if len(gaps) > 1 else 0.0
-    return statistics.fmean(gaps), math.sqrt(by_images + by_seeds)
+    return decided(sign * gap, error, words)
 
 
 def _units(results: Results, measure: str) -> float:
@@ -260,13 +241,6 @@ def _by_unique(results: Results, measure: str, **facts: Any) -> dict[int, dict[i
     chosen = results.where(**({"method": SIMCLR} | facts))
     found = {k: chosen.by_seed(measure, unique=k) for k in chosen.column("unique")}
     return found if all(found.values()) else {}
-
-
-def _decided(gap: float, error: float, words: str) -> Verdict:
-    """Holds above twice the error, does not below minus that; undecided between."""
-    if not abs(gap) >= 2 * error:
-        return Verdict(None, f"undecided, within the noise: {words}")
-    return Verdict(gap > 0, words)
 
 
 def _listed(found: Mapping[int, Mapping[int, float]]) -> str:

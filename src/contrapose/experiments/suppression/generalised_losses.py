@@ -18,6 +18,7 @@ from contrapose.experiments import evidence
 from contrapose.experiments.charts import Chart, chart
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.measures import uniformity
+from contrapose.experiments.suppression.noise import noise
 from contrapose.experiments.suppression.protocol import (
     DECOUPLED,
     NT_XENT,
@@ -30,7 +31,6 @@ from contrapose.experiments.suppression.protocol import (
     UNTRAINED,
     job,
     loss_of,
-    noise,
 )
 
 LOSSES = (NT_XENT, DECOUPLED, SWD_SPHERE, SWD_NORMAL, SWD_CUBE)

@@ -349,13 +349,6 @@ def falls_over(results: Results, measure: str, along: str, *, slack: float) -> V
     return all_of(steps, evidence.lower(results, measure, at[-1], at[0], by=slack))
 
 
-def noise(results: Results, value: float) -> float:
-    """Twice the standard error of the difference of two accuracies near `value`, by the test images
-    alone."""
-    n = min(row["n_test"] for row in results.rows) * len(results.column("seed"))
-    return 2 * math.sqrt(2 * value * (1 - value) / n)
-
-
 def suppression_of(
     results: Results,
     feature: str,
