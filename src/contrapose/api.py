@@ -305,37 +305,48 @@ def run_images(run: Run, split: str, images: Any = None) -> ImageSet:
 
 
 def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, str]:
-    """(train, test, what the test images are), a fifth held out where there is no test split."""
+    """(train, test, what the test images are), a fifth of train held out where no test split
+    serves: there is none, or it has no labels while train has."""
     written = run.read("recipe.json")
     train_images = run_images(run, "train", images)
     own = images is None or train_images.fingerprint == written["data"]["fingerprint"]
     other = "" if own else f"{train_images.name}, "
+    why = ""
     try:
         test = run_images(run, "test", images)
-        known = _same_classes(test, train_images)
-        lost = _with_label(test) - _with_label(known)
-        left_out = f", {lost:,} images of classes unknown to training left out" if lost else ""
-        return train_images, known, f"{other}test{left_out}"
+        if _serves(test, train_images):
+            known = _same_classes(test, train_images)
+            lost = _with_label(test) - _with_label(known)
+            left_out = f", {lost:,} images of classes unknown to training left out" if lost else ""
+            return train_images, known, f"{other}test{left_out}"
+        why = f", since the {len(test):,} images of the test split have no labels"
     except NoSuchSplit:
-        # the share that training held out, so that nothing it saw is tested
-        share = written["data"]["held_out"] or HELD_OUT
-        kept, held = hold_out(train_images, share, seed=int(written["recipe"]["seed"]))
-        labelled = "with" if written["recipe"]["positives"] == "class" else "without"
-        seen = "" if written["data"]["held_out"] else f", which the encoder saw {labelled} labels"
-        return kept, held, f"{other}held-out {share:.0%}{'' if other else seen}"
+        pass
+    # the share that training held out, so that nothing it saw is tested
+    share = written["data"]["held_out"] or HELD_OUT
+    kept, held = hold_out(train_images, share, seed=int(written["recipe"]["seed"]))
+    labelled = "with" if written["recipe"]["positives"] == "class" else "without"
+    seen = "" if written["data"]["held_out"] else f", which the encoder saw {labelled} labels"
+    return kept, held, f"{other}held-out {share:.0%}{'' if other else seen}{why}"
 
 
 def has_test_split(source: Any, images: ImageSet, max_pixels: int | None = None) -> bool:
     if not isinstance(source, str | Path):
         return False
     try:
-        open_images(
+        test = open_images(
             source, split="test", size=images.size, channels=images.shown,
             value_range=images.value_range, rgb=images.rgb, max_pixels=max_pixels,
         )  # fmt: skip
     except NoSuchSplit:
         return False
-    return True
+    return _serves(test, images)
+
+
+def _serves(test: ImageSet, train: ImageSet) -> bool:
+    """False for a test split without labels beside labelled training images, as competitions give
+    them: nothing can be scored on it."""
+    return test.label is not None or train.label is None
 
 
 def data_json(
