@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,13 +99,34 @@ def test_the_fingerprint_follows_content_order_and_labels() -> None:
     assert prints[0] == open_images((x.copy(), y)).to("cpu").fingerprint
 
 
-def test_the_fingerprint_of_a_streaming_set_follows_its_files(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_streaming_set_follows_what_its_files_hold(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "set", tmp_path / "copy"
     for k in range(3):
-        png(tmp_path, k)
-    first, again = (open_images(tmp_path, memory=0).fingerprint for _ in range(2))
-    png(tmp_path, 1)
-    os.utime(tmp_path / "1.png", ns=(1, 1))
-    assert first == again != open_images(tmp_path, memory=0).fingerprint
+        png(folder, k)
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)  # other times
+    first, moved = open_images(folder, memory=0), open_images(copy, memory=0)
+    assert first.fingerprint == moved.fingerprint != open_images(folder, memory=0, fit="pad")
+    png(copy, 1)
+    assert open_images(copy, memory=0).fingerprint != first.fingerprint
+
+
+def test_a_set_in_memory_and_on_access_know_each_other(tmp_path: Path) -> None:
+    for k in range(4):
+        png(tmp_path / "set", k)
+    np.save(tmp_path / "x.npy", random.integers(0, 256, (4, 1, 9, 9), dtype=np.uint8))
+    pq.write_table(pa.table({"image": [png(tmp_path / "set", k) for k in range(4)]}),
+                   tmp_path / "x.parquet")  # fmt: skip
+    for source in ("set", "x.parquet", "x.npy"):
+        now, later = (
+            open_images(tmp_path / source, labels=[0, 1, 1, 0], memory=m) for m in (2**20, 0)
+        )
+        assert later.holds(now.fingerprint) and now.fingerprint != later.fingerprint
+        assert now.holds(later.fingerprint)
+        index = torch.tensor([2, 0])
+        assert later.subset(index).holds(now.subset(index).fingerprint)
+        assert not later.subset(index.flip(0)).holds(now.subset(index).fingerprint)
+        other = open_images(tmp_path / source, labels=[1, 1, 0, 0], memory=0)
+        assert not other.holds(now.fingerprint)
 
 
 def test_a_balanced_subset_takes_as_many_of_each_class_and_grows_by_adding() -> None:

@@ -53,6 +53,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def on_disk(self) -> bool:
+        return bool(self.stamp)
+
     def name(self, i: int) -> str:
         return f"{self.what}[{i}]"
 
@@ -90,6 +94,13 @@ class Rows:
             else:
                 notes[place] = said
         return failed, notes
+
+    def contents(self, index: Sequence[int]) -> list[bytes]:
+        shape = repr((self.rows.dtype.str, self.rows.shape[1:])).encode()
+        return [
+            digest(shape, np.ascontiguousarray(self.rows[i]).view(np.uint8).data).encode()
+            for i in index
+        ]
 
     def identity(self) -> bytes:
         parts = [np.ascontiguousarray(row).data for row in self.rows] if not self.stamp else []

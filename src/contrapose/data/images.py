@@ -5,7 +5,7 @@ one law: `batch(index)` is the images at `index`, in that order, whatever the de
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -62,6 +62,8 @@ class Source(Protocol):
 
     @property
     def place(self) -> str: ...  # the folder of its files; "" = not from files
+    @property
+    def on_disk(self) -> bool: ...  # whether holding the source holds no image in memory
 
     def __len__(self) -> int: ...
     def name(self, i: int) -> str: ...
@@ -71,7 +73,8 @@ class Source(Protocol):
     def squares(
         self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
     ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]: ...
-    def identity(self) -> bytes: ...  # digest of what the source holds, without decoding it
+    def identity(self) -> bytes: ...  # digest of names, sizes and times: quick, to keep copies by
+    def contents(self, index: Sequence[int]) -> list[bytes]: ...  # digest of each, not decoded
 
 
 @runtime_checkable
@@ -164,7 +167,8 @@ class ImageSet:
     """Square images [C S S] in uint8, with labels where there are any. Made by `open_images`.
 
     `fingerprint` is the start of a sha256 over pixels, order and labels; for a set that decodes on
-    access, over the files' names, sizes and times instead of their pixels.
+    access, over the encoded bytes of its images instead of their pixels. `others` makes those that
+    the same images have when they are stored in the other way.
     """
 
     name: str  # the set's name, or the path, as asked for
@@ -183,6 +187,7 @@ class ImageSet:
     origin: Int[Tensor, " N"] | None = None  # position of each image in the source; None = in order
     value_range: ValueRange | None = None  # of values of more than 8 bits: what became black, white
     rgb: RGB | None = None  # the channels that are red, green, blue, as told
+    others: Callable[[], Iterable[str]] = tuple  # fingerprints, costly: reads or decodes all images
 
     def __post_init__(self) -> None:
         labels = [*self.features.values(), *([] if self.label is None else [self.label])]
@@ -244,17 +249,24 @@ class ImageSet:
         self._check(index)
         return self.pixels.batch(index)
 
+    def holds(self, fingerprint: str) -> bool:
+        """True if the fingerprint is of these images, whether in memory or decoded on access."""
+        return fingerprint == self.fingerprint or fingerprint in self.others()
+
     def subset(self, index: Int[Tensor, " B"]) -> "ImageSet":
         """The images at `index`, in that order, as a set of their own."""
         self._check(index)
         place = index.cpu().long()
+        positions = place.numpy().tobytes()
+        whole = self.others
         return replace(
             self,
             pixels=self.pixels.subset(place),
             label=None if self.label is None else self.label[place],
             origin=self.index[place],
             features={name: label[place] for name, label in self.features.items()},
-            fingerprint=digest(self.fingerprint.encode(), place.numpy().tobytes()),
+            fingerprint=digest(self.fingerprint.encode(), positions),
+            others=lambda: (digest(other.encode(), positions) for other in whole()),
         )
 
     def to(self, device: torch.device | str) -> "ImageSet":

@@ -4,6 +4,7 @@ Three passes: the headers of all images (what can be read? which side, grey or R
 (one tensor, or decode on access), the pixels. Everything left out or converted is counted.
 """
 
+import hashlib
 import threading
 import warnings
 from collections import Counter
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from contrapose.data.cache import Decoded, keep, recall
 from contrapose.data.decode import BinaryFile, Header, Reading, decode, read_header, values
+from contrapose.data.fingerprint import Content
 from contrapose.data.images import (
     TINY,
     ImageSet,
@@ -69,6 +71,10 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def on_disk(self) -> bool:
+        return True
+
     def name(self, i: int) -> str:
         return readable(self.names[i])
 
@@ -101,6 +107,13 @@ class Encoded:
 
     def identity(self) -> bytes:
         return self.stamp()
+
+    def contents(self, index: Sequence[int]) -> list[bytes]:
+        found = []
+        for i in index:
+            with self.open(i) as file:
+                found.append(hashlib.file_digest(file, "sha256").digest())
+        return found
 
 
 def load(
@@ -142,13 +155,9 @@ def load(
     if label is not None and not (label >= 0).any():
         label = None
     classes = () if label is None else listing.classes
-    if isinstance(pixels, InMemory):
-        content: bytes | memoryview = pixels.pixels.numpy().data
-    else:
-        ranged = () if over is None else (str(over), over.of_bytes)
-        content = source.identity() + repr((reading.fit, sorted(bad), *ranged)).encode()
-    shape = repr((len(pixels), pixels.channels, pixels.side)).encode()
-    labels = b"" if label is None else label.numpy().tobytes()
+    ranged = () if over is None else (str(over), over.of_bytes)
+    again = source if source.on_disk or not isinstance(pixels, InMemory) else None
+    content = Content(pixels, label, classes, again, good, (reading.fit, *ranged))
     return ImageSet(
         name=readable(name),
         split=listing.split,
@@ -157,7 +166,8 @@ def load(
         classes=classes,
         channels=pixels.channels,
         size=pixels.side,
-        fingerprint=digest(shape, content, labels, "\n".join(classes).encode()),
+        fingerprint=content.fingerprint(),
+        others=content.others,
         skipped=(*listing.skipped, *(bad[i] for i in sorted(bad))),
         notes={**listing.notes, **notes},
         names=listing.names or Numbered(Path(name).name, len(source)),

@@ -314,7 +314,7 @@ def part_of(size: int | None, images: int, device: torch.device | str) -> Int[Te
 
 
 def _same_images(state: dict[str, Any], images: ImageSet, run: Run) -> None:
-    if state["fingerprint"] != images.fingerprint:
+    if not images.holds(state["fingerprint"]):
         raise OtherImages(
             f"{run.path} was trained on images with fingerprint {state['fingerprint']}, "
             f"{images.name} now has {images.fingerprint}; restore the images, or start a new run"
