@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import contrapose
 from contrapose import api, explain
+from contrapose.commands.embed import embed
 from contrapose.data import open_images
+from contrapose.report import write_report
 
 BRIEF: dict[str, Any] = {"epochs": 1, "batch_size": 8, "encoder": "small_conv", "device": "cpu"}
 
@@ -60,3 +63,34 @@ def test_a_run_is_resumed_on_a_copy_of_its_files_however_it_is_stored(tmp_path: 
         api.resume(tmp_path / "run", images=other.subset(other.index.flip(0)), device="cpu")
     run = api.resume(tmp_path / "run", images=open_images(copy, memory=0), device="cpu")
     assert api.resume(run, images=open_images(copy), device="cpu").read("status.json")["step"] == 4
+
+
+def test_every_row_of_embed_names_its_file(tmp_path: Path, capsys: Any) -> None:
+    data = write(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(8)])
+    run = contrapose.train("simclr", data, out=tmp_path / "run", max_bad_share=0.1, **BRIEF)
+    (data / "a/3.png").write_text("broken")
+    expected = [f"{c}/{i}.png" for c in "ab" for i in range(8) if (c, i) != ("a", 3)]
+    for out in (tmp_path / "e.npz", tmp_path / "e.parquet"):
+        embed(run.path, str(data), out)
+        shown = capsys.readouterr().out
+        assert "a/3.png: not an image" in shown.replace("\n", "") and "15 images" in shown
+        whole = np.load(out) if out.suffix == ".npz" else pq.read_table(out).to_pydict()
+        assert list(whole["file"]) == expected
+        assert list(whole["index"]) == [0, 1, 2, *range(4, 16)]
+
+
+def test_a_diagnosis_names_files(tmp_path: Path) -> None:
+    data = write(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(8)])
+    shutil.copy(data / "a/2.png", data / "b/5.png")
+    run = contrapose.train("simclr", data, out=tmp_path / "run", **BRIEF)
+    explain.evaluate(run)
+    found = explain.diagnose(run)
+    kept, held, _ = api.train_and_test(run)
+    groups = [g for g in ([f for f in kept.files if f in ("a/2.png", "b/5.png")],) if len(g) > 1]
+    assert found["duplicates"] == groups == run.read("diagnosis.json")["duplicates"]
+    assert found["signals"]["duplicate_images"] == len(groups)
+    pictures = np.load(run.path / "pictures.npz")
+    assert sorted(pictures["map_file"]) == sorted(pictures["neighbour_query_file"])
+    assert sorted(pictures["map_file"]) == held.files
+    page = write_report([run.path]).read_text()
+    assert all(file in page for file in held.files)

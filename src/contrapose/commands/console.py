@@ -30,7 +30,7 @@ def print_images(images: "ImageSet") -> None:
     for skipped in images.skipped[:5]:
         console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
     if len(images.skipped) > 5:
-        console.print(f"  and {len(images.skipped) - 5} more; all are named in recipe.json")
+        console.print(f"  and {len(images.skipped) - 5:,} more")
 
 
 class TrainingProgress:

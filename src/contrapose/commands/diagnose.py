@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from contrapose.commands.console import console
 from contrapose.commands.options import (
@@ -41,6 +42,7 @@ def diagnose(
         found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
     print_signals(found["signals"])
     print_repulsion(found["repulsion"])
+    print_duplicates(found.get("duplicates", []))
     print_findings(found["verdict"])
 
 
@@ -52,6 +54,14 @@ def print_signals(signals: dict[str, Any]) -> None:
         text = f"{value:,.3f}" if isinstance(value, float) else str(value)
         table.add_row(name.replace("_", " "), text)
     console.print(table)
+
+
+def print_duplicates(groups: Sequence[Sequence[str]]) -> None:
+    """Which files hold the same image; the first of them."""
+    for group in groups[:5]:
+        console.print(Text(f"  the same image: {', '.join(group)}"))
+    if len(groups) > 5:
+        console.print(f"  and {len(groups) - 5} more such groups, named in diagnosis.json")
 
 
 def print_repulsion(rows: Sequence[dict[str, float]]) -> None:

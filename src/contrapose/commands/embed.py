@@ -20,11 +20,13 @@ def embed(
     device: Device = "auto",
     recipe: RecipeAgain = None,
 ) -> None:
-    """Write h and z of every image of DATA, with labels where there are any."""
+    """Write h and z of every image of DATA, with its file, and its label where there is one."""
     from contrapose import explain
+    from contrapose.commands.console import print_images
     from contrapose.training.run import Run
 
-    rows = explain.write_embeddings(
+    images = explain.write_embeddings(
         Run.open(run), data, out, split=split, device=device, recipe=recipe
     )
-    typer.echo(f"Written: {out} ({rows:,} images)")
+    print_images(images)
+    typer.echo(f"Written: {out} ({len(images):,} images)")

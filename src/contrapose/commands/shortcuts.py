@@ -81,3 +81,5 @@ def print_shortcuts(found: dict[str, Any]) -> None:
     console.print(
         Text(f"  {again['state']}: ", style=STYLES[again["level"]]) + Text(again["sentence"])
     )
+    for pair in again["files"][:5]:
+        console.print(Text(f"    {' and '.join(pair)}"))

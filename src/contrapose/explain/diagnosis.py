@@ -1,5 +1,6 @@
 """The diagnosis of a run: geometry of held-out images, verdict and pictures; needs no labels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def diagnose(
     device: str = "auto",
     recipe: Any = None,
 ) -> dict[str, Any]:
-    """{"verdict": findings, "signals": numbers} of the run, most of it without labels.
+    """{"verdict": findings, "signals": numbers, "duplicates": files} of the run, most of it without
+    labels.
 
     Looks at up to LOOKED_AT test (or held-out) images and two views of each. Writes diagnosis.json
     and pictures.npz.
@@ -43,7 +45,9 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     shown = spread(subject.test, LOOKED_AT)
     embedded = subject.embed(shown)
     z, group = embed_views(subject, shown)
-    signals = signals_of_run(subject, embedded, z, group, shown.label)
+    # where images are decoded on access, all of them would be decoded for it
+    equal = exact_duplicates(subject.train) if subject.train.in_memory else None
+    signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
     path = subject.run.path
     read = subject.run.read
     scored = read("evaluation.json") if (path / "evaluation.json").exists() else []
@@ -52,6 +56,7 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     findings = verdict(subject.run.metrics(), scored, status=status, width=width)
     found = {"verdict": as_json(findings), "signals": signals}
     found["repulsion"] = repulsion(z, group, also=signals.get("temperature"))
+    found["duplicates"] = named_groups(subject.train, equal or ())
     subject.run.write("diagnosis.json", found)
     pictures.add(subject.run, **pictures.of_run(subject.recipe, shown, embedded, z, group))
     return found
@@ -63,6 +68,7 @@ def signals_of_run(
     z: Float[Tensor, "N D"],
     group: Int[Tensor, " N"],
     label: Int[Tensor, " B"] | None,
+    duplicates: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """The numbers of a diagnosis, each of held-out images."""
     signals: dict[str, Any] = {
@@ -77,8 +83,9 @@ def signals_of_run(
         "width_h": embedded.h.shape[1],
         "width_z": embedded.z.shape[1],
     }
-    if subject.train.in_memory:  # else every image would be decoded for it
-        signals["duplicate_images"] = duplicates(subject.train)
+    if duplicates is not None:
+        # they would be each other's negatives
+        signals["duplicate_images"] = sum(len(group) - 1 for group in duplicates)
     if label is not None and most_common(label) > 1:
         signals["tolerance"] = geometry.tolerance(embedded.z, label)
     return signals
@@ -113,9 +120,11 @@ def embed_views(
     return views_embedded(subject.encoder, images, recipe.policy, seed=recipe.seed, device=device)
 
 
-def duplicates(images: ImageSet) -> int:
-    """How many images repeat an earlier one exactly; they would be each other's negatives."""
-    return sum(len(group) - 1 for group in exact_duplicates(images))
+def named_groups(
+    images: ImageSet, groups: Sequence[Sequence[int]], most: int = 100
+) -> list[list[str]]:
+    """The files of the first groups of images."""
+    return [images.subset(torch.tensor(list(group))).files for group in groups[:most]]
 
 
 def most_common(label: Int[Tensor, " N"]) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrapose import api
-from contrapose.data import evenly
+from contrapose.data import ImageSet, evenly
 from contrapose.data.labels import read_labels
 from contrapose.evaluation import geometry, probes
 from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
@@ -65,8 +65,12 @@ def diagnose_embeddings(
 def write_embeddings(
     run: Run, images: Any, out: Path, *, split: str = "train", device: str = "auto",
     recipe: Any = None,
-) -> int:  # fmt: skip
-    """h, z, label and index of every image to .npz or .parquet; how many there were."""
+) -> ImageSet:  # fmt: skip
+    """h, z, label and name of every image to .npz or .parquet; the images, in the order of rows.
+
+    `file` is the path below the folder, `shard.parquet:row` or `array[row]`, and `index` the place
+    among all images of the source, those that were left out counted.
+    """
     if out.suffix not in (".npz", ".parquet"):
         raise ValueError(f"--out {out}: name a file that ends in .npz or .parquet")
     if out.exists():
@@ -76,15 +80,16 @@ def write_embeddings(
     embedded, source = api.embed(run, images, split=split, device=device, recipe=recipe)
     label = torch.full((len(source),), -1) if source.label is None else source.label
     columns = {
-        "index": np.arange(len(source)), "label": label.numpy(),
+        "file": np.array(source.files, np.str_), "index": source.index.numpy(),
+        "label": label.numpy(),
         "h": embedded.h.numpy(), "z": embedded.z.numpy(),
     }  # fmt: skip
     with replacing(out) as file:
         if out.suffix == ".npz":
-            np.savez(file, classes=np.array(source.classes, dtype=np.str_), **columns)  # type: ignore[arg-type]
+            _write_npz(file, {"classes": np.array(source.classes, np.str_)} | columns)
         else:
             write_parquet(file, columns, source.classes)
-    return len(source)
+    return source
 
 
 def read_embeddings(path: Path, labels: Path | str | None) -> tuple[Tensor, Tensor | None]:
@@ -134,6 +139,14 @@ def read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
         raise ValueError(f"{path} has columns {', '.join(table.column_names)}; expected h")
     h = np.stack(table["h"].to_numpy())
     return h, table["label"].to_numpy() if "label" in table.column_names else None
+
+
+def _write_npz(file: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
+    """As `np.savez`, which cannot write an array that is called `file`."""
+    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        for name, x in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, x, allow_pickle=False)
 
 
 def write_parquet(

@@ -74,10 +74,12 @@ def embedding_map(
     images: ImageSet, embedded: Embedded, label: Int[Tensor, " N"]
 ) -> dict[str, NDArray[Any]]:
     found = project(embedded.h, max_points=MAP)
+    files = np.array(images.files, np.str_)
     return {
         "map_xy": found.xy.numpy().astype(np.float32),
         "map_label": label[found.index].numpy(),
-        "map_index": found.index.numpy(),
+        "map_index": images.index[found.index].numpy(),
+        "map_file": files[found.index.numpy()],
         "map_thumb": thumbs(images, found.index),
         "map_method": np.array(f"{found.method}, of h, {images.split} images"),
     }
@@ -96,11 +98,14 @@ def neighbours(
     similarity, index = topk(h[query], h, min(NEIGHBOURS, n - 1), pairs=pairs)
     shape = (len(query), index.shape[1])
     picture = thumbs(images, index.flatten())
+    files = np.array(images.files, np.str_)
     return {
         "neighbour_query": thumbs(images, query),
         "neighbour_query_label": label[query].numpy(),
         "neighbour_image": picture.reshape(*shape, *picture.shape[1:]),
         "neighbour_label": label[index].numpy(),
+        "neighbour_query_file": files[query.numpy()],
+        "neighbour_file": files[index.numpy()],
         "neighbour_similarity": similarity.float().numpy(),
     }
 

@@ -255,6 +255,7 @@ def map_chart(runs: Sequence[Run], run: int, classes: Classes) -> Figure | None:
         "y": _rounded(points.xy[:, 1]),
         "class": ids.tolist(),
         "index": points.index.tolist(),
+        **({"file": list(points.file)} if points.file else {}),
     }
     return {"points": point, "layout": layout}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Map:
     thumb: UInt8[np.ndarray, "M h w ch"]
     index: Int64[np.ndarray, " M"]
     method: str
+    file: tuple[str, ...]  # of each point; () where the run did not note it
     left_out: int  # points beyond MAX_POINTS or without finite coordinates
 
 
@@ -35,6 +36,8 @@ class Neighbours:
     image: UInt8[np.ndarray, "Q K h w ch"]
     label: Int64[np.ndarray, "Q K"]
     similarity: Float32[np.ndarray, "Q K"]
+    query_file: Shaped[np.ndarray, " Q"] | None = None  # names of the files, where they were noted
+    file: Shaped[np.ndarray, "Q K"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,9 @@ def _map(arrays: Arrays) -> Map | None:
         thumb=thumb[keep],
         index=index[keep],
         method=method,
+        file=tuple(map(str, file[keep]))
+        if (file := _names(arrays, "map_file", (m,))) is not None
+        else (),
         left_out=m - len(keep),
     )
 
@@ -159,6 +165,8 @@ def _neighbours(arrays: Arrays) -> Neighbours | None:
         image=image,
         label=_labels(arrays, "neighbour_label", (q, k)),
         similarity=similarity,
+        query_file=_names(arrays, "neighbour_query_file", (q,)),
+        file=_names(arrays, "neighbour_file", (q, k)),
     )
 
 
@@ -208,3 +216,15 @@ def _labels(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if label.shape != shape:
         raise ValueError(f"{name} has shape {list(label.shape)} instead of {list(shape)}")
     return label
+
+
+def _names(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Names of files, or None for runs that did not note them."""
+    if name not in arrays:
+        return None
+    names = arrays[name]
+    if names.dtype.kind != "U" or names.shape != shape:
+        raise ValueError(
+            f"{name} is {names.dtype} {list(names.shape)} instead of text {list(shape)}"
+        )
+    return names

@@ -25,6 +25,7 @@ class Neighbour:
     name: str
     similarity: float | None
     same: bool | None  # None: one of the two has no label
+    file: str  # "" where the run did not note it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Query:
     tile: int
     id: int  # page-wide class
     name: str
+    file: str
     neighbours: tuple[Neighbour, ...]
 
     @property
@@ -108,11 +110,15 @@ def _neighbours(n: Neighbours, k: int, classes: Classes, budget: int) -> dict[st
                 name=classes.name(int(ids[i, j])),
                 similarity=float(n.similarity[i, j]) if np.isfinite(n.similarity[i, j]) else None,
                 same=bool(same[i, j]) if known[i, j] else None,
+                file="" if n.file is None else str(n.file[i, j]),
             )
             for j in range(count)
         ]
         name = classes.name(int(query_ids[i]))
-        queries.append(Query(tile=i, id=int(query_ids[i]), name=name, neighbours=tuple(row)))
+        file = "" if n.query_file is None else str(n.query_file[i])
+        queries.append(
+            Query(tile=i, id=int(query_ids[i]), name=name, file=file, neighbours=tuple(row))
+        )
     images = np.concatenate([n.query, n.image.reshape(q * count, *n.image.shape[2:])])
     agreement = ""
     if known.any():

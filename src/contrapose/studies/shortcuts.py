@@ -318,10 +318,17 @@ def _duplicates(images: ImageSet, repeated: Any) -> dict[str, Any]:
         "exact": more, "groups": len(groups), "near": len(near),
         "level": "warn" if more + len(near) else "good",
         "state": "duplicates" if more + len(near) else "no duplicates",
+        "files": [images.subset(torch.tensor(pair)).files for pair in _pairs(repeated)],
         "sentence": words if more + len(near) else
         f"None of {len(images):,} images repeats another, exactly or nearly.",
         "suggestion": "keep one of each" if more + len(near) else "",
     }  # fmt: skip
+
+
+def _pairs(repeated: Any) -> list[list[int]]:
+    """The pairs of repeated images that are shown, the equal ones first."""
+    groups, near = repeated
+    return [*([*group[:2]] for group in groups), *near.tolist()][: 2 * QUERIES]
 
 
 def _count(n: int, one: str, more: str) -> str:
@@ -490,10 +497,8 @@ def _drawings(
             flat = _thumbs(views[1][nearest.flatten()], images, c)
             found[f"{c.name}_{when}_found"] = flat.reshape(*nearest.shape, *flat.shape[1:])
             found[f"{c.name}_{when}_right"] = (nearest == asked[:, None]).numpy()
-    groups, near = repeated
-    pairs = [group[:2] for group in groups] + near.tolist()
-    if pairs:
-        index = torch.tensor(pairs[: 2 * QUERIES]).flatten()
+    if pairs := _pairs(repeated):
+        index = torch.tensor(pairs).flatten()
         thumbs = _thumbs(images.batch(index).cpu().float() / 255, images, None)
         found["duplicates"] = thumbs.reshape(-1, 2, *thumbs.shape[1:])
     return found

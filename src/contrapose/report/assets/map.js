@@ -52,7 +52,7 @@ function listen(element) {
     const column = point.customdata % columns, row = Math.floor(point.customdata / columns);
     tile.style.backgroundPosition = `${(100 * column) / Math.max(columns - 1, 1)}% ${(100 * row) / Math.max(rows - 1, 1)}%`;
     peek.querySelector("strong").textContent = page.classes[id]?.name ?? (page.classes.length ? "no label" : "");
-    peek.querySelector(".small").textContent = `image ${figure.points.index[point.customdata]}`;
+    peek.querySelector(".small").textContent = figure.points.file?.[point.customdata] ?? `image ${figure.points.index[point.customdata]}`;
     peek.hidden = false;
     const box = peek.getBoundingClientRect();
     const at = event.event.touches?.[0] ?? event.event;
