@@ -47,7 +47,9 @@ class Content:
             yield self._of_encoded()
             return
         bad = sorted({*range(len(self.source))} - {*self.good})
-        yield self._digest(self.source.identity() + repr((self.how[0], bad, *self.how[1:])).encode())
+        yield self._digest(
+            self.source.identity() + repr((self.how[0], bad, *self.how[1:])).encode()
+        )
         yield self._of_squares()
 
     def _of_encoded(self) -> str:
