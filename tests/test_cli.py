@@ -142,3 +142,31 @@ def test_list_names_everything():
     for name in ("simclr", "supcon", "cifar10", "digits", "resnet18", "small_conv", "nt_xent"):
         assert name in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_torchrun_is_refused_once_by_what_trains_or_writes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "-m", "contrapose", "train", "digits", "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    said = "torchrun started it 2 times (WORLD_SIZE=2), but a training on several processes is not"
+    assert done.stderr.count(f"error: contrapose train: {said} supported yet") == 1
+    other = contrapose("evaluate", "run", RANK="0", WORLD_SIZE="2")
+    assert other.returncode == 2 and "error: contrapose evaluate: torchrun" in other.stderr
+
+
+def test_without_file_locks_as_on_windows_a_sentence_says_so(tmp_path):
+    """Without `fcntl`, which Windows lacks: the command line and what locks a run folder say so."""
+    lacking = "import sys; sys.modules['fcntl'] = None; "
+    line = "from contrapose.cli import main; sys.argv = ['contrapose', 'train', 'digits']; main()"
+    done = subprocess.run([sys.executable, "-c", lacking + line], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: contrapose does not support Windows; use WSL" in done.stderr
+    call = "from contrapose.files import held; held(Path()).__enter__()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"from pathlib import Path; {lacking}{call}"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert "ImportError: contrapose does not support Windows; use WSL" in done.stderr

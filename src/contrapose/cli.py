@@ -5,6 +5,7 @@ A command imports torch only when it runs, so that help is quick.
 
 import os
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ from contrapose.commands.show import show
 from contrapose.commands.train import train
 from contrapose.commands.tune_temperature import tune_temperature
 from contrapose.commands.verify import verify
-from contrapose.errors import Interrupted
+from contrapose.errors import Interrupted, UserError, check_platform
 
 app = typer.Typer(
     name="contrapose",
@@ -42,6 +43,7 @@ app.command(name="list")(list_)
 
 @app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if version:
@@ -49,6 +51,27 @@ def options(
 
         typer.echo(f"contrapose {__version__}")
         raise typer.Exit
+    refuse_many_processes(context.invoked_subcommand or "")
+
+
+def refuse_many_processes(command: str) -> None:
+    """Exit with status 2, and a sentence from rank 0, where torchrun started several processes.
+
+    Only `verify` shares its work among them; any other command would run whole in each, and all
+    would write the same files.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" not in os.environ or not world.isdecimal() or int(world) < 2 or command == "verify":
+        return
+    if os.environ["RANK"] != "0":
+        time.sleep(5)  # torchrun ends all once the first has ended: let rank 0 speak before
+        sys.exit(2)
+    raise UserError(
+        f"contrapose {command}: torchrun started it {world} times (WORLD_SIZE={world}), but a "
+        "training on several processes is not supported yet: it would run whole in each of them. "
+        "Start it once, without torchrun; it uses one GPU, or all cores. Of the commands only "
+        "`verify` runs under torchrun"
+    )
 
 
 def main() -> None:
@@ -56,6 +79,7 @@ def main() -> None:
     # OpenMP threads that spin while they wait make a shared machine two to three times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        check_platform()
         app(standalone_mode=True)
     except KeyboardInterrupt:
         _stop("interrupted", 130)

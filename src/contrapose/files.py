@@ -6,7 +6,6 @@ system frees when the process ends, however it ends.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from contrapose.errors import UserError
+from contrapose.errors import UserError, check_platform
 
 LOCK = ".lock"
 UNDERWAY = (".new", ".old")  # endings of hidden names that are being written or removed
@@ -158,7 +157,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises HeldElsewhere, which names the other process.
     """
     with open(folder / LOCK, "a+", encoding="utf-8") as lock:
-        if not _flock(lock.fileno(), fcntl.LOCK_EX):
+        if not _flock(lock.fileno(), shared=False):
             raise HeldElsewhere(
                 f"{folder} is being written by another process{_named(_written_in(folder))}; wait "
                 "for it, or stop it"
@@ -176,7 +175,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
     """The process that holds the folder now, as its lock names it; None where nobody does."""
     try:
         with open(folder / LOCK, encoding="utf-8") as lock:
-            if _flock(lock.fileno(), fcntl.LOCK_SH):
+            if _flock(lock.fileno(), shared=True):
                 return None
     except OSError:
         return None
@@ -244,8 +243,15 @@ def was_killed(folder: Path, status: Mapping[str, Any]) -> bool | None:
     return True if who["host"] in (None, socket.gethostname()) else None
 
 
-def _flock(file: int, kind: int) -> bool:
-    """Take the lock without waiting; a reader that looks at it for a moment is let pass."""
+def _flock(file: int, *, shared: bool) -> bool:
+    """Take the lock without waiting; a reader that looks at it for a moment is let pass.
+
+    Raises ImportError on Windows, which has no such locks.
+    """
+    check_platform()
+    import fcntl
+
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     for wait in (0.0, 0.02, 0.1):
         time.sleep(wait)
         with contextlib.suppress(BlockingIOError):
