@@ -136,21 +136,25 @@ FLAT, FALLING, RISING = (0.5, 0.5, 0.5), (0.5, 0.4, 0.2), (0.3, 0.4, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("full", "faint", "falls", "falls_at_full", "more"),
+    ("full", "faint", "lost", "falls_on", "lost_at_full", "more"),
     [
-        (FLAT, FALLING, True, None, True),
-        (FALLING, FALLING, True, True, None),
-        (FALLING, FLAT, None, True, False),
-        (FLAT, RISING, False, None, False),
-        (FLAT, (0.5, 0.3, 0.4), False, None, True),  # a step up that noise does not explain
-        (FLAT, (0.5, 0.4, 0.41), True, None, True),  # one that it does
+        (FLAT, FALLING, True, True, None, True),
+        (FALLING, FALLING, True, True, True, None),
+        (FALLING, FLAT, None, None, True, False),
+        (FLAT, RISING, False, False, None, False),
+        (FLAT, (0.5, 0.3, 0.4), True, False, None, True),  # a step up beyond the noise
+        (FLAT, (0.5, 0.4, 0.41), True, True, None, True),  # one within it
     ],
 )
-def test_digits_on_images_are_judged_beyond_the_noise(full, faint, falls, falls_at_full, more):
+def test_digits_on_images_are_judged_beyond_the_noise(
+    full, faint, lost, falls_on, lost_at_full, more
+):
     found = verdicts(digits_on_images, on_images(full, faint, seeds=(0, 1, 2)))
     holds = {name: verdict.holds for name, verdict in found.items()}
     assert holds["digits_rise"] and holds["image_is_learned_beside_one_digit"]
-    assert (holds["images_fall"], holds["images_fall_at_full_contrast"]) == (falls, falls_at_full)
+    assert (holds["images_are_lost"], holds["images_fall_on"]) == (lost, falls_on)
+    assert holds["images_are_lost_at_full_contrast"] is lost_at_full
+    assert holds["digits_do_not_matter_at_full_contrast"] is (False if lost_at_full else None)
     assert holds["fainter_images_lose_more"] is more
     if faint == FALLING:
         assert "1: 0.20 (0.03), 16: 0.40 (0.03), 256: 0.80 (0.02)" in (

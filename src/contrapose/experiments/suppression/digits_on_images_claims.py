@@ -1,0 +1,180 @@
+"""What `digits_on_images` claims: how the accuracies of image and digit move with unique digits.
+
+Every claim is decided beyond twice the standard error of a difference, or not at all. Facts of the
+runs: `contrast` of the images, `unique` digits in training, `method`, `label` of the control.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from contrapose.experiments import evidence
+from contrapose.experiments.form import Results, Verdict
+from contrapose.experiments.suppression.noise import decided, difference
+from contrapose.experiments.suppression.protocol import (
+    SIMCLR,
+    SUPERVISED,
+    UNTRAINED,
+    more_suppressed,
+    suppression_of,
+)
+
+UNAFFECTED = 0.03  # of accuracy
+
+
+def digits_rise(results: Results) -> Verdict:
+    return changes(at_contrast(results, min), "digit", sign=1)
+
+
+def images_are_lost(results: Results) -> Verdict:
+    return ends_apart(at_contrast(results, min), "image", sign=-1)
+
+
+def images_fall_on(results: Results) -> Verdict:
+    return changes(at_contrast(results, min), "image", sign=-1)
+
+
+def images_are_lost_at_full_contrast(results: Results) -> Verdict:
+    return ends_apart(at_contrast(results, max), "image", sign=-1)
+
+
+def digits_do_not_matter_at_full_contrast(results: Results) -> Verdict:
+    return unaffected(at_contrast(results, max), method=SIMCLR, label=None)
+
+
+def fainter_images_lose_more(results: Results) -> Verdict:
+    """The accuracy of the image that is lost from the fewest to the most digits, at the lowest
+    contrast less at the highest."""
+    lost = {}
+    for contrast in results.column("contrast"):
+        found = _by_unique(results.where(contrast=contrast), "image")
+        if len(found) < 2:
+            return Verdict.not_tested(f"not every number of digits has a result at {contrast:g}")
+        lost[contrast] = difference(found[min(found)], found[max(found)], _units(results, "image"))
+    if len(lost) < 2:
+        return Verdict.not_tested("fewer than two contrasts")
+    words = ", ".join(f"{c:g}: {gap:+.3f} ({error:.3f})" for c, (gap, error) in lost.items())
+    (faint, one), (full, other) = lost[min(lost)], lost[max(lost)]
+    return decided(faint - full, math.hypot(one, other), f"lost by contrast {words}")
+
+
+def image_is_learned_beside_one_digit(results: Results) -> Verdict:
+    here = at_contrast(results, min)
+    found = _by_unique(here, "image")
+    before = here.by_seed("image", method=UNTRAINED) if found else {}
+    if not before:
+        return Verdict.not_tested("no result with one digit, or none before training")
+    few = found[min(found)]
+    words = f"image with {min(found)} digit {_spread(few)}, untrained {_spread(before)}"
+    return decided(*difference(few, before, _units(here, "image")), words)
+
+
+def labels_lose_less(results: Results) -> Verdict:
+    """What SimCLR loses of the image from the fewest to the most digits, less what labels lose."""
+    here = at_contrast(results, min)
+    lost = {}
+    for name, label in ((SIMCLR, None), (SUPERVISED, "image")):
+        found = _by_unique(here, "image", method=name, label=label)
+        if len(found) < 2:
+            return Verdict.not_tested(f"{name}: not every number of digits has a result")
+        lost[name] = difference(found[min(found)], found[max(found)], _units(here, "image"))
+    words = ", ".join(f"{name}: {gap:+.3f} ({error:.3f})" for name, (gap, error) in lost.items())
+    (ours, one), (taught, other) = lost.values()
+    return decided(ours - taught, math.hypot(one, other), f"lost of the image by {words}")
+
+
+def labels_are_unaffected(results: Results) -> Verdict:
+    """Within UNAFFECTED between the fewest and the most digits, at every contrast."""
+
+    def test(contrast: float) -> Verdict:
+        found = unaffected(results.where(contrast=contrast), method=SUPERVISED, label="image")
+        return Verdict(found.holds, f"contrast {contrast:g}: {found.evidence}")
+
+    return evidence.all_of(*map(test, results.column("contrast")))
+
+
+def image_is_suppressed(results: Results) -> Verdict:
+    here = at_contrast(results, min)
+    return more_suppressed(here, scores(here, "image"), "unique digits")
+
+
+def at_contrast(results: Results, choose: Callable[..., float]) -> Results:
+    """The runs at the lowest (min) or highest (max) contrast there is."""
+    contrasts = results.column("contrast")
+    return results.where(contrast=choose(contrasts)) if contrasts else results
+
+
+def ends_apart(results: Results, measure: str, *, sign: int) -> Verdict:
+    """Is SimCLR's accuracy with the most unique digits higher (sign 1) or lower (-1) than with the
+    fewest, by more than twice the standard error of the difference?"""
+    found, n = _by_unique(results, measure), _units(results, measure)
+    if len(found) < 2 or math.isnan(n):
+        return Verdict.not_tested("not every number of digits has a result")
+    gap, error = difference(found[max(found)], found[min(found)], n)
+    words = f"{measure} by unique digits {_listed(found)}; last less first {gap:+.3f} ({error:.3f})"
+    return decided(sign * gap, error, words)
+
+
+def changes(results: Results, measure: str, *, sign: int) -> Verdict:
+    """As `ends_apart`, and no step between goes the other way by more than twice its error."""
+    whole, found = ends_apart(results, measure, sign=sign), _by_unique(results, measure)
+    against = []
+    for few, many in itertools.pairwise(sorted(found)):
+        step, error = difference(found[many], found[few], _units(results, measure))
+        if sign * step < -2 * error:
+            against.append(f"{few} to {many} ({step:+.3f}, error {error:.3f})")
+    if not against:
+        return whole
+    return Verdict(False, f"{whole.evidence}; the other way from {', '.join(against)}")
+
+
+def unaffected(results: Results, *, method: str, label: str | None) -> Verdict:
+    """Do the fewest and the most unique digits differ in the accuracy of the image by at most
+    UNAFFECTED, beyond twice the standard error? One contrast."""
+    found = _by_unique(results, "image", method=method, label=label)
+    if len(found) < 2:
+        return Verdict.not_tested("not every number of digits has a result")
+    gap, error = difference(found[max(found)], found[min(found)], _units(results, "image"))
+    words = f"{_listed(found)}; last less first {gap:+.3f} ({error:.3f}), allowed {UNAFFECTED:g}"
+    return decided(UNAFFECTED - abs(gap), error, words)
+
+
+def _units(results: Results, measure: str) -> float:
+    """Independent test cases of an accuracy: images; of the digit no more than there are glyphs.
+    NaN where these are not counted yet."""
+    n = min((float(row["n_test"]) for row in results.rows), default=math.nan)
+    if measure != "digit":
+        return n
+    counted = [float(row["glyphs"]) for row in results.rows if "glyphs" in row]
+    return min(n, *counted) if counted else math.nan
+
+
+def _by_unique(results: Results, measure: str, **facts: Any) -> dict[int, dict[int, float]]:
+    """Unique digits -> seed -> accuracy, SimCLR's by default; {} where one has no result."""
+    chosen = results.where(**({"method": SIMCLR} | facts))
+    found = {k: chosen.by_seed(measure, unique=k) for k in chosen.column("unique")}
+    return found if all(found.values()) else {}
+
+
+def _listed(found: Mapping[int, Mapping[int, float]]) -> str:
+    return ", ".join(f"{unique}: {_spread(by_seed)}" for unique, by_seed in found.items())
+
+
+def _spread(by_seed: Mapping[int, float]) -> str:
+    return evidence.spread([*by_seed.values()])
+
+
+def scores(results: Results, feature: str) -> Mapping[Any, Any]:
+    """Unique digits -> suppression, of the runs at one contrast; the control of the image learned
+    it with the fewest unique digits."""
+    taught = results.where(method=SUPERVISED, label=feature)
+    control: dict[str, Any] = {"method": SUPERVISED, "label": feature}
+    control |= {"unique": min(taught.column("unique"), default=None, key=lambda k: k or 0)}
+    return {
+        unique: suppression_of(
+            results, feature, here={"unique": unique, "method": SIMCLR}, supervised=control,
+            untrained={"method": UNTRAINED},
+        )
+        for unique in results.where(method=SIMCLR).column("unique")
+    }  # fmt: skip
