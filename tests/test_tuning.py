@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from contrapose.experiments.form import Results
+from contrapose.experiments.trained import both_splits
 from contrapose.partials import describe
 from contrapose.studies import tuning
 from contrapose.studies.tuning import ACCURACY, CRITERION, recommend
@@ -97,7 +98,7 @@ def test_labels_are_noticed_and_the_test_split_is_not_touched(tmp_path):
     assert "labelled=True" in file.read_text()
     jobs = tuning.experiments.experiment(str(file)).jobs(tuning.SCALE, (0,))
     source = jobs[0].call.keywords["images"]
-    train, held = tuning.standard.both_splits(source, None, None, None)
+    train, held = both_splits(source, None, None, None)
     assert len(train) + len(held) == 500
     with pytest.raises(tuning.NoSuchSplit):
         source("test")

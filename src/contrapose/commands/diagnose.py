@@ -11,7 +11,7 @@ from rich.text import Text
 from contrapose.commands.console import console
 from contrapose.commands.options import (
     Device,
-    Labels,
+    EmbeddingLabels,
     RecipeAgain,
 )
 from contrapose.errors import UserError
@@ -19,7 +19,7 @@ from contrapose.errors import UserError
 
 def diagnose(
     target: Annotated[Path, typer.Argument(metavar="RUN|EMBEDDINGS.npy", help="What to examine.")],
-    labels: Labels = None,
+    labels: EmbeddingLabels = None,
     device: Device = "auto",
     recipe: RecipeAgain = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for an embedding's figures.")] = None,

@@ -1,17 +1,14 @@
 """`contrapose embed`: h and z of images as a file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from contrapose.commands.options import (
-    Device,
-    RecipeAgain,
-    RunFolder,
-)
+from contrapose.commands.options import Device, RecipeAgain, RunFolder, about_images, others
 
 
+@about_images
 def embed(
     run: RunFolder,
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
@@ -19,6 +16,8 @@ def embed(
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     device: Device = "auto",
     recipe: RecipeAgain = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Write h and z of every image of DATA, with its file, and its label where there is one."""
     from contrapose import explain
@@ -26,7 +25,7 @@ def embed(
     from contrapose.training.run import Run
 
     images = explain.write_embeddings(
-        Run.open(run), data, out, split=split, device=device, recipe=recipe
+        Run.open(run), others(data, how), out, split=split, device=device, recipe=recipe
     )
     print_images(images)
     typer.echo(f"Written: {out} ({len(images):,} images)")

@@ -1,12 +1,13 @@
 """`contrapose evaluate`: the scores of a run with labels."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from contrapose.commands.options import Device, RecipeAgain, RunFolder
+from contrapose.commands.options import Device, RecipeAgain, RunFolder, about_images, others
 
 
+@about_images
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Argument(help="Other images than the run's own.")] = None,
@@ -18,6 +19,8 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     recipe: RecipeAgain = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Measure RUN with labels: nearest neighbours and linear probes, with intervals."""
     from contrapose import explain
@@ -25,6 +28,8 @@ def evaluate(
     from contrapose.training.run import Run
 
     opened = Run.open(run)
-    found = explain.evaluate(opened, data, protocol=protocol, device=device, recipe=recipe)
+    found = explain.evaluate(
+        opened, others(data, how), protocol=protocol, device=device, recipe=recipe
+    )
     print_scores(found)
     typer.echo(f"Written: {opened.path / 'evaluation.json'}")

@@ -1,8 +1,10 @@
 """Options that several commands share, and readers of comma-separated values."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -14,19 +16,85 @@ RecipeAgain = Annotated[
     str | None, typer.Option("--recipe", help="Again, where the run's recipe was your own file.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Labels = Annotated[
-    Path | None, typer.Option(help="Labels of an array or embedding file: .npy/.csv.")
+EmbeddingLabels = Annotated[
+    Path | None, typer.Option("--labels", help="Labels of the rows: .npy or .csv.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")]
-Size = Annotated[int | None, typer.Option(help="Side in px to store images at.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
 ]
-Download = Annotated[bool, typer.Option("--download", help="Fetch a named set.")]
-MaxBadShare = Annotated[
-    float | None, typer.Option(help="Share of unreadable images to accept; 0.05 without it.")
-]
+
+OF_IMAGES: dict[str, Any] = {  # the options that say which images: fields of a `Request`
+    "labels": Annotated[
+        Path | None, typer.Option(help="Labels: .npy, or .csv with columns of files and labels.")
+    ],
+    "label_column": Annotated[
+        str | None, typer.Option(help="Of a .csv or of Parquet that has several.")
+    ],
+    "image_column": Annotated[str | None, typer.Option(help="Of Parquet that has several.")],
+    "size": Annotated[int | None, typer.Option(help="Side in px to store images at.")],
+    "value_range": Annotated[
+        str | None,
+        typer.Option("--range", metavar="LOW:HIGH", help="Stored values that are black and white."),
+    ],
+    "rgb": Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Channels, from 0, that are red, green, blue."),
+    ],
+    "max_pixels": Annotated[
+        int | None, typer.Option(help="Of a file that may be decoded; raise it for huge images.")
+    ],
+    "max_bad_share": Annotated[
+        float | None, typer.Option(help="Share of unreadable images to accept; 0.05 without it.")
+    ],
+    "download": Annotated[bool, typer.Option("--download", help="Fetch a named set.")],
+}
+
+
+def about_images(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options OF_IMAGES; those that were given reach it as `how`.
+
+    One definition gives every command that opens images the same flags.
+    """
+    own = inspect.signature(command)
+    hints = {name: p.annotation for name, p in own.parameters.items() if name != "how"}
+    defaults = {name: False if name == "download" else None for name in OF_IMAGES}
+    parameters = [p for name, p in own.parameters.items() if name != "how"]
+    parameters += [
+        inspect.Parameter(
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=defaults[name], annotation=kind
+        )
+        for name, kind in OF_IMAGES.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        how = {name: given.pop(name) for name in OF_IMAGES}
+        command(**given, how={name: v for name, v in how.items() if v not in (None, False)})
+
+    del run.__wrapped__
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = hints | OF_IMAGES
+    return run
+
+
+def others(data: str | None, how: dict[str, Any]) -> Any:
+    """A `Request` for other images than a run's own, None without any; flags alone are refused."""
+    from contrapose.data import Request
+
+    if data is not None:
+        return Request(data, **how)
+    if how:
+        raise UserError(
+            f"{flag_of(next(iter(how)))} is for other images than the run's own: name them"
+        )
+    return None
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option of OF_IMAGES: value_range -> --range."""
+    return {"value_range": "--range"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def names_of(given: str | None) -> list[str]:

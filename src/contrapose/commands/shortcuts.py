@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from contrapose.commands.console import STYLES, console
-from contrapose.commands.options import Device, Labels
+from contrapose.commands.options import Device, about_images
 
 
+@about_images
 def shortcuts(
     data: Annotated[
         str, typer.Argument(metavar="DATA|RUN", help="Images, as for `train`; or a run folder.")
@@ -20,19 +21,16 @@ def shortcuts(
     encoder: Annotated[str, typer.Option(help="Of the brief training.")] = "small_conv",
     steps: Annotated[int, typer.Option(help="Of the brief training.")] = 200,
     images: Annotated[int, typer.Option(help="At most.")] = 5000,
-    labels: Labels = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side in px to store images at; at most 64 without it.")
-    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
     ] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of weights, order and views.")] = 0,
-    download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="The folder to make; runs/shortcuts-DATA without it.")
     ] = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Say which easy features the views of DATA share, and which augmentation removes each.
 
@@ -45,9 +43,9 @@ def shortcuts(
 
     with TrainingProgress() as watching:
         found, page = looking.examine(
-            data, recipe=recipe, encoder=encoder, steps=steps, images=images, labels=labels,
-            size=size, changes=set_ or (), device=device, seed=seed, download=download, out=out,
-            command=command_line(), watch=watching.step, begin=watching.begin,
+            data, recipe=recipe, encoder=encoder, steps=steps, images=images,
+            changes=set_ or (), device=device, seed=seed, out=out, command=command_line(),
+            watch=watching.step, begin=watching.begin, **how,
         )  # fmt: skip
     print_shortcuts(found)
     typer.echo(f"Report: {page}")

@@ -1,17 +1,18 @@
 """`contrapose train`: an encoder from images, then its evaluation, diagnosis and report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contrapose.commands.options import Device, Labels
+from contrapose.commands.options import Device, about_images, flag_of
 from contrapose.errors import UserError
 
 if TYPE_CHECKING:
     from contrapose.training.run import Run
 
 
+@about_images
 def train(
     data: Annotated[
         str | None,
@@ -37,25 +38,20 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Anything else: --set head.layers=3"),
     ] = None,
-    labels: Labels = None,
-    size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
-    max_bad_share: Annotated[
-        float | None, typer.Option(help="Share of unreadable images to accept; 0.05 without it.")
-    ] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the backbone.")
     ] = False,
     explain: Annotated[bool, typer.Option(help="Evaluate, diagnose and report at the end.")] = True,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Train an encoder on DATA, then evaluate it, diagnose it and write its report."""
     flags = {
         "--encoder": encoder, "--epochs": epochs, "--batch-size": batch_size,
         "--temperature": temperature, "--seed": seed, "--out": out, "--set": set_ or None,
-        "--labels": labels, "--size": size, "--download": download or None,
-        "--max-bad-share": max_bad_share,
     }  # fmt: skip
     given = [name for name, value in flags.items() if value is not None]
+    given += [flag_of(name) for name in how]
     if resume is not None and given:
         raise UserError(
             f"--resume {resume} keeps the recipe of that run; leave out {', '.join(given)}"
@@ -75,12 +71,10 @@ def train(
             )  # fmt: skip
         else:
             run = api.train(
-                recipe or "simclr", data, out=out, labels=labels, encoder=encoder, epochs=epochs,
+                recipe or "simclr", data, out=out, encoder=encoder, epochs=epochs,
                 batch_size=batch_size, temperature=temperature, seed=seed, changes=set_ or (),
-                device=device, precision=precision or "auto", compiled=compile_, size=size,
-                download=download, max_bad_share=0.05 if max_bad_share is None else max_bad_share,
-                command=api.command_line(), watch=watching.step,
-                begin=watching.begin,
+                device=device, precision=precision or "auto", compiled=compile_,
+                command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
             )  # fmt: skip
     if explain:
         explain_run(run, device, recipe)

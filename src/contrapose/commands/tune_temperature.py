@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contrapose.commands.console import console
-from contrapose.commands.options import Device, Labels, numbers_of
+from contrapose.commands.options import Device, about_images, numbers_of
 
 if TYPE_CHECKING:
     from contrapose.studies.tuning import Recommendation
@@ -23,6 +23,7 @@ SHORT = {  # headings that leave room at 80 columns
 }
 
 
+@about_images
 def tune_temperature(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
     recipe: Annotated[str, typer.Option(help="A name, or your own Python file.")] = "simclr",
@@ -36,16 +37,15 @@ def tune_temperature(
     images: Annotated[int, typer.Option(help="At most; a fifth of them is held out.")] = 5000,
     seeds: Annotated[int, typer.Option(help="Runs of each temperature: they show the noise.")] = 2,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
-    labels: Labels = None,
-    size: Annotated[int | None, typer.Option(help="Side in px to store images at.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
     ] = None,
     device: Device = "auto",
-    download: Annotated[bool, typer.Option("--download", help="Fetch a named set.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="The folder of the search; runs/tune-DATA without it.")
     ] = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Search for the temperature that suits DATA, by short runs; labels are not needed.
 
@@ -58,8 +58,7 @@ def tune_temperature(
     file = tuning.prepared(
         data, out=out, recipe=recipe, encoder=encoder,
         temperatures=numbers_of(temperatures, "--temperatures", "0.05,0.1,0.5", float),
-        epochs=epochs, images=images, labels=labels, size=size, changes=set_ or (), device=device,
-        download=download,
+        epochs=epochs, images=images, changes=set_ or (), device=device, **how,
     )  # fmt: skip
     with JobsProgress() as watching:
         advice, rows, errors, page = tuning.search(

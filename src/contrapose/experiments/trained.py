@@ -24,8 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose import api, recipes
-from contrapose.data import ImageSet, NoSuchSplit, balanced, few_labels, hold_out, open_images
+from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, balanced, few_labels, hold_out
 from contrapose.encoders import Encoder, linear, read_weights
+from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded, embed, embed_views
 from contrapose.experiments.running.folders import note_progress
 from contrapose.files import unfinished
@@ -179,20 +180,16 @@ def both_splits(
 ) -> tuple[ImageSet, ImageSet]:
     """(train, test), each balanced to so many images; a fifth held out without a test split."""
 
-    def split(name: str) -> ImageSet:
-        if isinstance(images, str | Path):
-            return open_images(images, split=name, size=size)
-        return images(split=name)
-
-    train = split("train")
+    asked = Request(images, size=size)
+    train = asked.open("train")
     try:
-        test = split("test")
+        test = asked.open("test")
         if test.classes != train.classes and train.label is not None:
-            raise ValueError(
+            raise UserError(
                 f"{train.name}: its test split has other classes than its training split"
             )
     except NoSuchSplit:
-        train, test = hold_out(train, api.HELD_OUT, seed=0)
+        train, test = hold_out(train, HELD_OUT, seed=0)
     train = train if subset is None else balanced(train, subset)
     return train, test if test_subset is None else balanced(test, test_subset)
 

@@ -10,7 +10,7 @@ away, whether a briefly trained h holds it, and both again with a suggestion on 
 import io
 import math
 import pprint
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrapose import api, augment, explain, recipes
-from contrapose.data import ImageSet, evenly, open_images
+from contrapose.data import ImageSet, Request, evenly
 from contrapose.encoders import Encoder
+from contrapose.errors import UserError
 from contrapose.evaluation import easy_features as easy
 from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.scores import Score
@@ -36,6 +37,7 @@ from contrapose.report import write_shortcuts
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
+from contrapose.version import __version__
 
 FORMAT = 1
 FILE, PICTURES, RECIPE = "shortcuts.json", "shortcuts.npz", "hardened.py"
@@ -145,38 +147,35 @@ def examine(
     encoder: str = "small_conv",
     steps: int = 200,
     images: int = 5000,
-    labels: Any = None,
-    size: int | None = None,
     changes: Sequence[str] = (),
     device: str = "auto",
     seed: int = 0,
-    download: bool = False,
-    max_bad_share: float = 0.05,
     out: Path | str | None = None,
     command: str | None = None,
     watch: Callable[[loop.Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
+    **how: Any,
 ) -> tuple[dict[str, Any], Path]:
     """(what was found, its report page) in the folder `out`, by default runs/shortcuts- and a name.
 
-    data: whatever `open_images` takes, or a run folder, whose encoder, recipe and images are then
-    examined as they are. Else `encoder` is trained for so many steps on at most so many `images`,
-    once as the recipe says and once with the suggestions against all features that are shared.
+    data: whatever `open_images` takes, a `Request` (how: its fields), or a run folder, whose
+    encoder, recipe and images are then examined as they are. Else `encoder` is trained for so many
+    steps on at most so many `images`, once as the recipe says and once with the suggestions against
+    all features that are shared.
     size: px, at which they are stored; by default at most 64. After a kill the same call goes on.
     Raises ValueError for too few images, or a folder that holds another request.
     """
     if steps < 1 or images < LEAST:
-        raise ValueError(f"--steps {steps} --images {images}: use at least 1 step, {LEAST} images")
+        raise UserError(f"--steps {steps} --images {images}: use at least 1 step, {LEAST} images")
     run = Path(data) if isinstance(data, str | Path) and _is_run(Path(data)) else None
     if run is not None:
-        _refuse(run, labels, size, changes)
+        _refuse(run, how, changes)
         subject = explain.Subject.open(run, device=device)
         source, chosen, device = subject.train, subject.recipe, subject.device
         trained: Encoder | None = subject.encoder
     else:
-        source, trained, device = _opened(data, size, labels, max_bad_share, download), None, (
-            choose_device(device)
-        )  # fmt: skip
+        source, device = _opened(Request.of(data, **how)), choose_device(device)
+        trained = None
         source = source if len(source) <= images else source.subset(evenly(len(source), images))
         _enough(source)
         chosen = _brief(recipe, source, encoder, steps, seed, changes)
@@ -184,7 +183,7 @@ def examine(
     _enough(source)
     folder = Path("runs") / f"shortcuts-{_stem(source.name)}" if out is None else Path(out)
     request = {
-        "data": str(data) if isinstance(data, str | Path) else source.name,
+        "data": str(data) if isinstance(data, str | Path) else source.name, "how": describe(how),
         "fingerprint": source.fingerprint, "images": len(source), "size": source.size,
         "recipe": chosen.name if run else recipe, "run": str(run) if run else None,
         "encoder": None if run else encoder, "steps": None if run else steps,
@@ -221,7 +220,7 @@ def examine(
     ]  # fmt: skip
     rows.sort(key=lambda row: -row["bits"]["value"])
     found = {
-        "format": FORMAT, "request": request, "command": command, "contrapose": _version(),
+        "format": FORMAT, "request": request, "command": command, "contrapose": __version__,
         "of": repr(source), "split": source.split, "compared": len(some),
         "at_most": math.log2(len(some)), "brief": run is None,
         "candidates": rows, "duplicates": _duplicates(source, repeated),
@@ -346,33 +345,29 @@ def _brief(
     return api.beside_constants(found, images)
 
 
-def _opened(
-    data: Any, size: int | None, labels: Any, max_bad_share: float, download: bool
-) -> ImageSet:
-    if isinstance(data, ImageSet):
-        return data
-    more = {"labels": labels, "max_bad_share": max_bad_share, "download": download}
-    found = open_images(data, split="train", size=size, **more)
-    if size is None and found.size > SIDE:
-        found = open_images(data, split="train", size=SIDE, **more)
+def _opened(asked: Request) -> ImageSet:
+    """The training images, stored at SIDE px at most where no size was asked for."""
+    found = asked.open("train")
+    if asked.named and asked.size is None and found.size > SIDE:
+        found = replace(asked, size=SIDE).open("train")
     return found
 
 
-def _refuse(run: Path, labels: Any, size: int | None, changes: Sequence[str]) -> None:
-    given = {"--labels": labels, "--size": size, "--set": changes or None}
-    named = [name for name, value in given.items() if value is not None]
-    if named:
-        raise ValueError(f"{run} is a run: it has its images and recipe; leave out {named[0]}")
+def _refuse(run: Path, how: Mapping[str, Any], changes: Sequence[str]) -> None:
+    given = [*how, *(["set"] if changes else [])]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{run} is a run: it has its images and recipe; leave out {flag}")
 
 
 def _enough(images: ImageSet) -> None:
     if len(images) < LEAST:
-        raise ValueError(
+        raise UserError(
             f"{images.name} has {len(images)} images; {LEAST} at least are needed to see what "
             "tells them apart"
         )
     if images.shown not in (1, 3) and images.rgb is None:
-        raise ValueError(
+        raise UserError(
             f"{images.name} has {images.shown} channels, and what is looked at, grey levels and"
             " colours, is of one or three; name three of them with --rgb 3,2,1 (rgb=(3, 2, 1))"
         )
@@ -383,7 +378,7 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
     file = folder / "request.json"
     text = as_json_bytes(request)
     if file.exists() and file.read_bytes() != text:
-        raise ValueError(
+        raise UserError(
             f"--out {folder} holds another request than this one; name another folder, or remove it"
         )
     if not file.exists() and not unfinished(folder):
@@ -400,12 +395,6 @@ def _is_run(path: Path) -> bool:
 
 def _stem(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name) or "images"
-
-
-def _version() -> str:
-    from contrapose.version import __version__
-
-    return __version__
 
 
 def _picture(

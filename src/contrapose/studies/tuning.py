@@ -13,7 +13,7 @@ file.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 
 from contrapose import api, experiments, recipes
-from contrapose.data import ImageSet, NoSuchSplit, evenly, hold_out, open_images
+from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, evenly, hold_out
+from contrapose.errors import UserError
 from contrapose.experiments import measures as standard
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.measures import CRITERION, uniformity, without_labels
@@ -57,10 +58,7 @@ class Recommendation:
 
 def experiment(
     *,
-    data: str,
-    labels: str | None,
-    size: int | None,
-    max_bad_share: float,
+    data: Mapping[str, Any],
     recipe: str,
     encoder: str | None,
     temperatures: Sequence[float],
@@ -72,11 +70,10 @@ def experiment(
 ) -> Experiment:
     """The search as an experiment: a job for each temperature and seed.
 
-    images: of the training split at most, a fifth of them held out; a test split is not touched.
+    data: fields of a `Request`. images: of the training split at most, a fifth of them held out; a
+    test split is not touched.
     """
-    source = partial(
-        opened, data=data, labels=labels, stored_at=size, most=images, max_bad_share=max_bad_share
-    )
+    source = partial(opened, data=dict(data), most=images)
     measures = [without_labels, uniformity, felt]
     measures += [standard.linear_probe, standard.knn, standard.tolerance] if labelled else []
 
@@ -101,7 +98,7 @@ def experiment(
         words = {k: v for k, v in words.items() if k not in WITH_LABELS}
     return Experiment(
         name=NAME,
-        title=f"Which temperature suits {Path(data).name or data}",
+        title=f"Which temperature suits {Path(data['source']).name or data['source']}",
         source="a search on your own images",
         jobs=jobs,
         measures=words,
@@ -147,15 +144,11 @@ ABOUT = {
 }
 
 
-def opened(
-    split: str, *, data: str, labels: Any, stored_at: Any, most: int, max_bad_share: float
-) -> ImageSet:
+def opened(split: str, *, data: Mapping[str, Any], most: int) -> ImageSet:
     """At most so many images of the training split; there is no other, so a fifth is held out."""
     if split != "train":
         raise NoSuchSplit("a search holds out images of the training split")
-    found = open_images(
-        data, split="train", labels=labels, size=stored_at, max_bad_share=max_bad_share
-    )
+    found = Request(**data).open("train")
     return found if len(found) <= most else found.subset(evenly(len(found), most))
 
 
@@ -167,7 +160,7 @@ def felt(of: Trained) -> dict[str, float]:
 
 
 def prepared(
-    data: str | Path,
+    data: Any,
     *,
     out: Path | str | None = None,
     recipe: str = "simclr",
@@ -175,41 +168,34 @@ def prepared(
     temperatures: Sequence[float] = GRID,
     epochs: float = 20,
     images: int = 5000,
-    labels: str | Path | None = None,
-    size: int | None = None,
     changes: Sequence[str] = (),
     device: str = "auto",
-    max_bad_share: float = 0.05,
-    download: bool = False,
+    **how: Any,
 ) -> Path:
     """Check the request on the images themselves and write the search's file into `out`.
 
-    out: by default runs/tune- and the name of the images.
+    data: a name, a path or a `Request`; how: fields of that request. out: by default runs/tune- and
+    the name of the images.
     ValueError for what cannot be searched: no grid, images too few for a batch and its negatives, a
     recipe without a temperature, or a folder that holds another search.
     """
     grid = sorted(set(temperatures))
     if len(grid) < 2 or not all(0 < t < math.inf for t in grid):
-        raise ValueError(
+        raise UserError(
             f"--temperatures {','.join(f'{t:g}' for t in temperatures)}: give two positive numbers "
             "at least, such as 0.05,0.1,0.2,0.5"
         )
     if images < 1:
-        raise ValueError(f"--images {images}: use a positive number")
-    source = open_images(
-        data, split="train", labels=labels, size=size, max_bad_share=max_bad_share,
-        download=download,
-    )  # fmt: skip
+        raise UserError(f"--images {images}: use a positive number")
+    asked = Request.of(data, **how)
+    source = asked.open("train")
     source = source if len(source) <= images else source.subset(evenly(len(source), images))
-    kept, _ = hold_out(source, api.HELD_OUT, seed=0)
+    kept, _ = hold_out(source, HELD_OUT, seed=0)
     chosen = recipes.recipe_for(recipe, source.size, source.channels)
     for t in (grid[0], grid[-1]):
         loop.check(api.changed(chosen, kept, encoder, epochs, None, t, 0, changes), kept)
     request = {
-        "data": api._absolute(data),
-        "labels": None if labels is None else api._absolute(labels),
-        "size": size,
-        "max_bad_share": max_bad_share,
+        "data": asked.asked(),
         "recipe": str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe,
         "encoder": encoder,
         "temperatures": tuple(grid),
@@ -219,11 +205,15 @@ def prepared(
         "changes": tuple(changes),
         "device": device,
     }
-    folder = Path("runs") / f"tune-{Path(data).stem or 'images'}" if out is None else Path(out)
+    folder = (
+        Path("runs") / f"tune-{Path(str(asked.source)).stem or 'images'}"
+        if out is None
+        else Path(out)
+    )
     file = folder / f"{NAME}.py"
     text = _file(request)
     if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise ValueError(
+        raise UserError(
             f"--out {folder} holds another search; name another folder, or go on with that one: "
             f"contrapose reproduce {file} --out {folder}"
         )

@@ -1,0 +1,209 @@
+"""Which images: one value that says what is opened, for whatever trains, measures or looks."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contrapose.data.composed.spec import absolute
+from contrapose.data.images import ImageSet, NoSuchSplit
+from contrapose.data.named import NAMED
+from contrapose.data.open import open_images
+from contrapose.data.split import balanced, few_labels, hold_out
+from contrapose.data.values import ValueRange
+from contrapose.errors import UserError
+
+HELD_OUT = 0.2  # share of images for evaluation where there is no test split
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images, and what is done with them before anybody sees them.
+
+    source: whatever `open_images` takes, an ImageSet, or a function (split=) -> ImageSet. The
+    fields up to max_bad_share go to `open_images`. A request that names its source can be written
+    to JSON and read back, so that a run knows its images.
+    """
+
+    source: Any
+    size: int | None = None  # px
+    channels: int | None = None
+    labels: Any = None  # of the training split
+    label_column: str | None = None
+    image_column: str | None = None
+    value_range: ValueRange | Sequence[float] | str | None = (
+        None  # of stored values, as (low, high)
+    )
+    rgb: Sequence[int] | str | None = None  # channels that are red, green and blue
+    max_pixels: int | None = None  # of a file that is decoded
+    download: bool = False
+    max_bad_share: float = 0.05
+    subset: int | None = None  # training images at most, as many of each class as of the others
+    test_subset: int | None = None  # test images at most
+    few_labels: int | None = None  # training images that keep their label
+    held_out: float = 0.0  # share of each class kept from training
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, ImageSet):
+            names = ("size", "labels", "value_range", "rgb", "max_pixels", "download")
+            if given := [name for name in names if getattr(self, name)]:
+                raise UserError(f"an ImageSet is open already; leave out {', '.join(given)}")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"held_out={self.held_out}: a share below 1")
+
+    @classmethod
+    def of(cls, images: Any, **how: Any) -> "Request":
+        """The request itself, or one for these images; UserError for a keyword that it lacks."""
+        known = {field.name for field in fields(cls)} - {"source"}
+        if wrong := sorted(set(how) - known):
+            raise UserError(f"{wrong[0]}=: images are told by {', '.join(sorted(known))}")
+        if not isinstance(images, Request):
+            return cls(images, **how)
+        if how:
+            raise UserError(f"a Request says all of the images; leave out {', '.join(sorted(how))}")
+        return images
+
+    @property
+    def named(self) -> bool:
+        """True if the source is a name or a path, which another process can open too."""
+        return isinstance(self.source, str | Path)
+
+    def open(self, split: str = "train") -> ImageSet:
+        """One split of the images; NoSuchSplit where there is none."""
+        found = self._whole(split)
+        most = {"train": self.subset, "test": self.test_subset}.get(split)
+        return found if most is None or most >= len(found) else balanced(found, most)
+
+    def has_test(self, train: ImageSet) -> bool:
+        """True if the source has a test split that serves these training images."""
+        try:
+            return serves(self.open("test"), train)
+        except NoSuchSplit:
+            return False
+
+    def seen(self, seed: int, images: ImageSet | None = None) -> ImageSet:
+        """The images as training sees them: without those held out, with the labels that are kept.
+
+        images: the training split, where it is open already. seed: of what is held out.
+        """
+        found = self.open("train") if images is None else images
+        found = hold_out(found, self.held_out, seed=seed)[0] if self.held_out else found
+        return found if self.few_labels is None else few_labels(found, self.few_labels)
+
+    def train_and_test(self, seed: int) -> tuple[ImageSet, ImageSet, str]:
+        """(train, test, what the test images are); a share of train is held out where no test
+        split serves.
+
+        Test labels are in the classes of training; those of other classes are taken away.
+        """
+        train, why = self.open("train"), ""
+        try:
+            test = self.like(train).open("test")
+            if serves(test, train):
+                known = of_same_classes(test, train)
+                lost = labelled(test) - labelled(known)
+                left = f", {lost:,} images of classes unknown to training left out" if lost else ""
+                return train, known, f"test{left}"
+            why = f", since the {len(test):,} images of the test split have no labels"
+        except NoSuchSplit:
+            pass
+        share = self.held_out or HELD_OUT  # what training held out, so that none of it was seen
+        kept, held = hold_out(train, share, seed=seed)
+        return kept, held, f"held-out {share:.0%}{why}"
+
+    def like(self, train: ImageSet) -> "Request":
+        """The request for images stored as these are: their size, channels and range of values."""
+        if not self.named:
+            return self
+        return replace(
+            self, size=train.size, channels=train.shown, value_range=train.value_range,
+            rgb=train.rgb,
+        )  # fmt: skip
+
+    def asked(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as plain values another process can read.
+
+        Paths are absolute. UserError where the source or the labels have no name.
+        """
+        if not self.named or not isinstance(self.labels, str | Path | None):
+            raise UserError("images in memory cannot be named; give a folder, a file or a set")
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {name: found[name] for name in found if found[name] not in (None, False)}
+        for name in ("source", "labels"):
+            if name in found:
+                found[name] = absolute(str(found[name]), keep=NAMED)
+        return {name: str(v) if isinstance(v, ValueRange) else v for name, v in found.items()}
+
+    def as_json(self, train: ImageSet) -> dict[str, Any]:
+        """What recipe.json records: how to open the images again, and what they were."""
+        labelled_by_file = isinstance(self.labels, str | Path)
+        again = self.named and (self.labels is None or labelled_by_file)
+        return {
+            "name": train.name,
+            "source": absolute(str(self.source), keep=NAMED) if again else None,
+            "labels": absolute(str(self.labels), keep=NAMED) if labelled_by_file else None,
+            **{name: getattr(self, name) for name in _PLAIN},
+            "split": train.split,
+            "images": len(train),
+            "size": train.size,
+            "channels": train.shown,
+            "value_range": None if train.value_range is None else asdict(train.value_range),
+            "rgb": train.rgb,
+            "classes": list(train.classes),
+            "fingerprint": train.fingerprint,
+            "skipped": [f"{s.path}: {s.reason}" for s in train.skipped],
+            "notes": dict(train.notes),
+        }
+
+    @classmethod
+    def from_json(cls, written: dict[str, Any]) -> "Request":
+        """The request that `as_json` wrote; its source is None where it could not be named."""
+        again = {name: written[name] for name in (*_PLAIN, "source", "labels") if name in written}
+        over = written.get("value_range")  # None in runs that were begun before it was recorded
+        return cls(
+            **again, size=written["size"], channels=written["channels"],
+            value_range=None if over is None else ValueRange(**over), rgb=written.get("rgb"),
+        )  # fmt: skip
+
+    def _whole(self, split: str) -> ImageSet:
+        if isinstance(self.source, ImageSet):
+            if split != "train":
+                raise NoSuchSplit(f"an ImageSet has no {split!r} split")
+            return self.source
+        if callable(self.source):
+            found: ImageSet = self.source(split=split)
+            return found
+        return open_images(
+            self.source, split=split, size=self.size, channels=self.channels,
+            labels=self.labels if split == "train" else None, label_column=self.label_column,
+            image_column=self.image_column, value_range=self.value_range, rgb=self.rgb,
+            max_pixels=self.max_pixels, download=self.download, max_bad_share=self.max_bad_share,
+        )  # fmt: skip
+
+
+_PLAIN = (  # fields that JSON holds as they are
+    "label_column", "image_column", "max_pixels", "max_bad_share", "subset", "test_subset",
+    "few_labels", "held_out",
+)  # fmt: skip
+
+
+def serves(test: ImageSet, train: ImageSet) -> bool:
+    """False for a test split without labels beside labelled training images, as competitions give
+    them: nothing can be scored on it."""
+    return test.label is not None or train.label is None
+
+
+def labelled(images: ImageSet) -> int:
+    """Number of images that have a label."""
+    return 0 if images.label is None else int((images.label >= 0).sum())
+
+
+def of_same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
+    """`test` with the class numbers of `train`; a class that `train` lacks loses its label."""
+    if test.label is None or test.classes == train.classes:
+        return test
+    number = {name: i for i, name in enumerate(train.classes)}
+    known = torch.tensor([*(number.get(name, -1) for name in test.classes), -1])
+    return replace(test, label=known[test.label], classes=train.classes)
