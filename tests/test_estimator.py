@@ -32,6 +32,27 @@ def test_images_of_every_layout(shape):
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("none", [-1, None, np.nan, "", "nan"])
+def test_no_label_in_y_means_the_same_however_it_is_told(none):
+    x, y = load_digits(return_X_y=True)
+    x, y = x[:48], [none if i % 3 == 0 else str(c) for i, c in enumerate(y[:48])]
+    told = np.array(["" if i % 3 == 0 else c for i, c in enumerate(y)])
+    fitted = [
+        ContrastiveEncoder("supcon", epochs=1, batch_size=24).fit(x, labels).transform(x[:3])
+        for labels in (told, np.array(y, object) if none != -1 else np.array(y))
+    ]
+    np.testing.assert_array_equal(*fitted)
+
+
+def test_y_that_names_no_classes_is_left_alone_or_refused_by_name():
+    x, y = load_digits(return_X_y=True)
+    ContrastiveEncoder(epochs=1).fit(x[:48], y[:48] + 0.5)
+    with pytest.raises(ValueError, match="y: values of type float64"):
+        ContrastiveEncoder("supcon", epochs=1).fit(x[:48], y[:48] + 0.5)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        ContrastiveEncoder(epochs=1).fit(x[:48], y[:47])
+
+
 def test_supervised_positives_use_y():
     x, y = load_digits(return_X_y=True)
     ContrastiveEncoder("supcon", epochs=1).fit(x[:300], y[:300])

@@ -3,6 +3,7 @@
 import math
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    check_random_state,
+    validate_data,
+)
 
 from contrapose import api
 from contrapose.data import ImageSet, open_images
+from contrapose.data.labels import encode
 from contrapose.data.values import ValueRange, as_range, learnt_range, scaled
 from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import embed
@@ -31,7 +38,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     values of black and white. Without it, uint8 is taken as it is, and for other numbers `fit`
     learns the range of its values but for the most extreme 0.1 % (`range_`); `transform` takes the
     same. Values far outside are clipped, with a warning. y is used only by recipes whose positives
-    are classes.
+    are classes; there -1, NaN, None and the other ways to say so are images without a label.
 
     recipe: a name, a file or a `Recipe`. epochs, batch_size, temperature: None leaves the recipe's;
     a batch is never larger than the images are. rgb: the channels that are red, green and blue
@@ -71,11 +78,16 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             bytes_ = array.dtype == np.uint8
             over = ValueRange(0.0, 255.0) if bytes_ else learnt_range(array)
         self.range_ = (over.low, over.high)
-        labels = None if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
+        if y is not None:
+            check_consistent_length(X, y)
         four = array.ndim == 4 and array.dtype != np.uint8 and 4 in array.shape[1::2]
-        images = self._images(array, labels, 4 if four else None)  # 4 floats are no transparency
+        images = self._images(array, 4 if four else None)  # 4 floats are no transparency
         self.channels_ = images.channels
         recipe = recipe_for(self.recipe, images.size, images.channels)
+        if y is not None and recipe.positives == "class":  # else y may be a target of any kind
+            label, classes = encode(y, len(images), what="y")
+            if classes:
+                images = replace(images, label=label, classes=classes)
         asked = recipe.batch_size if self.batch_size is None else self.batch_size
         batch = min(asked, len(images))
         random = check_random_state(self.random_state)
@@ -98,7 +110,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         check_is_fitted(self)
-        return self._embed(self._images(self._check(X, reset=False), None, self.channels_))
+        return self._embed(self._images(self._check(X, reset=False), self.channels_))
 
     def _embed(self, images: ImageSet) -> NDArray[np.float32]:
         device = choose_device(self.device)
@@ -117,9 +129,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             )
         return array
 
-    def _images(
-        self, array: NDArray[Any], labels: NDArray[Any] | None, channels: int | None
-    ) -> ImageSet:
+    def _images(self, array: NDArray[Any], channels: int | None) -> ImageSet:
         low, high = self.range_
         far = int(((array < low - (high - low)) | (array > high + (high - low))).sum())
         if far:
@@ -137,8 +147,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             array = padded.reshape(len(array), side, side)
         if array.ndim == 3:
             array = array[..., None]
-        given = array if labels is None else (array, labels)
-        return open_images(given, channels=channels, rgb=self.rgb)
+        return open_images(array, channels=channels, rgb=self.rgb)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
