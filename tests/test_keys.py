@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from contrapose import keys, losses
 from contrapose.encoders import Encoder, linear, small_conv
-from contrapose.keys.contrast import Grouped
+from contrapose.keys.contrast import Grouped, InBatch, Matched, fits
 from contrapose.keys.sources import Entries
 from contrapose.similarity import across
 from contrapose.training.signals import positives
@@ -128,7 +129,7 @@ def one_step(source, trained, index, seed):
     entries = source.entries(view, z, index, index % 3)
     contrast = source.contrast(len(z), entries)
     function = losses.supcon_memory if len(contrast.takes) == 4 else losses.info_nce
-    loss = contrast.loss(lambda *a, **k: function(*a, **k, temperature=T), z)
+    loss = contrast.loss(partial(function, temperature=T), z)
     loss.backward()
     with torch.no_grad():
         for w in trained.parameters():
@@ -162,9 +163,7 @@ def test_a_step_with_a_queue_is_mocos_but_for_older_keys_of_the_same_image():
     source.queue.push(rows(4, seed=1), torch.tensor([1, 2, 3, 1]))
     entries = Entries(rows(3, seed=2), torch.tensor([1, 8, 2]), torch.tensor([1, 8, 2]))
     query = rows(6, seed=3)  # two query views of three images
-    ours = source.contrast(6, entries).loss(
-        lambda *a, pairs: losses.info_nce(*a, temperature=T, pairs=pairs), query
-    )
+    ours = source.contrast(6, entries).loss(partial(losses.info_nce, temperature=T), query)
     held, images = source.queue.key, source.queue.index
     assert sorted(images.tolist()) == [-1, -1, 1, 1, 2, 3]  # it starts full of random directions
     each = []
@@ -183,9 +182,7 @@ def test_pairs_keep_older_entries_out_of_every_loss_against_keys(name):
     query = rows(2, seed=3).requires_grad_()
     more = {"weight": 0.3} if "simple" in name else {"temperature": T}
     more |= {"k": 3} if "hard" in name else {}
-    ours = source.contrast(2, entries).loss(
-        lambda *a, pairs: getattr(losses, name)(*a, pairs=pairs, **more), query
-    )
+    ours = source.contrast(2, entries).loss(partial(getattr(losses, name), **more), query)
     first = torch.cat([entries.key[:1], source.queue.key[source.queue.index != 1]])
     second = torch.cat([entries.key[1:], source.queue.key])
     plain = [
@@ -454,3 +451,30 @@ def test_a_step_with_a_bank_of_102_mb_copies_none_of_it(loss, more):
     code = MEASURE.replace("LOSS", loss).replace("MORE", str(more))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 30
+
+
+# ---- which loss takes what -----------------------------------------------------------------------
+
+
+def test_a_loss_is_given_what_its_arguments_name_in_whatever_order():
+    z, group = rows(6), torch.arange(3).repeat(2)
+    contrast = InBatch(group, 10 + group)
+
+    def turned(group, z, *, image):
+        assert torch.equal(image, 10 + group)
+        return losses.nt_xent(z, group, temperature=T)
+
+    assert fits(turned, contrast)
+    assert torch.equal(contrast.loss(turned, z), losses.nt_xent(z, group, temperature=T))
+
+
+def test_a_loss_that_names_other_inputs_or_leaves_its_positives_out_does_not_fit():
+    fitting = {
+        name
+        for name, f in vars(losses).items()
+        if name in ("nt_xent", "time_contrastive", "clip", "n_pairs", "info_nce", "supcon_memory")
+        for kind in (InBatch, Matched, Grouped)
+        if fits(f, kind)
+    }
+    assert fitting == {"nt_xent", "info_nce", "supcon_memory"}
+    assert not fits(lambda z: z.sum(), InBatch) and not fits(lambda a, b: a.sum(), InBatch)

@@ -269,6 +269,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, digits, cap
     [
         ("loss.temperature=1e-300", "loss cannot run"),
         ("loss=dclw", "loss cannot run.*sigma"),
+        ("loss=time_contrastive", r"time_contrastive takes \(z, time\).*given \(z, group\)"),
+        ("loss=clip", r"clip takes \(image, text\).*one of .*nt_xent"),
         ("schedule=steps", "schedule cannot run.*milestones"),
         ("optimizer.weight_decay=-1", "optimizer cannot run"),
         ("backbone.channels=3", "backbone and head cannot run"),

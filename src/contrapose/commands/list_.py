@@ -18,6 +18,7 @@ def print_inventory() -> None:
     """Everything that a name on the command line can mean."""
     from contrapose import augment, encoders, experiments, keys, losses, recipes
     from contrapose.data import COMPOSED, NAMED
+    from contrapose.keys.contrast import Grouped, InBatch, Matched, fits
     from contrapose.partials import alike, public_functions
     from contrapose.training import batches, optim
 
@@ -41,13 +42,14 @@ def print_inventory() -> None:
     )
     section("encoders (--encoder)", first_lines(encoders.BACKBONES))
     section("heads (--set head=...)", first_lines(encoders.HEADS))
-    usable, against_keys = alike(losses.nt_xent), alike(losses.info_nce)
-    against_keys |= alike(losses.supcon_memory)
+    every = public_functions(losses)
+    usable = {name: f for name, f in every.items() if fits(f, InBatch)}
+    against_keys = {n: f for n, f in every.items() if fits(f, Matched) or fits(f, Grouped)}
     section("losses (--set loss=...)", first_lines(list(usable.values())))
     section("keys from elsewhere (--set keys=...)", first_lines(list(alike(keys.bank).values())))
     section("losses with such keys (--set loss=...)", first_lines(list(against_keys.values())))
     usable |= against_keys
-    others = [f for name, f in public_functions(losses).items() if name not in usable]
+    others = [f for name, f in every.items() if name not in usable]
     section("losses of other inputs (in Python)", first_lines(others))
     section("batches (--set batches=...)", first_lines(list(alike(batches.conditional).values())))
     section("views (--set views=...)", first_lines(list(alike(augment.simclr).values())))

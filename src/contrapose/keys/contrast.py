@@ -1,5 +1,7 @@
-"""What the rows of one step are compared with: each kind calls a loss with what it has.
+"""What the rows of one step are compared with: each kind calls a loss with what it has, by name.
 
+A loss names what it wants in its arguments: `z, group`, or `query, key, match` where each row has
+one key as its positive, or `z, group, key, key_group`. `fits` says whether a loss does.
 `negatives(z)` says the same as (key, pairs, match): keys, which of them count as negatives, and the
 one key of each row that never does.
 """
@@ -13,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrapose.partials import given
 from contrapose.similarity import EVERY, Pairs, negatives
 
 Loss = Callable[..., Tensor]
@@ -21,21 +24,21 @@ Negatives = tuple[Float[Tensor, "M D"], Pairs, Int[Tensor, " N"] | None]
 
 @dataclass(frozen=True, eq=False)
 class InBatch:
-    """The other rows of the batch: loss(z, group)."""
+    """The other rows of the batch: loss(z, group), and the image of each row where it asks."""
 
     group: Int[Tensor, " N"]
-    image: Int[Tensor, " N"]  # for a loss with a keyword of that name
+    image: Int[Tensor, " N"]
 
     takes: ClassVar[tuple[str, ...]] = ("z", "group")
+    also: ClassVar[tuple[str, ...]] = ("image",)
 
     def parts(self) -> "list[tuple[Int[Tensor, ' n'] | slice, InBatch]]":
         """Rows that are compared among themselves, and how: the batch is one part."""
         return [(slice(None), self)]
 
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        asked = inspect.signature(loss).parameters.get("image")
-        told = asked is not None and asked.kind is asked.KEYWORD_ONLY
-        return loss(z, self.group, **({"image": self.image} if told else {}))
+        more = {"image": self.image} if "image" in inspect.signature(loss).parameters else {}
+        return loss(z=z, group=self.group, **more)
 
     def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
         return z, negatives(self.group), None
@@ -69,10 +72,11 @@ class Matched:
     pairs: Pairs = EVERY
 
     takes: ClassVar[tuple[str, ...]] = ("query", "key", "match")
+    also: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         rule: dict[str, Any] = {} if self.pairs is EVERY else {"pairs": self.pairs}
-        return loss(z, self.key, self.match, **rule)
+        return loss(query=z, key=self.key, match=self.match, **rule)
 
     def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
         return self.key, self.pairs, self.match
@@ -87,9 +91,10 @@ class Grouped:
     key_group: Int[Tensor, " M"]
 
     takes: ClassVar[tuple[str, ...]] = ("z", "group", "key", "key_group")
+    also: ClassVar[tuple[str, ...]] = ()
 
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        return loss(z, self.group, self.key, self.key_group)
+        return loss(z=z, group=self.group, key=self.key, key_group=self.key_group)
 
     def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
         every = torch.cat([self.group, self.key_group])
@@ -97,3 +102,14 @@ class Grouped:
 
 
 Contrast = InBatch | Matched | Grouped
+
+
+def fits(loss: Loss, contrast: Contrast | type[Contrast]) -> bool:
+    """Whether the loss names in its arguments what this contrast gives: all of it, nothing else.
+
+    Without `group` or `match` it would be computed without its positives; where it wants a `time`
+    or a `text`, something else would be given in their place.
+    """
+    wants = set(given(loss))
+    offered = {*contrast.takes, *contrast.also}
+    return {*contrast.takes} <= inspect.signature(loss).parameters.keys() and wants <= offered

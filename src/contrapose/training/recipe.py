@@ -22,7 +22,8 @@ class Recipe:
     views: Callable[..., Any]  # policy(image, generator, size=) -> one view of each image
     backbone: Callable[..., Any]  # () -> module with `width`: image -> h
     head: Callable[..., Any]  # (width) -> module: h -> z
-    # (z, group) -> scalar; against keys (query, key, match), or (z, group, key, key_group)
+    # called by the names of its arguments: (z, group) -> scalar; against keys (query, key, match),
+    # or (z, group, key, key_group)
     loss: Callable[..., Any] = field(metadata={"any": True})
     optimizer: Callable[..., Any]  # (module, lr=) -> torch.optim.Optimizer
     schedule: Callable[..., Any]  # (epoch, epochs, warmup=) -> factor of lr

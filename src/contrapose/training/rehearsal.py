@@ -12,7 +12,8 @@ from contrapose import losses
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
-from contrapose.keys.contrast import Contrast, Matched
+from contrapose.errors import UserError
+from contrapose.keys.contrast import Contrast, Matched, fits
 from contrapose.partials import describe, given, public_functions
 from contrapose.training.batches import drawn, shuffled
 from contrapose.training.loop import source_of_keys
@@ -72,23 +73,23 @@ def _random_rows(rows: int, width: int) -> Tensor:
 
 
 def _fitting(recipe: Recipe, contrast: Contrast) -> None:
-    """Refuse a loss of another kind than the keys', with the names of those that would do."""
+    """Refuse a loss whose arguments are not what it will be given, with names of those that fit."""
     if isinstance(contrast, Matched) and recipe.positives == "class":
         raise ValueError(
             "positives=class with keys of which one is an image's positive: classes would go "
             "unseen; use --set positives=image, or --set keys=memory --set loss=supcon_memory"
         )
-    takes = given(recipe.loss)
-    if len(takes) == len(contrast.takes):
+    if fits(recipe.loss, contrast):
         return
-    fit = [name for name, f in public_functions(losses).items() if given(f) == [*contrast.takes]]
+    fit = [name for name, f in public_functions(losses).items() if fits(f, contrast)]
     name, source = (
         None if f is None else describe(getattr(f, "func", f)).rpartition(".")[2]
         for f in (recipe.loss, recipe.keys)
     )
-    raise ValueError(
-        f"{name} takes ({', '.join(takes)}), and with keys={source} a loss is given "
-        f"({', '.join(contrast.takes)}); use --set loss=NAME with one of {', '.join(fit)}"
+    raise UserError(
+        f"{name} takes ({', '.join(given(recipe.loss))}), and with keys={source} a loss is given "
+        f"({', '.join(contrast.takes)}) by these names; use --set loss=NAME with one of "
+        f"{', '.join(fit)}"
     )
 
 

@@ -4,7 +4,6 @@ Keys are pushed between the steps, so that the loss of a later one is right only
 holds the state that one process would.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,20 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from contrapose.keys.contrast import Grouped, Matched
+from contrapose.keys.contrast import Grouped, Matched, fits
 from contrapose.keys.momentum import MomentumEncoder
 from contrapose.keys.sources import Entries, FromBank, FromMemory, FromQueue
 from contrapose.keys.stores import Bank, Queue
 
 STEPS = 3
-TAKES = {"queue": Matched.takes, "bank": Matched.takes, "memory": Grouped.takes}
+CONTRASTS = {"queue": Matched, "bank": Matched, "memory": Grouped}
 
 
 def sources_of(loss: Callable[..., Any]) -> list[str]:
     """The kinds of store whose keys the loss takes."""
-    parameters = inspect.signature(loss).parameters.values()
-    given = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
-    return [name for name, takes in TAKES.items() if takes == given]
+    return [name for name, contrast in CONTRASTS.items() if fits(loss, contrast)]
 
 
 def stored_data(z: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> dict[str, Tensor]:

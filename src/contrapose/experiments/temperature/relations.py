@@ -123,10 +123,14 @@ class Neighbours:
     key: Float[Tensor, "M D"]  # the support
 
     takes: ClassVar[tuple[str, ...]] = ("z", "prediction", "support")
+    also: ClassVar[tuple[str, ...]] = ()
 
     def loss(self, loss: Callable[..., Tensor], z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         one, other = z.chunk(2)
-        return (loss(one, other, self.key) + loss(other, one, self.key)) / 2
+        return (
+            loss(z=one, prediction=other, support=self.key)
+            + loss(z=other, prediction=one, support=self.key)
+        ) / 2
 
     def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
         return z, Pairs("different", self.group, self.group), None
