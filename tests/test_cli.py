@@ -170,3 +170,18 @@ def test_without_file_locks_as_on_windows_a_sentence_says_so(tmp_path):
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert "ImportError: contrapose does not support Windows; use WSL" in done.stderr
+
+
+def test_how_pixels_are_read_can_be_told(tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    values = np.random.default_rng(0).integers(-1024, 3000, (8, 16, 16)).astype(np.int32)
+    for k, x in enumerate(values):
+        Image.fromarray(x).save(folder / f"{k}.tif")
+    sheet = ["show", folder, "--out", tmp_path / "sheet.png"]
+    refused = contrapose(*sheet)
+    assert refused.returncode == 2 and "--range -1024:2" in refused.stderr
+    shown = contrapose(*sheet, "--range", "-1024:3071", "--max-pixels", "256")
+    assert shown.returncode == 0 and "values -1024:3071 read as black to white" in shown.stdout
+    huge = contrapose(*sheet, "--range", "-1024:3071", "--max-pixels", "255")
+    assert huge.returncode == 2 and "--max-pixels 256 " in huge.stderr

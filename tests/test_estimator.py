@@ -58,3 +58,38 @@ def test_supervised_positives_use_y():
     ContrastiveEncoder("supcon", epochs=1).fit(x[:300], y[:300])
     with pytest.raises(ValueError, match="no labels"):
         ContrastiveEncoder("supcon", epochs=1).fit(x[:300])
+
+
+def test_one_hot_pixel_squashes_nothing_and_is_said():
+    x = load_digits().data[:200].astype(np.float32)
+    hot = x.copy()
+    hot[3, 3] = 1e5
+    plain = ContrastiveEncoder(epochs=1).fit(x)
+    with pytest.warns(UserWarning, match="1 of 12,800 values lie far outside 0 to 16"):
+        found = ContrastiveEncoder(epochs=1).fit(hot)
+    assert found.range_ == plain.range_ == (0, 16)
+    spread = [e.transform(x).std(axis=0).mean() for e in (plain, found)]
+    assert spread[1] > 0.5 * spread[0]
+
+
+def test_transform_takes_the_range_of_fit_or_the_one_that_is_told():
+    x = np.random.default_rng(0).random((64, 8, 8)).astype(np.float32)
+    encoder = ContrastiveEncoder(epochs=1).fit(x)
+    low, high = encoder.range_
+    assert 0 < low < 0.01 and 0.99 < high < 1
+    one = encoder.transform(x[:1])
+    np.testing.assert_allclose(encoder.transform(x[:2])[:1], one, atol=1e-5)  # not its own range
+    told = ContrastiveEncoder(epochs=1, value_range=(0, 1)).fit(x)
+    bits = ContrastiveEncoder(epochs=1).fit(np.rint(x * 255).astype(np.uint8))
+    assert (told.range_, bits.range_) == ((0, 1), (0, 255))
+    np.testing.assert_allclose(
+        told.transform(x), bits.transform(np.rint(x * 255).astype(np.uint8)), atol=1e-5
+    )
+
+
+def test_images_of_four_bands_are_four_channels():
+    x = np.random.default_rng(0).random((40, 12, 12, 4))
+    with pytest.raises(ValueError, match="colour of 4 channels"):
+        ContrastiveEncoder(epochs=1).fit(x)
+    encoder = ContrastiveEncoder(epochs=1, batch_size=20, rgb=(0, 1, 2)).fit(x)
+    assert encoder.encoder_.channels == 4 and encoder.transform(x[:3]).shape[0] == 3

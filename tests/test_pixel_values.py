@@ -190,7 +190,8 @@ def test_a_run_reads_its_test_split_and_other_images_as_it_read_its_training_ima
     np.savez(tmp_path / "x.npz", x_train=TWELVE, y_train=y, x_test=TWELVE // 16, y_test=y)
     how = {"epochs": 1, "batch_size": 2, "device": "cpu"}
     run = contrapose.train("simclr", tmp_path / "x.npz", out=tmp_path / "run", **how)
-    train, test, _ = api.train_and_test(run)
+    train, test, said = api.train_and_test(run)
+    assert "with values outside" not in said
     assert (stored(train)[:, 0] == np.rint(TWELVE * (255 / 4095))).all()
     assert (stored(test)[:, 0] == np.rint(TWELVE // 16 * (255 / 4095))).all()
     _, other = api.embed(run, TWELVE // 16, device="cpu")
@@ -201,6 +202,18 @@ def test_a_run_reads_its_test_split_and_other_images_as_it_read_its_training_ima
         "simclr", tmp_path / "x.npz", out=tmp_path / "told", value_range=(0, 255), **how
     )
     assert (stored(api.train_and_test(run)[1])[:, 0] == TWELVE // 16).all()
+
+
+def test_a_test_split_of_other_values_is_said_beside_its_scores(tmp_path: Path) -> None:
+    y = np.arange(6) % 2
+    for name, x in (("brighter", TWELVE * 16), ("darker", TWELVE // 128)):
+        np.savez(tmp_path / f"{name}.npz", x_train=TWELVE, y_train=y, x_test=x, y_test=y)
+        run = contrapose.train(
+            "simclr", tmp_path / f"{name}.npz", out=tmp_path / name, epochs=1, batch_size=2
+        )
+        said = api.train_and_test(run)[2]
+        assert ("6 of 6 with values outside" in said) == (name == "brighter")
+        assert ("6 of 6 nearly black" in said) == (name == "darker")
 
 
 def test_kept_squares_are_those_of_the_same_range(

@@ -272,11 +272,13 @@ def request_of(run: Run, images: Any = None) -> Request:
     if isinstance(images, ImageSet) or callable(images):
         return Request(images, subset=own.subset, few_labels=own.few_labels, held_out=own.held_out)
     given = Request.of(images)
-    if not given.named:
+    if isinstance(given.source, ImageSet) or callable(given.source):
         return given
     return dataclasses.replace(
-        given, size=own.size, channels=own.channels, value_range=own.value_range, rgb=own.rgb,
-        max_pixels=own.max_pixels, max_bad_share=own.max_bad_share, held_out=own.held_out,
+        given, size=own.size, channels=own.channels, rgb=own.rgb,
+        value_range=given.value_range or own.value_range,
+        max_pixels=given.max_pixels or own.max_pixels, max_bad_share=own.max_bad_share,
+        held_out=own.held_out,
     )  # fmt: skip
 
 

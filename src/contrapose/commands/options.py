@@ -36,14 +36,18 @@ OF_IMAGES: dict[str, Any] = {  # the options that say which images: fields of a 
     "size": Annotated[int | None, typer.Option(help="Side in px to store images at.")],
     "value_range": Annotated[
         str | None,
-        typer.Option("--range", metavar="LOW:HIGH", help="Stored values that are black and white."),
+        typer.Option(
+            "--range",
+            metavar="LOW:HIGH",
+            help="Values of black and white, where images have more than 8 bits: 0:4095.",
+        ),
     ],
     "rgb": Annotated[
         str | None,
-        typer.Option(metavar="R,G,B", help="Channels, from 0, that are red, green, blue."),
+        typer.Option(metavar="R,G,B", help="Channels, from 0, that are red, green, blue: 3,2,1."),
     ],
     "max_pixels": Annotated[
-        int | None, typer.Option(help="Of a file that may be decoded; raise it for huge images.")
+        int | None, typer.Option(help="Most of an image that is decoded; 178,956,970 without it.")
     ],
     "max_bad_share": Annotated[
         float | None, typer.Option(help="Share of unreadable images to accept; 0.05 without it.")

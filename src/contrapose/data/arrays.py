@@ -23,6 +23,7 @@ from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import encode
 from contrapose.data.load import Listing
 from contrapose.data.values import is_deep, scaled
+from contrapose.errors import UserError
 
 # the names under which the parts of an .npz are looked for, best first
 IMAGE_KEYS = {
@@ -151,7 +152,7 @@ def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
             )
         if key is None:
             names = " | ".join((*IMAGE_KEYS["all"][:4], IMAGE_KEYS["train"][0]))
-            raise ValueError(
+            raise UserError(
                 f"{path}: no images; expected an array named {names}, found {_listed(found)}"
             )
         rows = _rows(_member(file, path, key), f"{path}:{key}", channels=channels)
@@ -173,9 +174,9 @@ def _numpy(x: object, what: str) -> np.ndarray:
     try:
         array = np.asarray(x)
     except ValueError as error:  # rows of different shapes
-        raise ValueError(f"{what}: not one array ({error}); images must share one shape") from None
+        raise UserError(f"{what}: not one array ({error}); images must share one shape") from None
     if array.dtype.hasobject:
-        raise ValueError(f"{what}: an array of Python objects; give numbers of one shape")
+        raise UserError(f"{what}: an array of Python objects; give numbers of one shape")
     return array
 
 
@@ -187,9 +188,9 @@ def _rows(
     channels: int | None = None,
 ) -> Rows:
     if x.dtype.hasobject or x.dtype.kind not in "buif":
-        raise ValueError(f"{what}: values of type {x.dtype} are not pixels; use uint8 or float32")
+        raise UserError(f"{what}: values of type {x.dtype} are not pixels; use uint8 or float32")
     if x.size == 0:
-        raise ValueError(f"{what}: shape {list(x.shape)} holds no image")
+        raise UserError(f"{what}: shape {list(x.shape)} holds no image")
     rows, layout = _last(x, what, n, channels)
     C = rows.shape[3]
     alpha = C == 4 and x.dtype == np.uint8 and layout == "[N H W C]" and channels != 4
@@ -210,30 +211,34 @@ def _last(x: np.ndarray, what: str, n: int | None, channels: int | None) -> tupl
     if x.ndim == 3:
         square = shape[0] == shape[1] > shape[2] and 1 < shape[2] <= MOST_CHANNELS / 2
         if (shape[2] in (3, 4) and shape[1] > 4 and shape[0] > 4) or square:
-            raise ValueError(
+            raise UserError(
                 f"{what}: shape {shape} could be one image [H W C] or many grey ones [N H W];"
                 " add an axis: [1 H W C] or [N H W 1]"
             )
         if shape[0] in (3, 4) and shape[1] > 4 and shape[2] > 4:
-            raise ValueError(
+            raise UserError(
                 f"{what}: shape {shape} could be one image [C H W] or {shape[0]} grey ones"
                 " [N H W]; add an axis: [1 C H W] or [N 1 H W]"
             )
         return x[..., None], grey
     if x.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"{what}: shape {shape} is not a set of images; use [N H W], [N C H W] or [N H W C]"
         )
     first, last = _axis_of_channels(shape, channels)
     if first and last and shape[1:] != [1, 1, 1]:
-        raise ValueError(
+        raise UserError(
             f"{what}: shape {shape} could be [N C H W] or [N H W C]; leave out the axis of"
             " channels if the images are grey, or resize them"
         )
     if not (first or last):
-        told = "" if channels is None else f" that could be the {channels} asked for"
-        raise ValueError(
-            f"{what}: shape {shape} has no axis of channels{told}; expected 1, 3, 4, or at most"
+        if channels is not None and channels not in _USUAL:
+            raise UserError(
+                f"{what}: channels={channels}: no axis of shape {shape} has as many, neither the"
+                " second nor the last"
+            )
+        raise UserError(
+            f"{what}: shape {shape} has no axis of channels; expected 1, 3, 4, or at most"
             f" {MOST_CHANNELS} on the shortest of its last three axes, the first or last of them"
         )
     return (x, "[N H W C]") if last else (x.transpose(0, 2, 3, 1), "[N C H W]")
@@ -261,12 +266,12 @@ def _load(path: Path, file: BinaryFile | None = None) -> Any:
         if isinstance(error, PermissionError):
             raise
         if "allow_pickle" in str(error) or "Python objects" in str(error):
-            raise ValueError(
+            raise UserError(
                 f"{path}: holds Python objects, which are never unpickled; save plain numbers"
             ) from None
-        raise ValueError(f"{path}: not a whole NumPy file ({error})") from None
+        raise UserError(f"{path}: not a whole NumPy file ({error})") from None
     except Exception as error:  # a damaged zip has its own errors
-        raise ValueError(f"{path}: not a whole NumPy file ({error})") from None
+        raise UserError(f"{path}: not a whole NumPy file ({error})") from None
 
 
 def _member(file: Any, path: Path, key: str) -> np.ndarray:
@@ -274,13 +279,13 @@ def _member(file: Any, path: Path, key: str) -> np.ndarray:
         return np.asarray(file[key])
     except ValueError as error:
         if "allow_pickle" in str(error):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {key!r} holds Python objects, which are never unpickled; save plain"
                 " numbers (a list of images of different shapes cannot be one array)"
             ) from None
-        raise ValueError(f"{path}: {key!r} cannot be read ({error})") from None
+        raise UserError(f"{path}: {key!r} cannot be read ({error})") from None
     except Exception as error:
-        raise ValueError(f"{path}: {key!r} cannot be read ({error})") from None
+        raise UserError(f"{path}: {key!r} cannot be read ({error})") from None
 
 
 def _first(found: set[str], names: tuple[str, ...]) -> str | None:

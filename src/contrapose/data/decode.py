@@ -146,7 +146,8 @@ def open_image(file: BinaryFile, max_pixels: int | None = None) -> Image.Image:
         try:
             return Image.open(file, formats=formats)
         except Image.DecompressionBombError as error:
-            raise _too_large(int((re.findall(r"\d+", str(error)) or [0])[0])) from None
+            pixels = int((re.findall(r"\d+", str(error)) or [0])[0])
+            raise _too_large(pixels, _usual_limit()) from None
     with _no_limit_of_pillow():
         image = Image.open(file, formats=formats)
     check_size(*image.size, max_pixels)
@@ -155,10 +156,14 @@ def open_image(file: BinaryFile, max_pixels: int | None = None) -> Image.Image:
 
 def check_size(width: int, height: int, max_pixels: int | None) -> None:
     """ValueError for an image of more pixels than may be read."""
-    usual = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
-    most = max_pixels or usual
+    most = max_pixels or _usual_limit()
     if most is not None and width * height > most:
-        raise _too_large(width * height)
+        raise _too_large(width * height, most)
+
+
+def _usual_limit() -> int | None:
+    """Pillow warns of images above its limit and refuses those above twice that."""
+    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
 def to_square(
@@ -254,9 +259,9 @@ def _start(file: BinaryFile) -> bytes:
     return start
 
 
-def _too_large(pixels: int) -> ValueError:
+def _too_large(pixels: int, most: int | None) -> ValueError:
     return ValueError(
-        f"its {pixels:,} pixels are more than are read from a file that nobody vouches for;"
+        f"its {pixels:,} pixels are more than the {most or 0:,} that are read without being told;"
         f" --max-pixels {pixels} (max_pixels={pixels}) reads it"
     )
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from contrapose.data.decode import Header, Reading
 from contrapose.data.threads import chunks, each
 from contrapose.data.values import RGB, ValueRange
+from contrapose.errors import UserError
 
 CPU = torch.device("cpu")
 TINY = 96  # px; smaller images spend their time in Python, where threads do not help
 
 
-class NoSuchSplit(ValueError):
+class NoSuchSplit(UserError):
     """The source has no such split; hold out a part with `hold_out` instead."""
 
 

@@ -39,6 +39,7 @@ from contrapose.data.split import evenly
 from contrapose.data.threads import chunks, each
 from contrapose.data.values import RGB, SAMPLE, ValueRange, found_range, some_values
 from contrapose.data.walk import readable
+from contrapose.errors import UserError
 
 _USUAL_SIDE = 224  # px, for photographs of different sizes
 _LARGEST_OWN_SIDE = 256  # px; a side that all images share is kept up to here
@@ -238,7 +239,7 @@ def _channels(name: str, headers: list[Header], asked: int | None) -> int:
     if asked is not None:
         if not any(asked in h.channels for h in headers):
             found = " or ".join(map(str, sorted(count)))
-            raise ValueError(f"{name}: channels={asked}, but its images have {found}")
+            raise UserError(f"{name}: channels={asked}, but its images have {found}")
         return asked
     if count.keys() <= {1, 3}:
         return 3 if 3 in count else 1
@@ -260,7 +261,7 @@ def _range(name: str, source: Source, deep: list[int], how: Reading) -> ValueRan
     if how.over.of_bytes is not None:
         return how.over
     if not deep and how.over.high > 255:
-        raise ValueError(
+        raise UserError(
             f"{name}: value_range={how.over} (--range), but all images have 8 bits and end at 255;"
             " leave it out: they are read as 0:255"
         )
@@ -299,9 +300,9 @@ def _decode(
 
 def _rgb(name: str, rgb: RGB | None, channels: int) -> RGB | None:
     if rgb is not None and channels == 1:
-        raise ValueError(f"{name}: rgb={rgb} (--rgb), but its images are grey; leave it out")
+        raise UserError(f"{name}: rgb={rgb} (--rgb), but its images are grey; leave it out")
     if rgb is not None and max(rgb) >= channels:
-        raise ValueError(
+        raise UserError(
             f"{name}: rgb={rgb} (--rgb), but its images have {channels} channels, counted from 0 to"
             f" {channels - 1}"
         )
@@ -326,8 +327,8 @@ def _refuse(name: str, total: int, bad: list[Skipped], max_bad_share: float) -> 
     first = "".join(f"\n  {skipped.path}: {skipped.reason}" for skipped in bad[:5])
     more = f"\n  and {len(bad) - 5:,} more" if len(bad) > 5 else ""
     if len(bad) == total:
-        raise ValueError(f"{name}: none of its {total:,} images can be read{first}{more}")
-    raise ValueError(
+        raise UserError(f"{name}: none of its {total:,} images can be read{first}{more}")
+    raise UserError(
         f"{name}: {len(bad):,} of {total:,} images cannot be read, more than the"
         f" {max_bad_share:.0%} that max_bad_share allows; repair or remove them, or raise"
         f" max_bad_share{first}{more}"

@@ -24,6 +24,7 @@ from contrapose.data.parquet import from_parquet, shards
 from contrapose.data.parquet_columns import has_images
 from contrapose.data.values import ValueRange, as_range, as_rgb
 from contrapose.data.walk import holds_images
+from contrapose.errors import UserError
 
 Split = Literal["train", "test", "unlabeled"]
 Images = str | PathLike[str] | np.ndarray | Tensor | tuple[object, object] | list[object]
@@ -81,7 +82,7 @@ def open_images(
     over, three = as_range(value_range), as_rgb(rgb)
     if isinstance(source, str) and is_call(source) and not _there(source, root):
         if labels is not None:
-            raise ValueError(f"{source}: a composed set has its own labels; choose with label=NAME")
+            raise UserError(f"{source}: a composed set has its own labels; choose with label=NAME")
         again = partial(
             open_images, root=root, download=download, fit=fit, value_range=over,
             max_pixels=max_pixels, max_bad_share=max_bad_share, memory=memory,
@@ -136,7 +137,7 @@ def _from_path(path: Path, split: str, read: ReadParquet, channels: int | None) 
             return read(path, split)
         return from_folder(path, split)
     if not path.is_file():
-        raise ValueError(f"{path}: neither a folder nor a plain file")
+        raise UserError(f"{path}: neither a folder nor a plain file")
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return from_npz(path, split, channels)
@@ -145,8 +146,8 @@ def _from_path(path: Path, split: str, read: ReadParquet, channels: int | None) 
     if suffix == ".parquet":
         return read(path, split)
     if suffix in SUFFIXES:
-        raise ValueError(f"{path}: one image; name the folder that holds it")
-    raise ValueError(f"{path}: not a set of images; use a folder, or a .npz, .npy or .parquet file")
+        raise UserError(f"{path}: one image; name the folder that holds it")
+    raise UserError(f"{path}: not a set of images; use a folder, or a .npz, .npy or .parquet file")
 
 
 def _there(source: str, root: str | Path | None) -> bool:
@@ -158,7 +159,7 @@ def _from_values(source: object, split: str, channels: int | None) -> Listing:
         raise NoSuchSplit(f"an array has no {split!r} split; hold out a part of it")
     if isinstance(source, tuple):
         if len(source) != 2:
-            raise ValueError(f"a tuple of {len(source)}; expected (images, labels)")
+            raise UserError(f"a tuple of {len(source)}; expected (images, labels)")
         return from_array(source[0], source[1], channels=channels)
     return from_array(source, channels=channels)
 
@@ -182,7 +183,7 @@ def _unknown(source: str, path: Path, where: Path) -> Exception:
         missing = "" if parent.is_dir() else f" (nor is there a folder {parent})"
         return FileNotFoundError(f"{source}: no such file or folder{missing}{hint}")
     if source.replace("_", "-") in COMPOSED:
-        raise ValueError(f"{source}: write the sets it is composed of, {usage(source)}")
+        raise UserError(f"{source}: write the sets it is composed of, {usage(source)}")
     near = difflib.get_close_matches(source, NAMED, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return ValueError(
@@ -201,19 +202,19 @@ def _check(
     memory: int,
 ) -> None:
     if split not in get_args(Split):
-        raise ValueError(f"split={split!r}: expected one of {', '.join(get_args(Split))}")
+        raise UserError(f"split={split!r}: expected one of {', '.join(get_args(Split))}")
     if size is not None and size < 1:
-        raise ValueError(f"size={size}: the side of the stored square is at least 1 px")
+        raise UserError(f"size={size}: the side of the stored square is at least 1 px")
     if channels is not None and channels < 1:
-        raise ValueError(
+        raise UserError(
             f"channels={channels}: 1 (grey), 3 (RGB), the number of bands, or None to decide by the"
             " images"
         )
     if max_pixels is not None and max_pixels < 1:
-        raise ValueError(f"max_pixels={max_pixels}: the most pixels of an image, such as 500000000")
+        raise UserError(f"max_pixels={max_pixels}: the most pixels of an image, such as 500000000")
     if fit not in get_args(Fit):
-        raise ValueError(f"fit={fit!r}: expected one of {', '.join(get_args(Fit))}")
+        raise UserError(f"fit={fit!r}: expected one of {', '.join(get_args(Fit))}")
     if not 0 <= max_bad_share <= 1:
-        raise ValueError(f"max_bad_share={max_bad_share}: a share lies between 0 and 1")
+        raise UserError(f"max_bad_share={max_bad_share}: a share lies between 0 and 1")
     if memory < 0:
-        raise ValueError(f"memory={memory}: a number of bytes, 0 to decode everything on access")
+        raise UserError(f"memory={memory}: a number of bytes, 0 to decode everything on access")

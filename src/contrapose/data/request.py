@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from contrapose.data.composed.spec import absolute
+from contrapose.data.decode import DARK, OUTSIDE
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.named import NAMED
 from contrapose.data.open import open_images
@@ -79,7 +80,7 @@ class Request:
     def has_test(self, train: ImageSet) -> bool:
         """True if the source has a test split that serves these training images."""
         try:
-            return serves(self.open("test"), train)
+            return serves(self.like(train).open("test"), train)
         except NoSuchSplit:
             return False
 
@@ -105,7 +106,7 @@ class Request:
                 known = of_same_classes(test, train)
                 lost = labelled(test) - labelled(known)
                 left = f", {lost:,} images of classes unknown to training left out" if lost else ""
-                return train, known, f"test{left}"
+                return train, known, f"test{left}{of_other_values(test, train)}"
             why = f", since the {len(test):,} images of the test split have no labels"
         except NoSuchSplit:
             pass
@@ -193,6 +194,16 @@ def serves(test: ImageSet, train: ImageSet) -> bool:
     """False for a test split without labels beside labelled training images, as competitions give
     them: nothing can be scored on it."""
     return test.label is not None or train.label is None
+
+
+def of_other_values(test: ImageSet, train: ImageSet) -> str:
+    """Words about test images whose values do not fit the range that training was read by."""
+    words = ""
+    for note in (OUTSIDE, DARK):
+        share = test.notes.get(note, 0) / len(test)
+        if share > max(0.05, 2 * train.notes.get(note, 0) / len(train)):
+            words += f", {test.notes[note]:,} of {len(test):,} {note}"
+    return words
 
 
 def labelled(images: ImageSet) -> int:

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from contrapose.errors import UserError
+
 RARE = 0.001  # share of the values of a sample that may lie outside a range that is found
 SAMPLE = 128  # images whose values find the range of a set
 _PIXELS = 2**14  # values of each of them, at most
@@ -48,7 +50,7 @@ class ValueRange:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
-            raise ValueError(
+            raise UserError(
                 f"value_range={self}: two numbers, the value of black and a larger one of white"
             )
 
@@ -71,7 +73,7 @@ def read_range(text: str) -> ValueRange:
     try:
         return ValueRange(float(low), float(high))
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--range {text}: write the value of black and that of white, such as --range 0:4095"
         ) from None
 
@@ -85,7 +87,7 @@ def as_range(value: object) -> ValueRange | None:
     try:
         low, high = (float(v) for v in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"value_range={value!r}: two numbers, the value of black and that of white"
         ) from None
     return ValueRange(low, high)
@@ -101,7 +103,7 @@ def as_rgb(value: object) -> RGB | None:
     except (TypeError, ValueError):
         red = green = blue = -1
     if min(red, green, blue) < 0 or len({red, green, blue}) != 3:
-        raise ValueError(
+        raise UserError(
             f"rgb={value!r} (--rgb): name three different channels for red, green, blue, counted"
             " from 0, such as 3,2,1"
         )
@@ -165,7 +167,7 @@ def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
     parts = [part for part in samples if part.size]
     kinds = {"float" if part.dtype.kind == "f" else "integer" for part in parts}
     if len(kinds) > 1:
-        raise ValueError(
+        raise UserError(
             f"{name}: some of its images hold floats, others integers of more than 8 bits, and no"
             " range is usual for both; say which values are black and white with --range LOW:HIGH"
             " (value_range=(LOW, HIGH)), or open them apart"
@@ -184,7 +186,7 @@ def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
         seen += f", nearly all of them from {_short(low)} to {_short(high)}"
     why = "neither in [0, 1] nor in [0, 255]" if floats else "not those of 8, 10, 12, 14 or 16 bits"
     black, white = (_short(low), _short(high)) if low < high else ("0", _short(abs(high) or 1))
-    raise ValueError(
+    raise UserError(
         f"{name}: {'floats' if floats else 'integers'} with values from {seen}: {why}; say which"
         f" values are black and white, such as --range {black}:{white} (value_range=({black},"
         f" {white})), or undo the normalisation if it is one (the encoder has its own)"

@@ -21,6 +21,7 @@ from contrapose.data.composed.sets import (
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.split import hold_out
 from contrapose.data.values import RGB
+from contrapose.errors import UserError
 from contrapose.partials import arguments, parse, unknown
 
 COMPOSED: dict[str, Callable[..., ImageSet]] = {
@@ -109,7 +110,7 @@ def _opened(
     try:
         return open_set(part, **how)
     except (ValueError, FileNotFoundError) as error:
-        if type(error) not in (ValueError, FileNotFoundError, NoSuchSplit):
+        if type(error) not in (ValueError, UserError, FileNotFoundError, NoSuchSplit):
             raise
         raise type(error)(f"{name}: its {role}: {error}") from error
 
