@@ -17,11 +17,11 @@ from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
-from contrapose.files import holder, unfinished
+from contrapose.files import holder, read_object, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import arguments, assign, describe, unknown, up_to_date
 from contrapose.training import loop
-from contrapose.training.recipe import Recipe, recipe_from
+from contrapose.training.recipe import Recipe
 from contrapose.training.rehearsal import rehearse
 from contrapose.training.run import FORMAT, Run
 from contrapose.version import __version__
@@ -112,8 +112,9 @@ def resume(
         chosen = recipe
     else:
         own = None if recipe is None else recipes.module(recipe)
-        chosen = recipe_from(written["recipe"], own)
-    before = run.read("environment.json") if (run.path / "environment.json").exists() else {}
+        chosen = run.recipe(own)
+    file = run.path / "environment.json"
+    before = read_object(file, {"precision?": str, "resumed?": list}) if file.exists() else {}
     device = choose_device(device)
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
     network = build(chosen, source)

@@ -104,7 +104,7 @@ def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> A
 
     shape: a type or a union of types, where float means a finite number; {field: shape} for an
     object that has these fields, and perhaps others; {str: shape} for one with any fields; [shape]
-    for a list. A field whose name ends in "?" may be missing or null.
+    for a list. A field whose name ends in "?" may be missing.
     """
     if isinstance(shape, list):
         for k, item in enumerate(_of_kind(value, list, where, remedy)):
@@ -116,7 +116,7 @@ def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> A
     for field, kind in shape.items():
         optional = isinstance(field, str) and field.endswith("?")
         for name in value if field is str else [field.removesuffix("?")]:
-            if optional and value.get(name) is None:
+            if optional and name not in value:
                 continue
             if name not in value:
                 raise UserError(f"{where} lacks {name}; {remedy}")

@@ -14,7 +14,7 @@ from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.machine import choose_device
-from contrapose.training.recipe import Recipe, recipe_from
+from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 
 
@@ -45,7 +45,7 @@ class Subject:
         own = None if recipe is None else recipes.module(recipe)
         encoder = Encoder.load(run.path, own)
         train, test, split = api.train_and_test(run, images)
-        chosen = recipe_from(run.read("recipe.json")["recipe"], own)
+        chosen = run.recipe(own)
         return cls(run, chosen, encoder, train, test, split, choose_device(device))
 
     def embed(self, images: ImageSet) -> Embedded:

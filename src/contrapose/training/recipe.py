@@ -5,13 +5,14 @@ It prints, is written to the run folder as JSON, and varies by `dataclasses.repl
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
+from contrapose.errors import UserError
 from contrapose.partials import describe as describe
-from contrapose.partials import revive
+from contrapose.partials import revive, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +101,10 @@ def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Rec
         "views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys", "batches",
     }  # fmt: skip
     called = {k for k in functions if described.get(k) is not None}
+    known = {f.name: f for f in fields(Recipe)}
+    for name in described.keys() - known.keys():
+        raise UserError(f"a recipe has no {unknown(name, known)}")
+    for name, expected in known.items():
+        if name not in described and expected.default is MISSING:
+            raise UserError(f"the recipe lacks {name}")
     return Recipe(**{k: revive(v, own) if k in called else v for k, v in described.items()})

@@ -8,13 +8,13 @@ code from a file: weights are safetensors, training state is read with `weights_
 """
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from contrapose.errors import UserError
 from contrapose.files import (
     as_json_bytes,
     clear,
+    conform,
     finite,
     held,
     read_json,
@@ -36,6 +37,7 @@ from contrapose.files import (
     unfinished,
     was_killed,
 )
+from contrapose.training.recipe import Recipe, recipe_from
 
 Weights = dict[str, torch.Tensor]
 FORMAT = 1
@@ -43,6 +45,26 @@ KEPT = 2  # checkpoints
 KILLED = (
     "if nobody did that, memory ran out: a new run needs a smaller --batch-size or --set chunk=64"
 )
+
+
+SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
+    "command?": str | None,
+    "data": {
+        "name?": str, "source": str | None, "labels": str | None, "held_out": float,
+        "max_bad_share": float, "size": int, "channels": int, "fingerprint": str,
+        "rgb?": list | None, "value_range?": dict | None, "max_pixels?": int | None,
+    },
+    "recipe": {
+        "name": str, "size": int, "seed": int, "batch_size": int, "number_of_views": int,
+        "epochs": float, "warmup": float, "lr": float, "positives": str,
+        "clip?": float | None, "chunk?": int | None,
+    },
+}  # fmt: skip
+STATUS: dict[str, Any] = {
+    "state": str, "step?": int, "steps?": int, "epoch?": float, "epochs?": float,
+    "seconds?": float, "images_per_second?": float, "reason?": str | None, "pid?": int,
+    "host?": str,
+}  # fmt: skip
 
 
 class OtherImages(UserError):
@@ -90,16 +112,24 @@ class Run:
                 what = "has no recipe.json: nothing was begun in it, so begin with --out"
             raise FileNotFoundError(f"{path} {what}; give the folder that `contrapose train` wrote")
         run = cls(path)
-        written = run.read("recipe.json")
-        found = written.get("format") if isinstance(written, dict) else None
-        if found != FORMAT:
+        written = read_object(path / "recipe.json")
+        if (found := written.get("format")) != FORMAT:
             raise UserError(
                 f"{path} has run format {found!r}, this version reads {FORMAT}; "
                 "read it with the version of contrapose that its environment.json names"
             )
-        if not {"data", "recipe"} <= written.keys():
-            raise UserError(f"{path / 'recipe.json'} lacks its data or its recipe; restore it")
+        conform(written, SHAPE, str(path / "recipe.json"))
         return run
+
+    def recipe(self, own: ModuleType | None = None) -> Recipe:
+        """What the run trains by; own: the module of a recipe file of the user's own.
+
+        UserError that names recipe.json where it describes no recipe.
+        """
+        try:
+            return recipe_from(self.read("recipe.json")["recipe"], own)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.path / 'recipe.json'}: {error}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,13 +146,17 @@ class Run:
         return read_json(self.path / name)
 
     def status(self) -> dict[str, Any]:
-        """How far the run is; {} where nothing was trained yet.
+        """How far the run is; {} where nothing was trained yet or the file is damaged, which is said.
 
         Its state is running, finished, interrupted, failed, or `killed` where it says running and
         the process that wrote that is gone.
         """
         file = self.path / "status.json"
-        found = read_object(file) if file.exists() else {}
+        try:
+            found = read_object(file, STATUS) if file.exists() else {}
+        except UserError as error:  # training goes on from checkpoints, whatever this says
+            say(f"{error}; left out")
+            return {}
         killed = {"state": "killed", "reason": KILLED} if was_killed(self.path, found) else {}
         return found | killed
 
@@ -253,15 +287,15 @@ class Run:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None where it holds no object with a step."""
+    """A line of metrics.jsonl; None where it holds no numbers with their step."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    step = row.get("step") if isinstance(row, dict) else None
-    if not isinstance(step, int | float) or isinstance(step, bool) or not math.isfinite(step):
+    try:
+        return dict(conform(row, {"step": float, str: float | None}, "row"))
+    except UserError:
         return None
-    return dict(row)
 
 
 def _first_line(error: Exception) -> str:
