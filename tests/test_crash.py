@@ -1,7 +1,9 @@
 """What is left of a run after a kill, damage or a full disk, and that the way back is exact."""
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,8 +18,10 @@ import torch
 import contrapose
 from contrapose import augment, encoders, losses
 from contrapose.data import open_images
+from contrapose.data.composed import write_sheet
 from contrapose.encoders import Encoder
-from contrapose.files import HeldElsewhere, held, unfinished, was_killed
+from contrapose.explain.embeddings import write_embeddings
+from contrapose.files import HeldElsewhere, held, replace_file, unfinished, was_killed
 from contrapose.report import write_report
 from contrapose.training import optim
 from contrapose.training.loop import InterruptedTraining
@@ -269,3 +273,42 @@ def test_a_second_ctrl_c_between_two_operations_is_an_interruption_too(tmp_path,
         contrapose.train(tiny(), digits, out=tmp_path / "run", device="cpu", watch=stop)
     assert Run.open(tmp_path / "run").status()["state"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@contextlib.contextmanager
+def full_disk(room: int):
+    """No file may grow above so many bytes: writing fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_names_the_file_that_could_not_be_written_and_leaves_the_old_one(run, digits):
+    images = open_images("digits")
+    works = {
+        "report.html": lambda: write_report([run]),
+        "mine.html": lambda: write_report([run], run / "mine.html"),
+        "e.npz": lambda: write_embeddings(Run.open(run), images, run / "e.npz", device="cpu"),
+        "e.parquet": lambda: write_embeddings(Run.open(run), images, run / "e.parquet"),
+        "pictures.npz": lambda: contrapose.diagnose(run, digits, device="cpu"),
+        "sheet.png": lambda: write_sheet(images, run / "sheet.png"),
+        "out.json": lambda: replace_file(run / "out.json", bytes(5000)),
+    }
+    contrapose.diagnose(run, digits, device="cpu")
+    before = (run / "pictures.npz").read_bytes()
+    for name, work in works.items():
+        with full_disk(4000), pytest.raises(OSError, match=rf"{name} could not be written"):
+            work()
+    assert (run / "pictures.npz").read_bytes() == before
+    assert not list(run.rglob(".*.new")) and not (run / "e.npz").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(run):
+    (run / "file").write_text("")
+    with pytest.raises(OSError, match=r"file/report\.html could not be written|run/file could not"):
+        write_report([run], run / "file" / "report.html")

@@ -172,7 +172,7 @@ def test_what_is_no_run_is_refused_by_name(tmp_path: Path, run: Path) -> None:
     ):
         write_report([run, tmp_path])
     (tmp_path / "recipe.json").write_text('{"format": ')
-    with pytest.raises(ValueError, match=r"recipe\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged"):
         write_report([tmp_path])
 
 

@@ -104,8 +104,10 @@ def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> A
 
     shape: a type or a union of types, where float means a finite number; {field: shape} for an
     object that has these fields, and perhaps others; {str: shape} for one with any fields; [shape]
-    for a list. A field whose name ends in "?" may be missing.
+    for a list; (shape, None) where it may be null. A field whose name ends in "?" may be missing.
     """
+    if isinstance(shape, tuple):
+        return value if value is None else conform(value, shape[0], where, remedy)
     if isinstance(shape, list):
         for k, item in enumerate(_of_kind(value, list, where, remedy)):
             conform(item, shape[0], f"{where}[{k}]", remedy)

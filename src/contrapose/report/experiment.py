@@ -13,6 +13,26 @@ from contrapose.report.page import assemble, write_text
 from contrapose.report.run_folder import Json, read_record
 
 FORMAT = 1
+SHAPE: Json = {  # what the page relies on
+    "contrapose": str, "written": str, "command": str | None, "name": str, "title": str,
+    "source": str, "scale": str, "seeds": [int], "costs": {str: str}, "measures": {str: str},
+    "claims": [{"sentence": str, "source": str, "holds": bool | None, "evidence": str}],
+    "published": [{
+        "measure": str, "at": {str: str | float | bool | None}, "published": float, "source": str,
+        "ours": float | None, "spread": float | None, "seeds": int, "distance": float | None,
+        "why": str,
+    }],
+    "figures": [{
+        "title": str, "about": str, "figure": ({"data": [dict], "layout": dict}, None), "why": str,
+    }],
+    "jobs": [{
+        "name": str, "facts": {str: str | float | bool | None}, "seed": int, "state": str,
+        "measures": dict, "seconds": float | None, "environment": str | None,
+        "contrapose": str | None, "error": str | None, "traceback": str | None,
+    }],
+    "environments": [{"jobs": int, "threads?": int}],
+    "notes": [str],
+}  # fmt: skip
 SMOKE = (
     "Scale smoke shows that the experiment runs. On so little data a claim says little, "
     "unless it is exact."
@@ -65,7 +85,8 @@ class Grid:
 
 def read_experiment(folder: Path) -> Json:
     """experiment.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
-    return read_record(folder / "experiment.json", format=FORMAT, command="contrapose reproduce")
+    file, command = folder / "experiment.json", "contrapose reproduce"
+    return read_record(file, format=FORMAT, command=command, shape=SHAPE)
 
 
 def write_experiment(folder: Path, out: Path | None = None) -> Path:

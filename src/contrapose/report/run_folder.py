@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from contrapose.files import was_killed
+from contrapose.errors import UserError
+from contrapose.files import conform, read_json, read_object, was_killed
 from contrapose.report.pictures import Pictures, read_pictures
 
 FORMAT = 1  # the run-folder version that this package reads
@@ -106,18 +107,13 @@ def _recipe(path: Path) -> Json:
             f"{path} is not a run folder: it has no recipe.json; "
             "pass a folder made by `contrapose train`"
         )
-    try:
-        top = json.loads(file.read_text(encoding="utf-8"), parse_constant=str)
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}); restore the file or train again"
-        ) from error
+    top = _finite(read_json(file, remedy="restore the file or train again"))
     if not isinstance(top, dict) or "format" not in top:
-        raise ValueError(
+        raise UserError(
             f"{file} names no run-folder format; it was not written by `contrapose train`"
         )
     if top["format"] != FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{path} is a run folder of format {top['format']!r}, written by contrapose "
             f"{top.get('contrapose', 'of unknown version')}; this one reads format {FORMAT}: "
             f"install that version to read it, or train again with this one"
@@ -154,7 +150,7 @@ def _state(path: Path, status: Json) -> list[Notice]:
 def _read(file: Path, notices: list[Notice]) -> Any:
     """The JSON value in `file`, or None (with a notice) when it is missing or damaged."""
     try:
-        return _finite(json.loads(file.read_text(encoding="utf-8")))
+        return _finite(read_json(file))
     except FileNotFoundError:
         notices.append(Notice(level="info", sentence=f"{file.name} is missing"))
     except (ValueError, OSError) as error:
@@ -276,16 +272,18 @@ def _pictures(file: Path, notices: list[Notice]) -> Pictures:
     return pictures
 
 
-def read_record(file: Path, *, format: int, command: str) -> Json:
-    """What a command wrote; FileNotFoundError or ValueError that says what is wrong with it."""
+def read_record(file: Path, *, format: int, command: str, shape: Mapping[str, Any]) -> Json:
+    """What a command wrote, of this shape (`files.conform`).
+
+    Raises FileNotFoundError, or UserError that names the field that is wrong.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} has no {file.name}; it is written by `{command}`")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); run `{command}` again") from None
-    if not isinstance(found, dict) or found.get("format") != format:
-        raise ValueError(
+    remedy = f"run `{command}` again"
+    found = read_object(file, remedy=remedy)
+    if found.get("format") != format:
+        raise UserError(
             f"{file} is not of format {format}, which this version reads; run `{command}` again"
         )
+    conform(found, shape, str(file), remedy)
     return found

@@ -13,6 +13,23 @@ from contrapose.report.run_folder import Json, read_record
 from contrapose.report.sprites import Sprite, sprite
 
 FORMAT = 1
+SCORE: Json = {
+    "value": float | None, "low": float | None, "high": float | None, "n": int, "protocol": str,
+}  # fmt: skip
+SHAPE: Json = {  # what the page relies on
+    "request": {
+        "data": str, "images": int, "size": int, "recipe": str, "run": str | None,
+        "encoder": str | None, "steps": int | None, "seed": int,
+    },
+    "command": str | None, "contrapose": str, "of": str, "split": str, "compared": int,
+    "at_most": float, "brief": bool, "recipe_file": str | None,
+    "candidates": [{
+        "name": str, "title": str, "level": str, "state": str, "sentence": str, "instead": str,
+        "suggestion": str, "suggested": bool, "found": SCORE, "bits": SCORE, "h": SCORE,
+        "untrained": SCORE, "found_after": SCORE, "bits_after": SCORE, "h_after": (SCORE, None),
+    }],
+    "duplicates": {"level": str, "state": str, "sentence": str, "suggestion": str},
+}  # fmt: skip
 BUDGET = 400_000  # bytes of each feature's pictures
 
 
@@ -35,7 +52,8 @@ class Shown:
 
 def read_shortcuts(folder: Path) -> Json:
     """shortcuts.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
-    return read_record(folder / "shortcuts.json", format=FORMAT, command="contrapose shortcuts")
+    file, command = folder / "shortcuts.json", "contrapose shortcuts"
+    return read_record(file, format=FORMAT, command=command, shape=SHAPE)
 
 
 def write_shortcuts(folder: Path, out: Path | None = None) -> Path:
@@ -101,7 +119,7 @@ def _bars(rows: Sequence[Json], names: Sequence[tuple[str, str]], title: str) ->
     traces = []
     for name, words in names:
         scores = [(row["title"], row[name]) for row in reversed(rows)]
-        known = [(t, s) for t, s in scores if s is not None and s["value"] is not None]
+        known = [(t, s) for t, s in scores if s is not None and _complete(s)]
         traces.append(
             {
                 "type": "bar",
@@ -119,6 +137,10 @@ def _bars(rows: Sequence[Json], names: Sequence[tuple[str, str]], title: str) ->
         )
     layout = {"xaxis": {"title": {"text": title}, "rangemode": "tozero"}, "barmode": "group"}
     return themed({"data": traces, "layout": layout | {"yaxis": {"automargin": True}}})
+
+
+def _complete(score: Json) -> bool:
+    return all(score[name] is not None for name in ("value", "low", "high"))
 
 
 def _shown(row: Json, arrays: dict[str, np.ndarray]) -> Shown:

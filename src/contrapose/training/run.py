@@ -146,7 +146,7 @@ class Run:
         return read_json(self.path / name)
 
     def status(self) -> dict[str, Any]:
-        """How far the run is; {} where nothing was trained yet or the file is damaged, which is said.
+        """How far the run is; {} where nothing was trained yet, or the file is damaged (said).
 
         Its state is running, finished, interrupted, failed, or `killed` where it says running and
         the process that wrote that is gone.
