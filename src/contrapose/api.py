@@ -262,7 +262,10 @@ def build(recipe: Recipe, images: ImageSet) -> Encoder:
 
 def request_of(run: Run, images: Any = None) -> Request:
     """The images a run was trained on, or others (`Request`, or its source) stored the same way."""
-    own = Request.from_json(run.read("recipe.json")["data"])
+    try:
+        own = Request.from_json(run.read("recipe.json")["data"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run.path / 'recipe.json'}: data: {error}; restore it") from error
     if images is None:
         if own.source is None:
             raise UserError(

@@ -309,7 +309,7 @@ def _short(name: str) -> str:
 
 def _log_ticks(traces: Sequence[Figure]) -> dict[str, list[Any]]:
     """Powers of ten, and 2 and 5 times them where there are few, as plain numbers."""
-    values = [v for trace in traces for v in trace["y"] if v]
+    values = [v for trace in traces for v in trace["y"] if v is not None and v > 0]
     if not values:
         return {}
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))

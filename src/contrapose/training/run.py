@@ -50,9 +50,12 @@ KILLED = (
 SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
     "command?": str | None,
     "data": {
-        "name?": str, "source": str | None, "labels": str | None, "held_out": float,
-        "max_bad_share": float, "size": int, "channels": int, "fingerprint": str,
-        "rgb?": list | None, "value_range?": dict | None, "max_pixels?": int | None,
+        "name?": str, "source": str | None, "labels": str | None, "held_out?": float,
+        "max_bad_share?": float, "size": int, "channels": int, "fingerprint": str,
+        "label_column?": str | None, "image_column?": str | None, "subset?": int | None,
+        "test_subset?": int | None, "few_labels?": int | None, "max_pixels?": int | None,
+        "rgb?": ([int], None),
+        "value_range?": ({"low": float, "high": float, "of_bytes?": bool | None}, None),
     },
     "recipe": {
         "name": str, "size": int, "seed": int, "batch_size": int, "number_of_views": int,
