@@ -65,6 +65,8 @@ def test_a_set_does_not_change_with_the_array_it_came_from() -> None:
         (np.full((5, 8, 8), -1.0), "undo the normalisation"),
         (np.full((5, 8, 8), 70_000), r"values from 70000 .*--range 0:70000"),
         (np.full((5, 8, 8), 1j), "values of type complex128"),
+        (np.ma.masked_greater(np.ones((5, 8, 8)), 0.5), "masked array; fill"),
+        (torch.ones(5, 8, 8).to_sparse(), "no array of pixels"),
         (np.full((5, 8, 8), 1.01), "neither in"),
     ],
 )

@@ -243,3 +243,26 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_more(
         monkeypatch.setenv("CONTRAPOSE_CACHE", str(place))
         with pytest.warns(UserWarning, match="could not be kept"):
             assert len(open_images(folder)) == 6
+
+
+def test_damaged_tiffs_are_named_and_never_end_in_another_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x = random.integers(0, 4096, (5, 32, 32, 6)).astype(np.uint16)
+    folder = files(tmp_path / "set", x, photometric="minisblack", planarconfig="contig")
+    first = folder / "000.tif"
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1000])
+    for memory in (2**30, 0):
+        images = open_images(folder, max_bad_share=0.2, memory=memory)
+        assert [(Path(s.path).name, s.reason) for s in images.skipped] == [
+            ("000.tif", "the file is cut off")
+        ]
+    for _ in range(40):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[random.integers(0, 300, 3)] = random.integers(0, 256, 3)
+        first.write_bytes(damaged.tobytes())
+        assert len(open_images(folder, max_bad_share=0.9)) >= 4
+    with pytest.raises(ValueError, match="type complex128 are not pixels"):
+        open_images(files(tmp_path / "complex", x[..., 0] * 1j))
+    assert capfd.readouterr() == ("", "")

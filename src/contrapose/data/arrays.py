@@ -168,11 +168,15 @@ def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
 
 
 def _numpy(x: object, what: str) -> np.ndarray:
-    if isinstance(x, torch.Tensor):
-        x = x.detach().cpu()
-        return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
+    if isinstance(x, np.ma.MaskedArray):
+        raise UserError(f"{what}: a masked array; fill what is masked, with NaN or a number")
     try:
+        if isinstance(x, torch.Tensor):
+            x = x.detach().cpu()
+            return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
         array = np.asarray(x)
+    except TypeError as error:  # sparse tensors, types that NumPy lacks
+        raise UserError(f"{what}: no array of pixels ({error})") from None
     except ValueError as error:  # rows of different shapes
         raise UserError(f"{what}: not one array ({error}); images must share one shape") from None
     if array.dtype.hasobject:

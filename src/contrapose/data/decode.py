@@ -252,6 +252,7 @@ def upright(x: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.ndarr
 
 
 def _start(file: BinaryFile) -> bytes:
+    file.seek(0)
     start = file.read(32)
     if not start:
         raise ValueError("the file is empty")
@@ -293,9 +294,9 @@ def _special(file: BinaryFile, channels: int) -> _Values | None:
     start = _start(file)
     if start.startswith(_TIFF):
         seen = tiff.look(file)
-        file.seek(0)
         if seen.pillow and (channels in (1, 3) or seen.frames != channels):
             return None
+        file.seek(0)
         return _Values(tiff.read(file, channels), seen.nodata, seen.orientation, seen.alpha)
     if _is_deep_png(start) and start[25] in (2, 4, 6):  # colour, grey and alpha, colour and alpha
         return _deep_png(file, alpha=start[25] != 2)
@@ -307,7 +308,6 @@ def _deep_png(file: BinaryFile, alpha: bool) -> _Values:
     once, as if it were little-endian, for the lower ones."""
     planes = []
     for suffix in ("16B", "16L"):
-        file.seek(0)
         with open_image(file) as image:
             if image.tile[0].args != f"{image.mode};16B":  # type: ignore[attr-defined]
                 raise ValueError("grey of 16 bits with transparency; save it without transparency")

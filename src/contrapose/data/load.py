@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -256,8 +256,7 @@ def _range(name: str, source: Source, deep: list[int], how: Reading) -> ValueRan
     if how.over is None:
         if not deep:
             return None
-        samples = (some_values(*source.values(i, how)) for i in _some(deep))
-        return found_range(name, samples)
+        return found_range(name, _samples(source, _some(deep), how))
     if how.over.of_bytes is not None:
         return how.over
     if not deep and how.over.high > 255:
@@ -266,6 +265,13 @@ def _range(name: str, source: Source, deep: list[int], how: Reading) -> ValueRan
             " leave it out: they are read as 0:255"
         )
     return replace(how.over, of_bytes=not deep)
+
+
+def _samples(source: Source, index: list[int], how: Reading) -> Iterator[np.ndarray]:
+    """Values of these images, as far as they can be read: decoding names those that cannot."""
+    for i in index:
+        with suppress(Exception):
+            yield some_values(*source.values(i, how))
 
 
 def _some(deep: list[int]) -> list[int]:

@@ -4,12 +4,17 @@ tifffile reads them. An ordinary image of 8 bits, and a grey one of 16 bits or f
 whose compressions need nothing else.
 """
 
+import io
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
 
 from contrapose.data.values import is_deep
+
+# what tifffile logs of a damaged file is no line on the terminal: the file is refused by name
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 NODATA = 42113  # GDAL's tag
 _ORIENTATION = 274
@@ -32,10 +37,18 @@ class Look(NamedTuple):
 
 
 def look(file: Any) -> Look:
-    """Size and layout without decoding. Raises whatever tifffile raises for a damaged file."""
+    """Size and layout without decoding. Raises ValueError for a file that is cut off or holds no
+    pixels, and whatever tifffile raises for a damaged one."""
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
     with tifffile.TiffFile(file) as opened:
         page = opened.pages.first
         kind = np.dtype(page.dtype or np.uint8)
+        if kind.kind not in "buif":
+            raise ValueError(f"values of type {kind} are not pixels")
+        ends = zip(page.dataoffsets, page.databytecounts, strict=False)
+        if any(offset + count > length for offset, count in ends):
+            raise ValueError("the file is cut off")
         samples = int(page.samplesperpixel)
         extra = tuple(int(e) for e in page.extrasamples)
         alpha = len(extra) == 1 and extra[0] in _ALPHA

@@ -185,7 +185,9 @@ def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
     if (low, high) != (every[0], every[-1]):
         seen += f", nearly all of them from {_short(low)} to {_short(high)}"
     why = "neither in [0, 1] nor in [0, 255]" if floats else "not those of 8, 10, 12, 14 or 16 bits"
-    black, white = (_short(low), _short(high)) if low < high else ("0", _short(abs(high) or 1))
+    if low == high:
+        low, high = (0.0, high) if high > 0 else (low, low + 1)
+    black, white = _short(low), _short(high)
     raise UserError(
         f"{name}: {'floats' if floats else 'integers'} with values from {seen}: {why}; say which"
         f" values are black and white, such as --range {black}:{white} (value_range=({black},"
