@@ -28,6 +28,7 @@ from contrapose.training.conditional import (
     group_size,
     neighbour_groups,
     read_colder,
+    told_apart,
 )
 from contrapose.training.loop import InterruptedTraining
 from contrapose.training.run import Run
@@ -83,9 +84,9 @@ def test_what_all_of_a_group_share_does_not_move_the_loss():
     torch.testing.assert_close(after, before)
 
 
-def test_groups_are_asked_for_where_content_is_kept_too_small_to_be_felt():
-    """60 codes of 100 images. At t = 0.1 a finder whose views differ by noise of 0.1 to 0.3 is read
-    at about its own temperature; content of a tenth of the code's size is not."""
+def test_groups_are_made_where_something_easy_keeps_content_small_and_nowhere_else():
+    """60 codes of 100 images. The noise of content as long as the code is read at 0.09 or so, that
+    of content of a sixth of its length far below 0.04: but only beside an easy feature."""
     n = 6000
     code = rows(60, 16, seed=1)[torch.arange(n) % 60]
     content = rows(n, 32, seed=2)
@@ -95,8 +96,29 @@ def test_groups_are_asked_for_where_content_is_kept_too_small_to_be_felt():
         views = [z + noise * size * torch.randn(z.shape, generator=draw(k)) for k in (3, 4)]
         return unit(z), unit(views[0]), unit(views[1])
 
-    assert group_size(*finder(0.15, 0.2), draw(), temperature=0.1, sizes=(40, 10)) == 40
-    assert group_size(*finder(1.0, 0.3), draw(), temperature=0.1, sizes=(40, 10)) is None
+    hidden, open_ = finder(0.15, 0.2), finder(1.0, 0.3)
+    assert group_size(*hidden, draw(), untrained=0.9, sizes=(40, 10)) == 40
+    assert group_size(*hidden, draw(), untrained=0.5, sizes=(40, 10)) is None
+    assert group_size(*open_, draw(), untrained=0.9, sizes=(40, 10)) is None
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.5, 2.0])
+def test_what_is_told_apart_is_the_best_of_all_temperatures_and_needs_no_scale(noise):
+    a = rows(400, seed=1).double()
+    b = a + noise * rows(400, seed=2).double()
+    told = told_apart(a, b, size=20)
+    grid = [2 ** (k / 8) for k in range(-80, 81)]
+    least = min(float(conditional_info_nce(a, b, size=20, temperature=t)) for t in grid)
+    assert told == pytest.approx(1 - least / (2 * math.log(20)), abs=1e-3)
+    assert told_apart(a, 0.01 * b, size=20) == pytest.approx(told, abs=1e-3)
+    with pytest.raises(ValueError, match="size=500 of 400 rows"):
+        told_apart(a, b, size=500)
+
+
+def test_views_without_anything_in_common_are_not_told_apart_and_equal_ones_are():
+    a, b = rows(4000, width=32, seed=1), rows(4000, width=32, seed=2)
+    assert abs(told_apart(a, b)) < 0.01
+    assert told_apart(a, a) > 0.999
 
 
 @pytest.mark.parametrize("near", [0.3, 1.0, 3.0])
@@ -243,8 +265,8 @@ def test_batches_are_set_by_name_and_refused_where_they_do_not_fit(tmp_path):
     def train(*changes, **fields):
         contrapose.train(conditionally(epochs=3.1, **fields), images, out=out, changes=changes)
 
-    with pytest.raises(ValueError, match=r"batches cannot run.*temperature of the loss"):
-        train("loss=triplet")
+    with pytest.raises(ValueError, match=r"perplexity=20 effective negatives, but there are 8"):
+        train("loss.perplexity=20")  # in groups of 5
     with pytest.raises(ValueError, match="leave it out with keys"):
         train("keys=queue")
     with pytest.raises(ValueError, match=r"batches=conditonal.*did you mean 'conditional'"):

@@ -7,6 +7,8 @@ all images of a batch repel each other.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -15,11 +17,20 @@ from torch import Generator, Tensor
 
 from contrapose.augment import center
 from contrapose.data import ImageSet
-from contrapose.encoders import Encoder
-from contrapose.training.conditional import SIZES, group_size, neighbour_groups
+from contrapose.encoders import Encoder, mlp, small_conv
+from contrapose.training.conditional import (
+    ASKED,
+    SIZES,
+    group_size,
+    neighbour_groups,
+    told_apart,
+)
 
 if TYPE_CHECKING:
     from contrapose.training.recipe import Recipe
+
+
+UNTRAINED = ASKED * SIZES[0]  # images that an untrained encoder is asked about
 
 
 @runtime_checkable
@@ -72,16 +83,19 @@ class Drawn:
 def conditional(
     images: int, batch_size: int, *, after: int | None = None, sizes: Sequence[int] = SIZES
 ) -> "Conditional":
-    """Groups of images that an early encoder confuses repel each other, and nobody else.
+    """Groups of images that an early encoder confuses repel each other: for random bits on glyphs.
 
     The encoder as it is after `after` epochs, the finder, embeds every image and two of its views;
-    by default at the end of the warm-up, after one epoch at least.
-    Where within groups of neighbours something is known but kept too small to be felt, as a
-    shortcut does to content, training goes on with such groups, the largest of `sizes` in which
-    that is so: a batch of as many whole groups as fit, the loss the mean of each group's own.
-    Else it goes on plainly. See `contrapose.training.conditional`. Needs a loss with a
-    temperature, and positives that are images. Cost: the passes of one epoch without gradients.
-    Raises ValueError for sizes that are no group or do not fit into a batch.
+    by default at the end of the warm-up, after one epoch at least. Training goes on with groups of
+    its neighbours, where an untrained encoder tells images apart by something easy that their
+    views share, and the finder keeps the content of neighbours small beside it: the largest of
+    `sizes` in which that is so, a batch of as many whole groups as fit, the loss the mean of each
+    group's own. Else it goes on plainly. Neither question depends on the loss, the batch or the
+    length of training. `contrapose.training.conditional` has the formulas, and what is not found:
+    a frame, a colour cast, a watermark, a level of grey; photographs with bits gain nothing.
+    Needs positives that are images. Cost: the passes of one epoch without gradients, and of two
+    views of at most UNTRAINED images. Raises ValueError for sizes that are no group or do not fit
+    into a batch.
     """
     fitting = [size for size in sizes if size <= batch_size]
     if (after is not None and after < 1) or not fitting or min(fitting) < 2:
@@ -112,22 +126,17 @@ class Conditional:
                 f"conditional asks after epoch {self._due(recipe)}, and training ends with epoch "
                 f"{recipe.epochs:g}; use more epochs, or --set batches.after=... below them"
             )
-        if recipe.temperature is None:
-            raise ValueError(
-                "conditional reads similarities at the temperature of the loss, and this one has "
-                "none; use --set loss.temperature=0.1, or a loss that takes one"
-            )
         return list(self.sizes)
 
     def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
         if self.asked or epoch < self._due(recipe):
             return
-        assert recipe.temperature is not None  # rehearsed
         draw = Generator(next(encoder.parameters()).device).manual_seed(recipe.seed)
         z = embedded(encoder, images, recipe, None)
         a, b = (embedded(encoder, images, recipe, draw) for _ in range(2))
         on_host = Generator().manual_seed(recipe.seed)
-        found = group_size(z, a, b, on_host, temperature=recipe.temperature, sizes=self.sizes)
+        easy = told_apart_untrained(encoder, images, recipe)
+        found = group_size(z, a, b, on_host, untrained=easy, sizes=self.sizes)
         if found is not None:
             self.groups = neighbour_groups(z, found, on_host)
         self.asked = True
@@ -152,6 +161,28 @@ def shuffled(n: int, seed: int, epoch: int, batch_size: int) -> Int[Tensor, "m B
     """The batches of an epoch, from (seed, epoch) alone; the rest waits for the next epoch."""
     order = torch.randperm(n, generator=Generator().manual_seed(seed * 1_000_003 + epoch))
     return order[: n // batch_size * batch_size].view(-1, batch_size)
+
+
+def told_apart_untrained(encoder: Encoder, images: ImageSet, recipe: "Recipe") -> float:
+    """`told_apart` of two of the recipe's views under a small network with new weights.
+
+    The network is the same whatever the recipe's own, four convolutions of width 128 and a head of
+    64 outputs, in batches of 256: one number for images and views. On at most UNTRAINED images,
+    drawn from all. `encoder` says how images are whitened, and where.
+    """
+    device = next(encoder.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed)
+        small = partial(small_conv, channels=encoder.channels, width=128)
+        head = partial(mlp, dim=64, layers=2)
+        fresh = Encoder.build(small, head, encoder.mean.tolist(), encoder.std.tolist())
+    fresh.to(device).to(memory_format=torch.channels_last)
+    drawn_order = torch.randperm(len(images), generator=Generator().manual_seed(recipe.seed))
+    few = images.subset(drawn_order[:UNTRAINED])
+    draw = Generator(device).manual_seed(recipe.seed)
+    alike = replace(recipe, batch_size=256, chunk=None)
+    a, b = (embedded(fresh, few, alike, draw) for _ in range(2))
+    return told_apart(a, b, size=min(SIZES[0], len(few)))
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Negatives that share what is too easy: contrast within groups that an encoder cannot tell apart.
+"""Conditional contrast: InfoNCE within groups of images that an early encoder cannot tell apart.
 
-Where views share a shortcut s beside the content c, InfoNCE over all images is solved by s alone as
-soon as s names an image. Conditioned on s it cannot be: among images with (nearly) the same s the
-other view is found by c only,
+Where views share a shortcut s (an easy feature) beside the content c, InfoNCE over all images is
+solved by s alone as soon as s names an image. Conditioned on s it cannot be: among images with
+(nearly) the same s the other view is found by c only,
 
     L = mean over i of  log sum_{j in G(i)} e^{z_i.z'_j/t}  -  z_i.z'_i/t,    G(i): images with s_i
 
@@ -10,12 +10,32 @@ s need not be known. An encoder trained for one epoch, the finder, holds what is
 else, so that its neighbours share s; groups are cut from its embeddings once and kept. Groups made
 anew from the encoder that learns within them fail: it forgets s, and its groups lose their point.
 
-It rests on two assumptions: the shortcut is learnt before the content, and enough images share
-each value of it; with as many values as images no group can be made. Where there is no shortcut the
-groups hold images that are alike, and contrast among them costs: `group_size` asks first whether
-anything is suppressed. What the groups hold constant is no longer taught, though h may keep it.
+Where there is no shortcut, groups hold images that are alike, and contrast among them costs
+accuracy: `group_size` asks two questions first. Neither depends on the loss or its temperature,
+and the first neither on the batch nor on the length of training:
+
+1. Does a network that is not trained tell images apart by their views? With L(x) the loss at
+   x = 1 / t over random groups of S images, in both directions,
+
+       told apart = 1 - min_x L(x) / (2 log S),      0: guessing, 1: every view finds its image
+
+   (InfoNCE's bound: log S - L / 2 nats, at least, are what two views share through the network.)
+   A shortcut is what a network sees before it has learnt anything; content is not. Where less
+   than EASY is told apart there is none, and training goes on plainly.
+
+2. Does the finder tell neighbours apart only at a temperature below COLDEST? Where views differ
+   by noise of variance v in each dimension, L is least at t = v: the noise of the content. It is
+   that small where embeddings of unit length spend their length on the shortcut. It also falls as
+   training goes on without one, and cannot stand alone. Groups are the largest in which it holds.
+
+Found: random bits on images of glyphs, from 6 or 8 bits on. Not found, so that training goes on
+plainly: a frame, a colour cast, a watermark, a level of grey (0 of 7 tried), a large digit beside a
+small one. Photographs with 8 bits stay near untrained weights either way. With as many values of
+the shortcut as images no group shares one. What groups hold constant is no longer taught, though h
+may keep it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +46,9 @@ from contrapose.encoders import unit
 
 SIZES = (40, 20, 10, 5)  # of groups, tried from the largest
 ASKED = 200  # groups of each size that are looked at
-COLD = 5.0  # how far below that of training a temperature speaks of suppression
+EASY = 0.76  # of log(size): what an untrained encoder tells apart where a shortcut names images
+COLDEST = 0.04  # temperature below which neighbours differ in what is kept small
+HIGHEST = 1e4  # 1 / temperature up to which the least loss is looked for
 
 
 def neighbour_groups(
@@ -78,17 +100,31 @@ def conditional_info_nce(
 def read_colder(
     a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int, temperature: float
 ) -> bool:
-    """Are the members of the groups told apart best at a temperature below this one?
+    """True if the loss within the groups is least at a temperature below this one.
 
-    L, the conditional loss, is convex in x = 1 / t, so that its least value lies at a larger x
-    exactly where at this x its slope is negative:
-
-        dL/dx = mean over i of  sum_j p_ij s_ij - s_ii  < 0,   p = softmax(x s), in both directions
+    L is convex in x = 1 / t, so that its least value lies at a larger x exactly where at this x
+    its slope is negative: see `_slope`.
     """
-    s = _within(a, b, size)
-    own = s.diagonal(dim1=1, dim2=2)
-    slopes = [((s / temperature).softmax(dim=d) * s).sum(dim=d) - own for d in (1, 2)]
-    return bool(torch.stack(slopes).mean() < 0)
+    return _slope(_within(a, b, size), 1 / temperature) < 0
+
+
+def told_apart(a: Float[Tensor, "N D"], b: Float[Tensor, "N D"], *, size: int = SIZES[0]) -> float:
+    """Share of what there is to know that tells two views of one image from those of others.
+
+    1 - min_x L(x) / (2 log size) over groups of `size` rows in their order, at most ASKED of them:
+    0 is guessing, 1 every view finding its image. Multiplying all similarities by one number
+    changes nothing. Rows are images in random order; those after the last whole group are left out.
+    Raises ValueError for fewer rows than a group has.
+    """
+    if not 2 <= size <= len(a):
+        raise ValueError(f"told_apart: size={size} of {len(a)} rows; use 2 to {len(a)}")
+    rows = min(len(a) // size, ASKED) * size
+    s = _within(a[:rows], b[:rows], size)
+    low, high = math.log(1 / HIGHEST), math.log(HIGHEST)
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _slope(s, math.exp(middle)) < 0 else (low, middle)
+    return 1 - _loss(s, math.exp(low)) / (2 * math.log(size))
 
 
 def group_size(
@@ -97,25 +133,36 @@ def group_size(
     b: Float[Tensor, "N D"],
     generator: torch.Generator,
     *,
-    temperature: float,
+    untrained: float,
     sizes: Sequence[int] = SIZES,
 ) -> int | None:
     """The largest size of neighbour groups in which something is suppressed; None: nowhere.
 
     z: the finder's embeddings of the images; a, b: those of two views of each, made in the same
-    batches where a batch has statistics of its own, or their noise hides what is small. InfoNCE at
-    t makes similarities that are read at t. Where the members of a group are told apart at a far
-    lower temperature, below t / COLD, the finder has seen what tells them apart and keeps it too
-    small to be felt, since something else already did: a loss within such groups brings it out.
-    COLD lies between what was seen on MNIST with 8 or more bits (6 to 36 times colder, groups of
-    40) and without (at most 4.5, and that after 312 steps; within one epoch about 1). On CIFAR-10
-    without a shortcut groups are best read warmer than t.
+    batches where a batch has statistics of its own, or their noise hides what is small. All of unit
+    length. untrained: what `told_apart` says of an untrained encoder. EASY and COLDEST are
+    measured: docs/results/competing-features.md has the table of sets with and without bits,
+    temperatures, batches and lengths that they separate.
     """
+    if untrained < EASY:
+        return None
     for size in sizes:
         index = neighbour_groups(z, size, generator, count=ASKED).flatten()
-        if read_colder(a[index], b[index], size=size, temperature=temperature / COLD):
+        if read_colder(a[index], b[index], size=size, temperature=COLDEST):
             return size
     return None
+
+
+def _slope(s: Float[Tensor, "G size size"], x: float) -> float:
+    """dL/dx = mean over i of  sum_j p_ij s_ij - s_ii,  p = softmax(x s), in both directions."""
+    own = s.diagonal(dim1=1, dim2=2)
+    return float(sum((((x * s).softmax(dim=d) * s).sum(dim=d) - own).mean() for d in (1, 2)))
+
+
+def _loss(s: Float[Tensor, "G size size"], x: float) -> float:
+    """L(x) of similarities s, in both directions."""
+    own = x * s.diagonal(dim1=1, dim2=2)
+    return float(sum(((x * s).logsumexp(dim=d) - own).mean() for d in (1, 2)))
 
 
 def _within(

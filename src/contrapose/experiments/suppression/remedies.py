@@ -44,6 +44,7 @@ from contrapose.training.conditional import (
     conditional_info_nce,
     group_size,
     neighbour_groups,
+    told_apart,
 )
 from contrapose.training.optim import linear
 
@@ -221,7 +222,8 @@ def cell(
             if epoch and _looks(chosen) and (familiar is None or chosen.groups == "renewed"):
                 familiar = _embedded(network, train)
                 if chosen.groups == "asked":
-                    found = _size(network, train, familiar, generator, batch_size)
+                    easy = _untrained(train, bits, seed)
+                    found = _size(network, train, familiar, generator, batch_size, easy)
                 if chosen.groups != "none" and found is not None:
                     groups = neighbour_groups(familiar, found, generator)
             if groups is not None:
@@ -285,13 +287,30 @@ def _embedded(
 
 @torch.no_grad()
 def _size(
-    network: Network, images: Digits, z: Tensor, generator: Generator, batch_size: int
+    network: Network,
+    images: Digits,
+    z: Tensor,
+    generator: Generator,
+    batch_size: int,
+    untrained: float,
 ) -> int | None:
     """The size of groups that `group_size` finds on views of all images."""
     views = [_embedded(network, images, generator) for _ in range(2)]
     possible = [s for s in SIZES if batch_size % s == 0]
     a, b = views
-    return group_size(z, a, b, generator, temperature=TAU, sizes=possible)
+    return group_size(z, a, b, generator, untrained=untrained, sizes=possible)
+
+
+def _untrained(images: Digits, bits: int, seed: int) -> float:
+    """What `told_apart` says of a network with new weights on 8,000 of the images."""
+    generator = Generator().manual_seed(seed)
+    index = torch.randperm(len(images.pixel), generator=generator)[:8000]
+    few = Digits(images.pixel[index], images.bits[index], images.label[index], images.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(bits, len(images.classes))
+    a, b = (_embedded(network, few, generator) for _ in range(2))
+    return told_apart(a, b)
 
 
 # ---- the table -----------------------------------------------------------------------------------
