@@ -10,6 +10,7 @@ from contrapose.encoders import (
     BACKBONES,
     HEADS,
     Encoder,
+    classifier,
     keras_defaults,
     linear,
     mlp,
@@ -140,6 +141,26 @@ def test_embedding_is_unit_float32_even_under_bf16():
     assert h.dtype == torch.bfloat16 and z.dtype == torch.float32
     torch.testing.assert_close(z.norm(dim=1), torch.ones(6))
     assert h.shape == (6, 32) and z.shape == (6, 128)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        partial(none, unit_length=False),
+        partial(linear, dim=5, unit_length=False),
+        partial(mlp, dim=5, unit_length=False),
+        partial(classifier, classes=5),
+    ],
+    ids=["none", "linear", "mlp", "classifier"],
+)
+def test_a_head_that_says_so_keeps_the_length_of_z_also_from_a_file(tmp_path, head):
+    torch.manual_seed(0)
+    encoder = Encoder.build(partial(small_conv, width=16), head, [0.5], [0.25]).eval()
+    x = torch.rand(3, 1, 8, 8)
+    h, z = encoder(x)
+    assert torch.equal(z, encoder.head(h)) and (z.norm(dim=1) - 1).abs().max() > 0.01
+    (tmp_path / "encoder.safetensors").write_bytes(encoder.to_bytes())
+    assert torch.equal(Encoder.load(tmp_path)(x)[1], z)
 
 
 def test_zero_row_stays_zero_and_its_gradient_is_bounded():

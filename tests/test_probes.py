@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
+from contrapose.augment import digits
 from contrapose.data import open_images
 from contrapose.encoders import Encoder, mlp, small_conv
 from contrapose.evaluation import embed, knn, linear_probe, sgd_probe
+from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.probes import SIMCLR_PATH
 from contrapose.evaluation.scores import accuracy, confusion, mean_per_class_accuracy, wilson
 from contrapose.evaluation.sgd_probe import MOCO, PROTOCOLS, SIMCLR, SUPCON, WANG_LIU, Protocol
@@ -280,6 +283,7 @@ def test_embedding_does_not_depend_on_the_batch_nor_touch_the_encoder():
     seen = []
     encoder.backbone.layers[4].register_forward_hook(lambda m, *_: seen.append(m.training))
     whole, parts = (embed(encoder, images, size=8, batch_size=b) for b in (23, 5))
+    embed_views(encoder, images, partial(digits, size=8))
     torch.testing.assert_close(whole.h, parts.h)
     torch.testing.assert_close(whole.z, parts.z)
     assert whole.h.shape == (23, 32) and whole.z.shape == (23, 16) and not any(seen)

@@ -13,8 +13,10 @@ from contrapose.encoders.backbones import resnet200 as resnet200
 from contrapose.encoders.backbones import small_conv as small_conv
 from contrapose.encoders.backbones import timm as timm
 from contrapose.encoders.encoder import Encoder as Encoder
+from contrapose.encoders.encoder import modes_kept as modes_kept
 from contrapose.encoders.encoder import unit as unit
 from contrapose.encoders.heads import HEADS as HEADS
+from contrapose.encoders.heads import classifier as classifier
 from contrapose.encoders.heads import linear as linear
 from contrapose.encoders.heads import mlp as mlp
 from contrapose.encoders.heads import none as none

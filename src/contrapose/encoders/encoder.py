@@ -6,7 +6,8 @@ belongs to the network that needs it: the encoder holds `mean` and `std`, images
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +23,11 @@ from contrapose.partials import describe, revive
 
 
 class Encoder(nn.Module):
-    """x -> h = backbone((x - mean) / std) -> z = head(h) / |head(h)|.
+    """x -> h = backbone((x - mean) / std) -> z = head(h) / |head(h)|, or head(h) as it is.
 
-    `backbone` has an attribute `width`, the F of h [B F]; `head` maps [B F] to [B D]. `mean` and
-    `std` have one number per channel of images in [0, 1].
+    `backbone` has an attribute `width`, the F of h [B F]; `head` maps [B F] to [B D] and says by
+    `unit_length` which z it is (see `heads`). `mean` and `std` have one number per channel of
+    images in [0, 1].
     """
 
     mean: Tensor
@@ -92,6 +94,11 @@ class Encoder(nn.Module):
         """F, the width of the representation h."""
         return int(self.backbone.width)  # type: ignore[arg-type]
 
+    @property
+    def unit_length(self) -> bool:
+        """Whether z is brought to unit length, as the head says."""
+        return bool(getattr(self.head, "unit_length", True))
+
     def represent(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
         """h, the representation that is kept after training; x is float in [0, 1]."""
         if x.ndim != 4 or x.shape[1] != self.channels or not x.is_floating_point():
@@ -103,9 +110,22 @@ class Encoder(nn.Module):
         return h
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B F"], Tensor]:
-        """(h, z): z [B D] is float32 of unit length whatever the precision of the network."""
+        """(h, z): z [B D] is float32, of unit length if the head says so, in any precision."""
         h = self.represent(x)
-        return h, unit(self.head(h))
+        z: Tensor = self.head(h)
+        return h, unit(z) if self.unit_length else z.to(_widened(z))
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Whatever happens within: every submodule leaves in the mode, training or evaluation, that it
+    came in."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def unit(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -114,6 +134,11 @@ def unit(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     Dividing such a row by its length would give a gradient of up to 1/|x|, and one dead row would
     outweigh the batch.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(_widened(x))
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x / torch.where(length < 1e-6, 1.0, length)
+
+
+def _widened(x: Tensor) -> torch.dtype:
+    """float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)

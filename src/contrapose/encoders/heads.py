@@ -1,4 +1,9 @@
-"""Projection heads: functions (width of h) -> module, from h [B F] to the embedding z [B D]."""
+"""Projection heads: functions (width of h) -> module, from h [B F] to the embedding z [B D].
+
+A head says whether the encoder brings its output to unit length: the module's attribute
+`unit_length`, True for one that has none. unit_length=False leaves z as the head gives it: logits,
+priors on the plane, or a loss of unbounded products ("no l2 norm", SimCLR's table 5).
+"""
 
 import itertools
 from typing import Literal
@@ -6,14 +11,26 @@ from typing import Literal
 from torch import nn
 
 
-def none(width: int) -> nn.Module:
+def none(width: int, *, unit_length: bool = True) -> nn.Module:
     """z is h itself."""
-    return nn.Identity()
+    return _said(nn.Identity(), unit_length)
 
 
-def linear(width: int, *, dim: int = 128, batch_norm: bool = True) -> nn.Module:
+def linear(
+    width: int, *, dim: int = 128, batch_norm: bool = True, unit_length: bool = True
+) -> nn.Module:
     """One dense layer: bias-free with BN (SimCLR's code), or with a bias and no BN (MoCo v1)."""
-    return mlp(width, dim=dim, layers=1, batch_norm=batch_norm)
+    return mlp(width, dim=dim, layers=1, batch_norm=batch_norm, unit_length=unit_length)
+
+
+def classifier(width: int, *, classes: int) -> nn.Module:
+    """One dense layer whose output are the logits of so many classes, not of unit length.
+
+    Raises ValueError for fewer than two classes.
+    """
+    if classes < 2:
+        raise ValueError(f"classifier: classes={classes}; a choice needs at least 2")
+    return _said(nn.Linear(width, classes), False)
 
 
 def mlp(
@@ -23,6 +40,7 @@ def mlp(
     layers: int = 2,
     hidden: int | None = None,
     batch_norm: bool | Literal["hidden"] = True,
+    unit_length: bool = True,
 ) -> nn.Module:
     """z = W2 relu(W1 h), or deeper: `layers` counts the dense layers.
 
@@ -46,7 +64,12 @@ def mlp(
                 modules[-1].register_parameter("bias", None)
         if not last:
             modules.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*modules)
+    return _said(nn.Sequential(*modules), unit_length)
 
 
-HEADS = (none, linear, mlp)
+HEADS = (none, linear, mlp, classifier)
+
+
+def _said(head: nn.Module, unit_length: bool) -> nn.Module:
+    head.unit_length = unit_length  # type: ignore[assignment]
+    return head

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrapose.augment import center, views
 from contrapose.data import ImageSet
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, modes_kept
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Embedded:
     """Float32 on the CPU, in the order of the images."""
 
     h: Float[Tensor, "N F"]  # representation
-    z: Float[Tensor, "N D"]  # embedding, unit length
+    z: Float[Tensor, "N D"]  # embedding, of unit length where the head says so
 
 
 @torch.no_grad()
@@ -45,9 +45,8 @@ def embed(
         raise ValueError(f"embed: precision={precision!r}; use 'fp32' or 'bf16'")
     device = torch.device(device)
     encoder.to(device)
-    modes = [(module, module.training) for module in encoder.modules()]
     parts: list[tuple[Tensor, Tensor]] = []
-    try:
+    with modes_kept(encoder):
         encoder.eval()
         for index in torch.split(torch.arange(len(images)), batch_size):
             _assert_evaluating(encoder)
@@ -55,9 +54,6 @@ def embed(
             with _autocast(device, precision):
                 h, z = encoder(x)
             parts.append((h.float().cpu(), z.float().cpu()))
-    finally:
-        for module, training in modes:
-            module.training = training
     found = Embedded(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     bad = int((~(found.h.isfinite().all(dim=1) & found.z.isfinite().all(dim=1))).sum())
     if bad:
@@ -80,14 +76,19 @@ def embed_views(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """z (or h) of n views of each image, view by view, and which image each row shows."""
+    """z (or h) of n views of each image, view by view, and which image each row shows.
+
+    In evaluation mode, as `embed`; each module's own mode is restored.
+    """
     which = 0 if features == "h" else 1
-    encoder.to(device).eval()
+    encoder.to(device)
     generator = torch.Generator(device).manual_seed(seed)
     rows = []
-    for index in torch.split(torch.arange(len(images)), batch_size):
-        seen = views(policy, images.batch(index).to(device), generator, n=n)
-        rows.append(torch.stack([encoder(view)[which].float().cpu() for view in seen]))
+    with modes_kept(encoder):
+        encoder.eval()
+        for index in torch.split(torch.arange(len(images)), batch_size):
+            seen = views(policy, images.batch(index).to(device), generator, n=n)
+            rows.append(torch.stack([encoder(view)[which].float().cpu() for view in seen]))
     z = torch.cat(rows, dim=1)
     return z.flatten(0, 1), torch.arange(len(images)).repeat(n)
 

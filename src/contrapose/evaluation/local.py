@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from contrapose.augment import center
 from contrapose.data import ImageSet
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, modes_kept
 from contrapose.evaluation.kmeans import Clusters, kmeans
 
 Labels = UInt8[Tensor, "N h w"]
@@ -298,14 +298,11 @@ def _entropy(label: Int[Tensor, "N P"]) -> Float[Tensor, " N"]:
 def _hooked(encoder: Encoder, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
     """The hooks on modules of the backbone by name, and the encoder in evaluation mode."""
     modules = dict(encoder.backbone.named_modules())
-    modes = [(module, module.training) for module in encoder.modules()]
     handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
     try:
-        encoder.eval()
-        with torch.no_grad():
+        with modes_kept(encoder), torch.no_grad():
+            encoder.eval()
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from contrapose.augment import center
 from contrapose.data import ImageSet
-from contrapose.encoders import Encoder, mlp, small_conv
+from contrapose.encoders import Encoder, mlp, modes_kept, small_conv
 from contrapose.training.conditional import (
     ASKED,
     SIZES,
@@ -197,21 +197,18 @@ def embedded(
     """
     device = next(encoder.parameters()).device
     kept = {name: x.clone() for name, x in encoder.named_buffers()}
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.train()
     drawn_order = torch.randperm(len(images), generator=Generator().manual_seed(recipe.seed))
     at_once = min(recipe.batch_size, recipe.chunk or recipe.batch_size)
     z = []
     own = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=own):  # a network with dropout draws
+    with modes_kept(encoder), torch.random.fork_rng(devices=own):  # a network with dropout draws
+        encoder.train()
         for index in drawn_order.tensor_split(-(-len(images) // at_once)):
             image = images.batch(index)
             view = (
                 center(image, recipe.size) if generator is None else recipe.policy(image, generator)
             )
             z.append(encoder(view.to(device, memory_format=torch.channels_last))[1].float().cpu())
-    for module, training in modes:
-        module.training = training
     for name, x in encoder.named_buffers():
         x.copy_(kept[name])
     return torch.cat(z)[drawn_order.argsort()]

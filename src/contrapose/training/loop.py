@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data import ImageSet
-from contrapose.encoders import Encoder, read_weights
+from contrapose.encoders import Encoder, modes_kept, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
 from contrapose.keys.sources import Source
@@ -299,11 +299,8 @@ def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> Source | No
         return None
     weight = next(encoder.parameters())
     blank = weight.new_zeros(1, encoder.channels, recipe.size, recipe.size)
-    modes = [(module, module.training) for module in encoder.modules()]
-    with torch.no_grad():
+    with modes_kept(encoder), torch.no_grad():
         width = encoder.eval()(blank)[1].shape[1]
-    for module, training in modes:
-        module.training = training
     source: Source = recipe.keys(encoder, images, width).to(weight.device)
     return source
 

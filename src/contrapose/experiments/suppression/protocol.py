@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from contrapose import api, augment, losses, recipes
@@ -105,7 +105,7 @@ def recipe(
     found = dataclasses.replace(
         found,
         loss=partial(losses.nt_xent, temperature=TAU) if loss is None else loss,
-        head=partial(head_of(loss), dim=DIM if small else 128, layers=layers),
+        head=head_for(loss, dim=DIM if small else 128, layers=layers),
         keys=keys,
         batches=batches,
         positives=positives,
@@ -213,38 +213,14 @@ def loss_of(name: str, *, temperature: float | None = None, weight: float | None
     if name == SWD_SPHERE:
         return partial(losses.gcl_swd_hypersphere, weight=by)
     found = {SWD_NORMAL: losses.gcl_swd_normal, SWD_CUBE: losses.gcl_swd_hypercube}[name]
-    return partial(of_raw, loss=found, weight=by)
+    return partial(found, weight=by)
 
 
-def head_of(loss: Any) -> Callable[..., nn.Module]:
-    """The head whose rows the loss takes: `mlp`, or one that keeps the length of z."""
-    return raw_mlp if getattr(loss, "func", loss) is of_raw else mlp
-
-
-def raw_mlp(width: int, *, dim: int, layers: int) -> nn.Module:
-    """`mlp` and a last column of ones: the encoder's (x, 1) / |(x, 1)| holds all of x.
-
-    Priors on the plane (normal, hypercube) are about z before it is brought to unit length, and an
-    encoder gives it afterwards. `of_raw` takes x out again.
-    """
-    return nn.Sequential(mlp(width, dim=dim, layers=layers), _One())
-
-
-class _One(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        one: Tensor = nn.functional.pad(x, (0, 1), value=1.0)
-        return one
-
-
-def of_raw(
-    z: Float[Tensor, "N D1"],
-    group: Int[Tensor, " N"],
-    *,
-    loss: Callable[..., Tensor],
-    weight: float,
-) -> Float[Tensor, ""]:
-    """loss(x, group, weight=...) of the rows x of which z = (x, 1) / |(x, 1)|."""
-    return loss(z[:, :-1] / z[:, -1:].clamp(min=1e-4), group, weight=weight)
+def head_for(loss: Any, *, dim: int, layers: int) -> Callable[..., nn.Module]:
+    """`mlp`, whose z has unit length but for losses with a prior on the plane (normal, cube)."""
+    planar = (losses.gcl_swd_normal, losses.gcl_swd_hypercube)
+    as_it_is = {"unit_length": False} if getattr(loss, "func", loss) in planar else {}
+    return partial(mlp, dim=dim, layers=layers, **as_it_is)
 
 
 # ---- measures ------------------------------------------------------------------------------------
