@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,6 +21,9 @@ from contrapose import augment, encoders, losses
 from contrapose.data import open_images
 from contrapose.data.composed import write_sheet
 from contrapose.encoders import Encoder
+from contrapose.errors import UserError
+from contrapose.experiments.form import Job
+from contrapose.experiments.running.folders import JobFolder, begin, finish, note_progress
 from contrapose.explain.embeddings import write_embeddings
 from contrapose.files import HeldElsewhere, held, replace_file, unfinished, was_killed
 from contrapose.report import write_report
@@ -205,6 +209,94 @@ def test_the_second_process_at_a_run_folder_is_told_which_is_the_first(run, digi
         ):
             with pytest.raises(HeldElsewhere, match=rf"another process.*process {os.getpid()} on"):
                 work()
+
+
+GONE = object()  # the field is deleted
+DAMAGE = [
+    ("recipe.json", "data.size", "x", r'data\.size is "x", not a whole number'),
+    ("recipe.json", "data.fingerprint", GONE, r"data lacks fingerprint"),
+    ("recipe.json", "data", [], r"data is \[\], not an object"),
+    ("recipe.json", "data.held_out", -1, r"data: held_out=-1"),
+    ("recipe.json", "recipe", None, r"recipe is null, not an object"),
+    ("recipe.json", "recipe.lr", math.inf, r"recipe\.lr is Infinity, not a finite number"),
+    ("recipe.json", "recipe.epochs", True, r"recipe\.epochs is true, not a finite number"),
+    ("recipe.json", "recipe.batch_size", -1, r"batch_size=-1: use at least 2"),
+    ("recipe.json", "recipe.loss", GONE, r"the recipe lacks loss"),
+    ("recipe.json", "recipe.lss", 1, r"a recipe has no 'lss'; did you mean 'loss'"),
+    ("recipe.json", "recipe.loss", [], r"\[\] describes no function"),
+    ("recipe.json", "recipe.loss.temperature", "x", r"nt_xent: temperature is 'x', not float"),
+    ("recipe.json", "recipe.backbone.width", {}, r"describes no function"),
+    ("recipe.json", "format", GONE, r"run format None, this version reads 1"),
+    ("environment.json", "precision", "x", r'precision is "x", not bf16 or fp32'),
+    ("environment.json", "resumed", 3, r"resumed is 3, not a list"),
+]
+
+
+def damage(file: Path, where: str, new: object) -> None:
+    """The JSON file with a field changed or deleted."""
+    value = inner = json.loads(file.read_text())
+    *above, name = where.split(".")
+    for field in above:
+        inner = inner[field]
+    if new is GONE:
+        del inner[name]
+    else:
+        inner[name] = new
+    file.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("file, where, new, says", DAMAGE, ids=lambda x: str(x)[:24])
+def test_a_damaged_field_of_a_run_is_one_message_with_file_and_field(
+    run, digits, file, where, new, says
+):
+    damage(run / file, where, new)
+    with pytest.raises(UserError, match=rf"{file}.*{says}".replace(".json.*", r"\.json.*")):
+        contrapose.resume(run, images=digits, device="cpu")
+
+
+def test_damage_that_does_no_harm_is_said_and_passed_over(run, finished, digits, capsys):
+    (run / "status.json").write_text("")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[2], lines[4] = '{"step": 3, "loss": "x"}', '{"loss": 1}'
+    (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 11, "lo')
+    contrapose.resume(run, images=digits, device="cpu")
+    said = capsys.readouterr().err
+    assert "status.json is damaged" in said
+    assert "metrics.jsonl: 2 of 11 lines cannot be read and are left out, first line 3" in said
+    assert weights(run) == weights(finished)
+    (run / "pictures.npz").write_bytes(b"half")
+    contrapose.diagnose(run, digits, device="cpu")
+    assert "pictures.npz is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, where, new, says",
+    [
+        ("job.json", "fingerprint", GONE, "lacks fingerprint; delete it"),
+        ("result.json", "measures", [], r"measures is \[\], not an object; delete it"),
+        ("result.json", "seconds", None, "seconds is null, not a finite number"),
+        ("running.json", "pid", "x", 'pid is "x", not a whole number'),
+        ("progress.json", "share", math.inf, "share is Infinity"),
+    ],
+)
+def test_a_damaged_file_of_a_job_is_named(tmp_path, name, where, new, says):
+    folder = JobFolder(Job(name="one", call=partial(measured), facts={}, seed=0), tmp_path)
+    with folder.locked():
+        begin(folder, "me")
+        shutil.copytree(tmp_path, tmp_path / "begun")
+        note_progress(tmp_path, 0.5)
+        kept = {n: (tmp_path / n).read_bytes() for n in ("running.json", "progress.json")}
+        finish(folder, {"a": 1}, 2.0, {})
+    for left, content in kept.items():
+        (tmp_path / left).write_bytes(content)
+    assert folder.read(name)
+    damage(tmp_path / name, where, new)
+    with pytest.raises(UserError, match=rf"{name}.*{says}"):
+        folder.read(name)
+
+
+def measured(folder: Path) -> dict[str, int]:
+    return {"a": 1}
 
 
 SLOW = """

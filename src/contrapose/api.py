@@ -114,7 +114,7 @@ def resume(
         own = None if recipe is None else recipes.module(recipe)
         chosen = run.recipe(own)
     file = run.path / "environment.json"
-    before = read_object(file, {"precision?": str, "resumed?": list}) if file.exists() else {}
+    before = read_object(file, _ENVIRONMENT) if file.exists() else {}
     device = choose_device(device)
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
     network = build(chosen, source)
@@ -258,6 +258,9 @@ def build(recipe: Recipe, images: ImageSet) -> Encoder:
     mean, std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=0.01).tolist()
     torch.manual_seed(recipe.seed)
     return Encoder.build(recipe.backbone, recipe.head, mean, std)
+
+
+_ENVIRONMENT = {"precision?": frozenset({"fp32", "bf16"}), "resumed?": [dict]}
 
 
 def request_of(run: Run, images: Any = None) -> Request:

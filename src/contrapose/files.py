@@ -104,8 +104,14 @@ def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> A
 
     shape: a type or a union of types, where float means a finite number; {field: shape} for an
     object that has these fields, and perhaps others; {str: shape} for one with any fields; [shape]
-    for a list; (shape, None) where it may be null. A field whose name ends in "?" may be missing.
+    for a list; a frozenset of the words that are allowed; (shape, None) where it may be null. A
+    field whose name ends in "?" may be missing.
     """
+    if isinstance(shape, frozenset):
+        if not isinstance(value, str) or value not in shape:
+            wanted = " or ".join(sorted(shape))
+            raise UserError(f"{where} is {_shown(value)}, not {wanted}; {remedy}")
+        return value
     if isinstance(shape, tuple):
         return value if value is None else conform(value, shape[0], where, remedy)
     if isinstance(shape, list):
@@ -135,12 +141,14 @@ def _of_kind(value: Any, kind: Any, where: str, remedy: str) -> Any:
     else:
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not fits:
-        shown = json.dumps(value, default=repr)
-        shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-        raise UserError(
-            f"{where} is {shown}, not {' or '.join(_WORDS[k] for k in kinds)}; {remedy}"
-        )
+        wanted = " or ".join(_WORDS[k] for k in kinds)
+        raise UserError(f"{where} is {_shown(value)}, not {wanted}; {remedy}")
     return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 _WORDS = {

@@ -94,9 +94,16 @@ def revive(described: Any, own: types.ModuleType | None = None) -> Any:
     if isinstance(described, str):
         return _function(described, own)
     if isinstance(described, dict) and isinstance(described.get("call"), str):
-        keywords = {k: _plain(v, own) for k, v in described.items() if k != "call"}
         function = _function(described["call"], own)
-        _check_names(function, keywords, described["call"])
+        known = arguments(function)
+        keywords = {}
+        for name in (name for name in described if name != "call"):
+            if name not in known and not _takes_any(function):
+                raise UserError(f"{described['call']} has no {unknown(name, known)}")
+            kind = known.get(name, Any)
+            keywords[name] = value = _plain(described[name], own, kind)
+            if not any(_fits(value, each) for each in _kinds(kind)):
+                raise UserError(f"{described['call']}: {name} is {value!r}, not {_words(kind)}")
         return functools.partial(function, **keywords)
     raise ValueError(f"{described!r} describes no function: expected a name, or {{'call': name}}")
 
@@ -319,18 +326,44 @@ def _function(name: str, own: types.ModuleType | None) -> Callable[..., Any]:
     )
 
 
-def _check_names(function: Callable[..., Any], keywords: dict[str, Any], name: str) -> None:
-    known = arguments(function)
-    for keyword in keywords:
-        if keyword not in known and not _takes_any(function):
-            raise ValueError(f"{name} has no {unknown(keyword, known)}")
-
-
 def _takes_any(function: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
-def _plain(value: Any, own: types.ModuleType | None) -> Any:
-    if isinstance(value, dict):
+def _plain(value: Any, own: types.ModuleType | None, kind: Any = Any) -> Any:
+    """The value that `describe` wrote, where an argument of this kind is given."""
+    takes_function = any(typing.get_origin(k) is Callable for k in _kinds(kind))
+    if isinstance(value, dict) or (isinstance(value, str) and takes_function):
         return revive(value, own)
     return tuple(_plain(v, own) for v in value) if isinstance(value, list) else value
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type there is."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def _words(annotation: Any) -> str:
+    return " or ".join(getattr(kind, "__name__", str(kind)) for kind in _kinds(annotation))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value that was read from a file may be given for this annotation."""
+    if kind in (float, int):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
+    if kind in (Any, inspect.Parameter.empty):
+        return True
+    if isinstance(kind, type):
+        return isinstance(value, kind)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in inner
+    if origin in (tuple, Sequence):
+        if not isinstance(value, tuple):
+            return False
+        if origin is tuple and ... not in inner:
+            return len(value) == len(inner) and all(map(_fits, value, inner))
+        return all(any(_fits(v, each) for each in _kinds(inner[0])) for v in value)
+    return callable(value) if origin is Callable else True

@@ -114,7 +114,7 @@ def _recipe(path: Path) -> Json:
         )
     if top["format"] != FORMAT:
         raise UserError(
-            f"{path} is a run folder of format {top['format']!r}, written by contrapose "
+            f"{file} is of run-folder format {top['format']!r}, written by contrapose "
             f"{top.get('contrapose', 'of unknown version')}; this one reads format {FORMAT}: "
             f"install that version to read it, or train again with this one"
         )

@@ -118,7 +118,7 @@ class Run:
         written = read_object(path / "recipe.json")
         if (found := written.get("format")) != FORMAT:
             raise UserError(
-                f"{path} has run format {found!r}, this version reads {FORMAT}; "
+                f"{path / 'recipe.json'} has run format {found!r}, this version reads {FORMAT}; "
                 "read it with the version of contrapose that its environment.json names"
             )
         conform(written, SHAPE, str(path / "recipe.json"))
