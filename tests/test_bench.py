@@ -15,7 +15,7 @@ from test_cli import contrapose
 
 from contrapose.bench import bench
 from contrapose.bench.cases import CASES, OURS, SUPCON, TOPK
-from contrapose.bench.limits import free, unfit
+from contrapose.bench.limits import unfit
 from contrapose.bench.measure import Measured, Settings, Work, in_float64, memory, warm_up
 from contrapose.bench.page import pages
 from contrapose.bench.record import Record, in_bytes, in_seconds
@@ -191,7 +191,7 @@ def test_predicted_memory_is_about_what_is_measured(case, contender):
         pytest.importorskip(contender.needs)
     size = {"metric-learning": 256 if case.name == "nt_xent" else 2048}.get(contender.name, 4096)
     size = max(size, 4 * case.smallest)
-    limit = int(free("cpu") / 2)
+    limit = int(free_memory("cpu") / 2)
     extra, _, why = Forks([]).run(
         memory, case.name, contender.name, size, Settings("cpu", 2, 1, 1), limit
     )

@@ -60,6 +60,23 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def free_memory(device: str) -> float:
+    """Bytes that can still be had on a device: of the GPU, or of this machine or container."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # a container may be allowed less
+        group = Path("/sys/fs/cgroup")
+        left = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float(available)
+    return float(min(available, left))
+
+
 def _cpu_flags() -> set[str]:
     return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
 

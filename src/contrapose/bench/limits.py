@@ -1,16 +1,13 @@
 """What a contender cannot do here, and what it would need too much of."""
 
 import importlib.util
-import os
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-
-import torch
 
 from contrapose.bench.cases import Case, Contender
 from contrapose.bench.measure import Measured
 from contrapose.bench.record import in_bytes
+from contrapose.machine import free_memory
 
 PACKAGES = {
     "lightly": "lightly",
@@ -30,7 +27,7 @@ def unfit(
         module = contender.needs.partition(".")[0]
         return f"not installed: pip install {PACKAGES.get(module, module)}"
     pairs = case.pairs(size)
-    if (needed := contender.bytes(pairs)) > SHARE * free(device):
+    if (needed := contender.bytes(pairs)) > SHARE * free_memory(device):
         return f"would take about {in_bytes(needed)} of memory"
     if not before or contender.ours:
         return None
@@ -46,20 +43,3 @@ def unfit(
 def present(module: str) -> bool:
     """Whether the package it is part of is installed; imports nothing."""
     return importlib.util.find_spec(module.partition(".")[0]) is not None
-
-
-def free(device: str) -> float:
-    """Bytes that can still be had."""
-    if device.startswith("cuda"):
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:  # a container may be allowed less
-        group = Path("/sys/fs/cgroup")
-        left = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return float(available)
-    return float(min(available, left))

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from contrapose.bench.cases import Case, Contender, chosen
-from contrapose.bench.limits import DEADLINE, PACKAGES, SHARE, free, present, unfit
+from contrapose.bench.limits import DEADLINE, PACKAGES, SHARE, present, unfit
 from contrapose.bench.measure import Measured, Settings, answer, ceiling, memory, once, times
 from contrapose.bench.page import pages
 from contrapose.bench.record import Record
 from contrapose.files import as_json_bytes, replace_file, said_of, unfinished
-from contrapose.machine import choose_bf16, choose_device, cores, environment
+from contrapose.machine import choose_bf16, choose_device, cores, environment, free_memory
 
 LONG = 10.0  # seconds: a step that takes longer is run once
 
@@ -101,7 +101,7 @@ def measure(record: Record, forks: "Forks", case: Case, size: int) -> Iterator[s
         why = unfit(case, contender, size, settings.device, record.of(case, contender.name))
         if why is None and settings.device == "cpu":
             yield f"memory of {contender.name}"
-            limit = int(SHARE * free("cpu"))
+            limit = int(SHARE * free_memory("cpu"))
             try:
                 extra, seconds, why = forks.run(
                     memory, case.name, contender.name, size, settings, limit,

@@ -18,8 +18,22 @@ from contrapose.errors import UserError
 
 
 def diagnose(
-    target: Annotated[Path, typer.Argument(metavar="RUN|EMBEDDINGS.npy", help="What to examine.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|EMBEDDINGS",
+            help="A run folder, or embeddings [N x D] as .npy, .npz, .csv, .tsv or .parquet.",
+        ),
+    ],
     labels: EmbeddingLabels = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The array or column of the embeddings in their file."),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="That of their labels, or `none`."),
+    ] = None,
     device: Device = "auto",
     recipe: RecipeAgain = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for an embedding's figures.")] = None,
@@ -29,21 +43,34 @@ def diagnose(
     from contrapose.commands.console import print_findings
     from contrapose.training.run import Run
 
-    if target.suffix in (".npy", ".npz", ".parquet"):
+    if target.is_file() or (not target.exists() and target.suffix):
         if recipe is not None:
             raise UserError(f"--recipe {recipe}: embeddings have none; leave it out")
-        found = explain.diagnose_embeddings(target, labels, out)
+        found = explain.diagnose_embeddings(target, labels, out, key=key, label_key=label_column)
+        print_taken(found["file"])
     else:
-        if labels is not None or out is not None:
+        flags = {
+            "--labels": labels, "--out": out, "--key": key, "--label-column": label_column
+        }  # fmt: skip
+        if given := [flag for flag, value in flags.items() if value is not None]:
             raise UserError(
-                "--labels and --out are for embedding files: a run knows its labels, and keeps its "
-                f"diagnosis in {target / 'diagnosis.json'}"
+                f"{', '.join(given)}: for files of embeddings; a run knows its labels, and keeps "
+                f"its diagnosis in {target / 'diagnosis.json'}"
             )
         found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
     print_signals(found["signals"])
     print_repulsion(found["repulsion"])
     print_duplicates(found.get("duplicates", []))
     print_findings(found["verdict"])
+
+
+def print_taken(file: dict[str, Any]) -> None:
+    """Which arrays or columns of a file were examined, where there were others."""
+    left = ", ".join(file["left"])
+    others = f", not {left} (--key NAME chooses)" if left else ""
+    console.print(f"embeddings: {file['embeddings']}{others}", highlight=False, markup=False)
+    labels = file.get("labels", "none (--label-column NAME or --labels FILE tells them)")
+    console.print(f"labels: {labels}", highlight=False, markup=False)
 
 
 def print_signals(signals: dict[str, Any]) -> None:

@@ -12,16 +12,16 @@ Values: numbers of any type but complex, in one range for the whole array (`data
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from contrapose.data.decode import EMPTY, BinaryFile, Header, Reading, from_values, said_of
+from contrapose.data.decode import EMPTY, Header, Reading, from_values, said_of
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import encode
 from contrapose.data.load import Listing
+from contrapose.data.numpy_files import open_npz, read_npy
 from contrapose.data.values import is_deep, scaled
 from contrapose.errors import UserError
 
@@ -128,8 +128,7 @@ def from_npy(path: Path, split: str, channels: int | None = None) -> Listing:
     """Images of a `.npy` file, mapped into memory rather than read."""
     if split != "train":
         raise NoSuchSplit(f"{path}: a .npy file has no {split!r} split; hold out a part of it")
-    x = _load(path)
-    assert isinstance(x, np.ndarray)
+    x = read_npy(path)
     stat = path.stat()
     stamp = (path.name, stat.st_size, stat.st_mtime_ns)
     rows = _rows(x, str(path), stamp, channels=channels)
@@ -140,8 +139,8 @@ def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
     """Images and labels of a `.npz` file, by the names of `IMAGE_KEYS` and `LABEL_KEYS`."""
     if split not in ("train", "test"):
         raise NoSuchSplit(f"{path}: a .npz file has no {split!r} split")
-    with path.open("rb") as raw, _load(path, raw) as file:
-        found = set(file.files)
+    with open_npz(path) as file:
+        found = set(file.arrays)
         keys = {kind: _first(found, names) for kind, names in IMAGE_KEYS.items()}
         part = "all" if split == "train" and keys["train"] is None else split
         key = keys[part]
@@ -155,14 +154,14 @@ def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
             raise UserError(
                 f"{path}: no images; expected an array named {names}, found {_listed(found)}"
             )
-        rows = _rows(_member(file, path, key), f"{path}:{key}", channels=channels)
+        rows = _rows(file.read(key), f"{path}:{key}", channels=channels)
         label_keys = {kind: _first(found, names) for kind, names in LABEL_KEYS.items()}
         name = "train" if part == "all" and keys["test"] else part
         label_key = label_keys[part]
         if label_key is None:
             return Listing(rows, name)
-        others = [_member(file, path, k) for k in label_keys.values() if k and k != label_key]
-        y = _member(file, path, label_key)
+        others = [file.read(k) for k in label_keys.values() if k and k != label_key]
+        y = file.read(label_key)
         label, classes = encode(y, len(rows), also=others, what=f"{path}:{label_key}")
     return Listing(rows, name, label, classes)
 
@@ -259,37 +258,6 @@ def _axis_of_channels(shape: list[int], channels: int | None) -> tuple[bool, boo
         ends[0] <= MOST_CHANNELS and ends[0] < min(shape[2:]),
         ends[1] <= MOST_CHANNELS and ends[1] < min(shape[1:3]),
     )
-
-
-def _load(path: Path, file: BinaryFile | None = None) -> Any:
-    try:
-        if file is None:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        if "allow_pickle" in str(error) or "Python objects" in str(error):
-            raise UserError(
-                f"{path}: holds Python objects, which are never unpickled; save plain numbers"
-            ) from None
-        raise UserError(f"{path}: not a whole NumPy file ({error})") from None
-    except Exception as error:  # a damaged zip has its own errors
-        raise UserError(f"{path}: not a whole NumPy file ({error})") from None
-
-
-def _member(file: Any, path: Path, key: str) -> np.ndarray:
-    try:
-        return np.asarray(file[key])
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise UserError(
-                f"{path}: {key!r} holds Python objects, which are never unpickled; save plain"
-                " numbers (a list of images of different shapes cannot be one array)"
-            ) from None
-        raise UserError(f"{path}: {key!r} cannot be read ({error})") from None
-    except Exception as error:
-        raise UserError(f"{path}: {key!r} cannot be read ({error})") from None
 
 
 def _first(found: set[str], names: tuple[str, ...]) -> str | None:

@@ -11,19 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrapose.data.file_names import FileNames
+from contrapose.data.text_files import read_text
 
 FILE_HEADS = frozenset(
     "file files filename file_name filenames path filepath file_path image images image_path"
     " image_name img name id image_id".split()
 )
 LABEL_HEADS = frozenset("label labels class classes class_name category target y".split())
-_MARKS = (  # longest first: the mark of UTF-16 starts that of UTF-32
-    (b"\xff\xfe\0\0", "utf-32"),
-    (b"\0\0\xfe\xff", "utf-32"),
-    (b"\xef\xbb\xbf", "utf-8-sig"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-)
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ def read_table(
     `column`: the heading of the labels. Raises ValueError with the line for a file that the images
     do not have, two labels for one file, and whatever could mean two things.
     """
-    text, encoding = _text(path)
+    text, encoding = read_text(path, _at(path))
     images = FileNames(names)
     rows = _rows(path, text, images)
     notes = {} if encoding is None else {f"lines of {path.name} read as {encoding}": len(rows)}
@@ -70,27 +64,6 @@ def read_table(
 
 def _at(path: Path, line: int | None = None) -> str:
     return f"labels={str(path)!r}" + ("" if line is None else f", line {line}")
-
-
-def _text(path: Path) -> tuple[str, str | None]:
-    """The text, and its encoding where that was guessed."""
-    data = path.read_bytes()
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    if encoding is None and b"\0" in data:  # UTF-16 without its mark: every other byte is 0
-        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
-    for name, guessed in ((encoding or "utf-8", None), ("cp1252", "Windows-1252")):
-        try:
-            text = data.decode(name)
-        except UnicodeDecodeError:
-            if encoding is not None:
-                break
-            continue
-        if "\0" not in text:
-            return text, guessed
-        break
-    if encoding is None and b"\0" not in data:
-        return data.decode("latin-1"), "Latin-1"
-    raise ValueError(f"{_at(path)}: not a text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
 
 
 def _rows(path: Path, text: str, images: FileNames) -> list[_Row]:

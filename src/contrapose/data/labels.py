@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data.label_table import read_table
+from contrapose.data.numpy_files import read_npy
 
 UNLABELLED = -1
 NO_LABEL = frozenset(
@@ -93,10 +94,7 @@ def read_labels(
             words, notes = read_table(path, names, column)
             y: Any = _numbers(words)
         elif path.suffix.lower() == ".npy":
-            try:
-                y = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError, OSError) as error:
-                raise ValueError(f"{what}: {error}") from None
+            y = read_npy(path, what)
         else:
             raise ValueError(f"{what}: expected a .npy, .csv or .tsv file")
     else:

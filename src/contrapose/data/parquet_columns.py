@@ -99,7 +99,7 @@ def labels_of(files: list[Path], column: str) -> np.ndarray:
     told: dict[str, Path] = {}  # kind of the labels -> the first file that has it
     for file in files:
         values = read_column(file, column)
-        found = plain(_values(file, column, values), f"{file}: column {column!r} ({values.type})")
+        found = plain(values_of(file, column, values), f"{file}: column {column!r} ({values.type})")
         if np.any(found != ("" if found.dtype.kind == "U" else -1)):
             told.setdefault("words" if found.dtype.kind == "U" else "numbers", file)
         parts.append(found)
@@ -157,13 +157,13 @@ def _once(file: Path, schema: Any, column: str) -> None:
         raise ValueError(f"{file}: {count} columns are called {column!r}; rename or drop one")
 
 
-def _values(file: Path, column: str, values: Any) -> Any:
+def values_of(file: Path, column: str, values: Any) -> Any:
     """An Arrow column as an array or Python values that `labels.plain` understands."""
     kind = values.type
     if pa.types.is_dictionary(kind):
-        return _values(file, column, values.cast(kind.value_type))
+        return values_of(file, column, values.cast(kind.value_type))
     if pa.types.is_run_end_encoded(kind):
-        return _values(file, column, pc.run_end_decode(values))
+        return values_of(file, column, pc.run_end_decode(values))
     plain_kinds = (
         pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
         pa.types.is_decimal, pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,

@@ -9,26 +9,33 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from contrapose import api
 from contrapose.data import ImageSet, evenly
-from contrapose.data.labels import read_labels
 from contrapose.evaluation import geometry, probes
 from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
+from contrapose.explain.reading import read_embeddings
 from contrapose.explain.verdict import as_json, verdict_of_embeddings
 from contrapose.files import as_json_bytes, replace_file, replacing
 from contrapose.training.run import Run
 
 
 def diagnose_embeddings(
-    path: Path | str, labels: Path | str | None = None, out: Path | str | None = None
+    path: Path | str,
+    labels: Path | str | None = None,
+    out: Path | str | None = None,
+    *,
+    key: str | None = None,
+    label_key: str | None = None,
 ) -> dict[str, Any]:
-    """The same for a matrix of embeddings [N D] that came from anywhere (.npy, or .npz from embed).
+    """The same for a matrix of embeddings [N D] of a file that came from anywhere.
 
-    Raises ValueError for another shape, numbers that are not finite, or labels of another length.
+    .npy, .npz, .csv, .tsv or .parquet: see `reading.py`. key, label_key: the array or column of the
+    embeddings and of the labels. "file" of the result says which were taken.
+    Raises ValueError as `read_embeddings` does.
     """
-    x, label = read_embeddings(Path(path), labels)
+    found = read_embeddings(Path(path), labels, key=key, label_key=label_key)
+    x, label, taken = found.x, found.label, found.taken | {"left": list(found.left)}
     length = torch.linalg.vector_norm(x, dim=1)
     unit = torch.nn.functional.normalize(x, dim=1)
     signals: dict[str, Any] = {
@@ -53,13 +60,14 @@ def diagnose_embeddings(
             votes = probes.knn(x, x, label, k=k, leave_one_out=True)
             right = int((votes.argmax(dim=1)[known] == label[known]).sum())
             signals["knn_leave_one_out"] = right / int(known.sum())
-    found = {"verdict": as_json(verdict_of_embeddings(signals)), "signals": signals}
+    verdict = as_json(verdict_of_embeddings(signals))
+    diagnosis = {"verdict": verdict, "signals": signals, "file": taken}
     every = torch.arange(len(x))
     chosen = evenly(len(x), 2 * LOOKED_AT) if len(x) > 2 * LOOKED_AT else every
-    found["repulsion"] = repulsion(x[chosen], every[chosen])
+    diagnosis["repulsion"] = repulsion(x[chosen], every[chosen])
     if out is not None:
-        replace_file(Path(out), as_json_bytes(found))
-    return found
+        replace_file(Path(out), as_json_bytes(diagnosis))
+    return diagnosis
 
 
 def write_embeddings(
@@ -90,55 +98,6 @@ def write_embeddings(
         else:
             write_parquet(file, columns, source.classes)
     return source
-
-
-def read_embeddings(path: Path, labels: Path | str | None) -> tuple[Tensor, Tensor | None]:
-    """(rows [N D] in float32, labels or None) of a .npy, or of what `contrapose embed` wrote."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    x, label = read_parquet(path) if path.suffix == ".parquet" else _read_numpy(path)
-    if x.ndim != 2 or x.dtype.kind not in "fiu" or min(x.shape) < 1 or len(x) < 2:
-        raise ValueError(
-            f"{path} holds {x.dtype} of shape {x.shape}; embeddings are numbers [N D], N > 1"
-        )
-    bad = int((~np.isfinite(x).all(axis=1)).sum())
-    if bad:
-        raise ValueError(f"{path}: {bad} of {len(x)} rows hold NaN or infinity; remove them")
-    rows = torch.from_numpy(x.astype(np.float32))
-    given = labels if labels is not None else label
-    if given is None:
-        return rows, None
-    number, _, _ = read_labels(given, [str(i) for i in range(len(x))])
-    return rows, None if bool((number < 0).all()) else number
-
-
-def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a NumPy file of numbers ({error})") from None
-    if isinstance(loaded, np.ndarray):
-        return loaded, None
-    name = next((n for n in ("h", "z") if n in loaded), None)
-    if name is None:
-        keys = ", ".join(loaded.files)
-        raise ValueError(f"{path} holds {keys}; expected h or z, as `contrapose embed` writes")
-    return loaded[name], loaded["label"] if "label" in loaded else None
-
-
-def read_parquet(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """(h, label) as `write_parquet` wrote them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a Parquet file ({error})") from None
-    if "h" not in table.column_names:
-        raise ValueError(f"{path} has columns {', '.join(table.column_names)}; expected h")
-    h = np.stack(table["h"].to_numpy())
-    return h, table["label"].to_numpy() if "label" in table.column_names else None
 
 
 def _write_npz(file: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
