@@ -74,6 +74,7 @@ def test_the_layout_that_was_taken_is_said_and_two_possible_ones_are_refused() -
 
 def test_pages_of_a_tiff_are_channels_where_that_is_told(tmp_path: Path) -> None:
     x = random.integers(0, 4096, (2, 6, 16, 16)).astype(np.uint16)
+    x[:, 0] //= 16  # the range is that of all pages
     for k, image in enumerate(x):
         tifffile.imwrite(tmp_path / f"{k}.tif", image, photometric="minisblack")
     images = open_images(tmp_path)
@@ -157,3 +158,11 @@ def test_rgb_that_the_images_do_not_have_is_refused() -> None:
             open_images(x, rgb=rgb)
     with pytest.raises(ValueError, match="grey; leave it out"):
         open_images(x[:, :1], rgb=(0, 1, 2))
+
+
+def test_a_channel_that_the_range_leaves_empty_is_said() -> None:
+    x = random.integers(0, 4096, (5, 6, 16, 16)).astype(np.uint16)
+    x[:, 2] = 700 + x[:, 2] % 30
+    x[:, 4] = 0
+    images = open_images(x)
+    assert images.notes["with nearly all of the range unused in channel 2, 4"] == 5

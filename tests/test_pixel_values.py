@@ -216,6 +216,15 @@ def test_a_test_split_of_other_values_is_said_beside_its_scores(tmp_path: Path) 
         assert ("6 of 6 nearly black" in said) == (name == "darker")
 
 
+def test_a_composed_set_keeps_the_range_of_its_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=TWELVE, x_test=TWELVE // 16)
+    call = f"random-bits({tmp_path / 'x.npz'}, bits=1)"
+    train = open_images(call)
+    assert (stored(train)[:, 0] == np.rint(TWELVE * (255 / 4095))).all()
+    test = open_images(call, "test", value_range=train.value_range)
+    assert (stored(test)[:, 0] == np.rint(TWELVE // 16 * (255 / 4095))).all()
+
+
 def test_kept_squares_are_those_of_the_same_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,3 +16,4 @@ from contrapose.data.split import exact_duplicates as exact_duplicates
 from contrapose.data.split import few_labels as few_labels
 from contrapose.data.split import hold_out as hold_out
 from contrapose.data.split import overlap as overlap
+from contrapose.data.values import ValueRange as ValueRange

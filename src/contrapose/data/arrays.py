@@ -70,7 +70,7 @@ class Rows:
             channels = {1: (1, 3), 3: (3, 1)}.get(stored, (stored,))
         return [Header(width, height, channels, is_deep(self.rows.dtype), notes)] * len(index)
 
-    def values(self, i: int, how: Reading) -> tuple[np.ndarray, float | None]:
+    def values(self, i: int, channels: int, how: Reading) -> tuple[np.ndarray, float | None]:
         return self.rows[i], None
 
     def squares(

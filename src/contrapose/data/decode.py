@@ -128,9 +128,11 @@ def decode(
     )
 
 
-def values(file: BinaryFile, how: Reading) -> tuple[Shaped[np.ndarray, "H W C"], float | None]:
+def values(
+    file: BinaryFile, channels: int, how: Reading
+) -> tuple[Shaped[np.ndarray, "H W C"], float | None]:
     """(the values of an image as its file holds them, without transparency; nodata)"""
-    found = _special(file, 1)
+    found = _special(file, channels)
     if found is None:
         with open_image(file, how.max_pixels) as image:
             found = _values_of(image)

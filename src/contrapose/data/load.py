@@ -89,9 +89,9 @@ class Encoded:
                 found.append(error)
         return found
 
-    def values(self, i: int, how: Reading) -> tuple[np.ndarray, float | None]:
+    def values(self, i: int, channels: int, how: Reading) -> tuple[np.ndarray, float | None]:
         with self.open(i) as file:
-            return values(file, how)
+            return values(file, channels, how)
 
     def squares(
         self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
@@ -207,11 +207,11 @@ def _read(
     good = [i for i in range(len(source)) if i not in bad]
     side = size or _side([headers[i].short for i in good])
     deep = [i for i in good if headers[i].deep]
-    how = replace(how, over=_range(name, source, deep, how))
+    how = replace(how, over=_range(name, source, deep, C, how))
     pixels: Pixels
     if len(good) * C * side * side > memory:
         pixels = OnAccess(source, torch.tensor(good), side, C, how)
-        _, _, said = _decode(source, some := _some(deep), headers, side, C, how)
+        squares, _, said = _decode(source, some := _some(deep), headers, side, C, how)
         notes = {f"{note} (of {len(some):,} looked at)": n for note, n in said.items()}
     else:
         squares, failed, notes = _decode(source, good, headers, side, C, how)
@@ -221,6 +221,8 @@ def _read(
             squares = squares[[k for k, i in enumerate(good) if i not in failed]]
             good = [i for i in good if i not in failed]
         pixels = InMemory(torch.from_numpy(squares))
+    if deep and (flat := _flat_channels(squares)):
+        notes[f"with nearly all of the range unused in channel {flat}"] = len(squares)
     notes = _conversions([headers[i] for i in good], side, C, how) | notes
     return _Read(pixels, good, bad, notes, how.over, _slow(headers))
 
@@ -251,12 +253,14 @@ def _of_channels(header: Header, wanted: int) -> str:
     return f"it has {found} channel{'s' if found > 1 else ''}, not {wanted} as the set is read with"
 
 
-def _range(name: str, source: Source, deep: list[int], how: Reading) -> ValueRange | None:
+def _range(
+    name: str, source: Source, deep: list[int], channels: int, how: Reading
+) -> ValueRange | None:
     """The range of values that is told, or that of a sample of the images of more than 8 bits."""
     if how.over is None:
         if not deep:
             return None
-        return found_range(name, _samples(source, _some(deep), how))
+        return found_range(name, _samples(source, _some(deep), channels, how))
     if how.over.of_bytes is not None:
         return how.over
     if not deep and how.over.high > 255:
@@ -267,11 +271,20 @@ def _range(name: str, source: Source, deep: list[int], how: Reading) -> ValueRan
     return replace(how.over, of_bytes=not deep)
 
 
-def _samples(source: Source, index: list[int], how: Reading) -> Iterator[np.ndarray]:
+def _flat_channels(squares: UInt8[np.ndarray, "N C S S"]) -> str:
+    """`9, 10`: channels whose values differ by less than 1/64 of the range over the whole set, as
+    where channels have units of their own; "" for a single channel, and where there are none."""
+    if squares.shape[1] == 1 or not len(squares):
+        return ""
+    span = squares.max(axis=(0, 2, 3)).astype(int) - squares.min(axis=(0, 2, 3))
+    return ", ".join(str(c) for c in np.flatnonzero(span < 256 / 64))
+
+
+def _samples(source: Source, index: list[int], channels: int, how: Reading) -> Iterator[np.ndarray]:
     """Values of these images, as far as they can be read: decoding names those that cannot."""
     for i in index:
         with suppress(Exception):
-            yield some_values(*source.values(i, how))
+            yield some_values(*source.values(i, channels, how))
 
 
 def _some(deep: list[int]) -> list[int]:

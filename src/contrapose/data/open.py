@@ -84,10 +84,12 @@ def open_images(
         if labels is not None:
             raise UserError(f"{source}: a composed set has its own labels; choose with label=NAME")
         again = partial(
-            open_images, root=root, download=download, fit=fit, value_range=over,
-            max_pixels=max_pixels, max_bad_share=max_bad_share, memory=memory,
+            open_images, root=root, download=download, fit=fit, max_pixels=max_pixels,
+            max_bad_share=max_bad_share, memory=memory,
         )  # fmt: skip
-        return open_call(source, split, again, size=size, channels=channels, rgb=three)
+        return open_call(
+            source, split, again, size=size, channels=channels, rgb=three, value_range=over
+        )
     if isinstance(source, str | PathLike):
         read = partial(
             from_parquet, memory=memory, label_column=label_column if labels is None else None,

@@ -20,7 +20,7 @@ from contrapose.data.composed.sets import (
 )
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.split import hold_out
-from contrapose.data.values import RGB
+from contrapose.data.values import RGB, ValueRange
 from contrapose.errors import UserError
 from contrapose.partials import arguments, parse, unknown
 
@@ -56,10 +56,12 @@ def open_call(
     size: int | None = None,
     channels: int | None = None,
     rgb: RGB | None = None,
+    value_range: ValueRange | None = None,
 ) -> ImageSet:
     """The set that the text describes; `open_set(text, split=, size=, channels=)` opens its parts.
 
-    size and channels are those of the images that come out. Raises what `open_set` raises, and
+    size and channels are those of the images that come out, value_range is that of the first part:
+    what glyphs are pasted on has values of its own. Raises what `open_set` raises, and
     ValueError for a call that cannot be read, with the nearest name.
     """
     name, parts, options = _parsed(text)
@@ -76,7 +78,7 @@ def open_call(
     for key, asked in (("canvas", size), ("channels", channels)):
         if key in settable and asked is not None and given.setdefault(key, asked) != asked:
             raise ValueError(f"{text}: {key}={given[key]}, but {asked} is asked for; use one")
-    opened = []
+    opened: list[ImageSet] = []
     for role, part in zip(sets, parts, strict=True):
         if role == "images":
             under = None if function is coloured else channels  # three come out of any
@@ -85,6 +87,8 @@ def open_call(
             # the same K glyphs in every split: a feature is whether an encoder tells them apart
             same = given.get("unique") is not None
             how = {"split": "train" if same else split, "channels": 1}
+        if not opened:
+            how["value_range"] = value_range
         opened.append((_glyphs if role == "glyphs" else _opened)(name, role, part, open_set, how))
     made = function(*opened, **given)
     if channels not in (None, made.shown):
