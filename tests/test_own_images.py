@@ -1,5 +1,7 @@
 """People's own folders from training to the last file written: names, splits, copies."""
 
+import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image
 
 import contrapose
 from contrapose import api, explain
-from contrapose.commands.embed import embed
+from contrapose.commands.console import print_images
 from contrapose.data import open_images
 from contrapose.report import write_report
 
@@ -39,7 +41,7 @@ def test_a_test_split_without_labels_leaves_a_part_of_train_to_be_scored(
     train, test, what = api.train_and_test(run)
     assert (len(train), len(test)) == (16, 4) and test.label.tolist() == [0, 0, 1, 1]
     seen = {"simclr": ", which the encoder saw without labels", "supcon": ""}[recipe]
-    assert what == f"held-out 20%{seen}, since the 2 images of the test split have no labels"
+    assert what == f"held-out 20%, since the 2 images of the test split have no labels{seen}"
     assert explain.evaluate(run)[0].n == 4
     steps = run.read("status.json")["step"]
     assert steps == {"simclr": 20, "supcon": 16}[recipe] // 8
@@ -71,7 +73,7 @@ def test_every_row_of_embed_names_its_file(tmp_path: Path, capsys: Any) -> None:
     (data / "a/3.png").write_text("broken")
     expected = [f"{c}/{i}.png" for c in "ab" for i in range(8) if (c, i) != ("a", 3)]
     for out in (tmp_path / "e.npz", tmp_path / "e.parquet"):
-        embed(run.path, str(data), out)
+        print_images(explain.write_embeddings(run, data, out, device="cpu"))
         shown = capsys.readouterr().out
         assert "a/3.png: not an image" in shown.replace("\n", "") and "15 images" in shown
         whole = np.load(out) if out.suffix == ".npz" else pq.read_table(out).to_pydict()
@@ -94,3 +96,20 @@ def test_a_diagnosis_names_files(tmp_path: Path) -> None:
     assert sorted(pictures["map_file"]) == held.files
     page = write_report([run.path]).read_text()
     assert all(file in page for file in held.files)
+
+
+def test_a_run_whose_names_are_no_utf8_opens_again(tmp_path: Path) -> None:
+    """The folder of the images, a class, a broken file, the run folder: all in Latin-1."""
+    data = tmp_path / os.fsdecode(b"s\xe9t")
+    write(data, [f"{c}/{i}.png" for c in ("cat", os.fsdecode(b"ni\xf1o")) for i in range(8)])
+    (data / os.fsdecode(b"cat/\xff.png")).write_text("broken")
+    path = tmp_path / os.fsdecode(b"r\xff")
+    run = contrapose.train("simclr", data, out=path, max_bad_share=0.1, **BRIEF)
+    said = json.loads((path / "recipe.json").read_bytes())["data"]
+    assert said["classes"] == ["cat", "ni\\xf1o"] and said["source"] == str(data)
+    assert "cat/\\xff.png: not an image" in said["skipped"][0]
+    assert explain.evaluate(run)[0].n == 4
+    explain.diagnose(run)
+    assert "ni\\xf1o" in write_report([run.path]).read_text()
+    assert len(explain.write_embeddings(run, data, tmp_path / "e.parquet")) == 16
+    api.resume(path, device="cpu")

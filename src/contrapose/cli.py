@@ -3,6 +3,7 @@
 A command imports torch only when it runs, so that help is quick.
 """
 
+import io
 import os
 import sys
 import time
@@ -78,6 +79,8 @@ def main() -> None:
     """The entry point: errors of the user are one message, not a traceback."""
     # OpenMP threads that spin while they wait make a shared machine two to three times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_platform()
         app(standalone_mode=True)

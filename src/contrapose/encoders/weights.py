@@ -1,9 +1,11 @@
 """Weights of a .safetensors file, or the newest that a run folder holds."""
 
+import json
 import sys
 from pathlib import Path
 
 import safetensors
+import safetensors.torch
 from torch import Tensor
 
 from contrapose.errors import UserError
@@ -20,9 +22,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
     problems: list[str] = []
     for file in files:
         try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                weights = {name: opened.get_tensor(name) for name in opened.keys()}
-                metadata = opened.metadata() or {}
+            weights, metadata = tensors_in(file)
         except FileNotFoundError:
             continue
         except (safetensors.SafetensorError, OSError) as error:
@@ -35,6 +35,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
         raise UserError("; ".join(problems))
     missing = path / "encoder.safetensors" if path.is_dir() else path
     raise FileNotFoundError(f"{missing} does not exist: nothing was saved there yet")
+
+
+def tensors_in(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors by name, metadata) of one .safetensors file, whatever bytes its path holds."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # safetensors opens no such path
+        data = file.read_bytes()
+        weights = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return weights, header.get("__metadata__", {})
+    with safetensors.safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
 
 
 def weights_files(run: Path) -> list[Path]:

@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from contrapose.encoders import checkpoints, step_of
+from contrapose.encoders.weights import tensors_in
 from contrapose.errors import UserError
 from contrapose.files import (
     as_json_bytes,
@@ -232,7 +232,7 @@ class Run:
         problems = []
         for folder in reversed(checkpoints(self.path)):
             try:
-                weights = load_file(folder / "weights.safetensors")
+                weights, _ = tensors_in(folder / "weights.safetensors")
                 state = torch.load(folder / "training.pt", weights_only=True, map_location="cpu")
                 if state["step"] != step_of(folder):
                     raise UserError(f"training.pt is of step {state['step']}")
