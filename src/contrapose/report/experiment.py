@@ -1,6 +1,6 @@
 """The report of an experiment: experiment.json in, one HTML page and a Markdown table out."""
 
-import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -355,10 +355,10 @@ def _beside(number: Json, digits: int) -> Cell:
 
 
 def _ours(values: Sequence[float]) -> Cell:
-    mean = sum(values) / len(values)
+    mean = statistics.fmean(values)
     if len(values) == 1:
         return Cell(ours=_short(mean), seeds=1)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    spread = statistics.stdev(values)  # exact: 0 where all are equal
     return Cell(ours=_short(mean), spread=f"± {_short(spread, 2)}", seeds=len(values))
 
 
