@@ -58,6 +58,12 @@ def test_train_ends_with_a_verdict_and_a_report(run):
         json.loads((root / "run" / f"{name}.json").read_text())
 
 
+def test_a_finished_run_resumed_says_that_nothing_is_left_to_do(run):
+    done = contrapose("train", "--resume", "run", "--no-explain", "--device", "cpu", cwd=run[0])
+    assert done.returncode == 0, done.stderr
+    assert "run is finished, 10 steps: nothing left to do" in " ".join(done.stdout.split())
+
+
 def test_evaluate_diagnose_embed_and_report_take_the_run(run):
     root, _ = run
     assert "kNN accuracy on h" in contrapose("evaluate", "run", cwd=root).stdout

@@ -237,7 +237,8 @@ def damage(file: Path, where: str, new: object) -> None:
     value = inner = json.loads(file.read_text())
     *above, name = where.split(".")
     for field in above:
-        inner = inner[field]
+        inner = inner[int(field) if field.isdecimal() else field]
+    name = int(name) if name.isdecimal() else name
     if new is GONE:
         del inner[name]
     else:
@@ -267,6 +268,28 @@ def test_damage_that_does_no_harm_is_said_and_passed_over(run, finished, digits,
     (run / "pictures.npz").write_bytes(b"half")
     contrapose.diagnose(run, digits, device="cpu")
     assert "pictures.npz is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "where, new", [("0", 3), ("0.metric", GONE), ("0.value", "x"), ("0.n", -1.5)]
+)
+def test_damaged_scores_are_named_by_diagnose(run, digits, where, new):
+    scores = [{"metric": "kNN accuracy", "features": "h", "n": 9}]
+    scores[0] |= {"value": 0.5, "low": 0.4, "high": 0.6}
+    (run / "evaluation.json").write_text(json.dumps(scores))
+    damage(run / "evaluation.json", where, new)
+    with pytest.raises(UserError, match=r"evaluation\.json\[0\].*evaluate again"):
+        contrapose.diagnose(run, digits, device="cpu")
+    damage(run / "evaluation.json", "0", scores[0] | {"value": None})
+    assert Run.open(run).scores() == []
+
+
+def test_images_that_are_gone_or_too_few_for_the_batch_say_what_a_run_can_still_do(run, digits):
+    with pytest.raises(UserError, match=r"batches of 32.*16 images.*new run with a smaller"):
+        contrapose.resume(run, images=digits.subset(torch.arange(16)), device="cpu")
+    damage(run / "recipe.json", "data.source", "moved-away")
+    with pytest.raises(UserError, match=r"recipe\.json names images that cannot.*give DATA again"):
+        contrapose.resume(run, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def resume(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     written = run.read("recipe.json")
-    source = request_of(run, images).seen(written["recipe"]["seed"])
+    request = request_of(run, images)
+    with _own_images(run, images):
+        source = request.seen(written["recipe"]["seed"])
     if isinstance(recipe, Recipe):
         recipe = beside_constants(recipe, source)
         if up_to_date(describe(recipe)) != up_to_date(written["recipe"]):
@@ -117,6 +120,11 @@ def resume(
     before = read_object(file, _ENVIRONMENT) if file.exists() else {}
     device = choose_device(device)
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
+    if len(source) < chosen.batch_size:  # the loop would name a flag that a run cannot take
+        raise UserError(
+            f"{run.path} was begun with batches of {chosen.batch_size}, and {source.name} now has "
+            f"{len(source)} images; restore them, or start a new run with a smaller --batch-size"
+        )
     network = build(chosen, source)
     with run.locked():
         now = environment(device, bf16)
@@ -289,12 +297,27 @@ def request_of(run: Run, images: Any = None) -> Request:
     )  # fmt: skip
 
 
+@contextmanager
+def _own_images(run: Run, images: Any) -> Iterator[None]:
+    """Errors about a run's own images say where it has them from, and what to do."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if images is not None:
+            raise
+        raise UserError(
+            f"{run.path / 'recipe.json'} names images that cannot be opened: {error}; restore "
+            "them, or give DATA again"
+        ) from error
+
+
 def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, str]:
     """(train, test, what the test images are), a fifth of train held out where no test split
     serves: there is none, or it has no labels while train has."""
     written = run.read("recipe.json")
     request = request_of(run, images)
-    train_images, test, words = request.train_and_test(int(written["recipe"]["seed"]))
+    with _own_images(run, images):
+        train_images, test, words = request.train_and_test(int(written["recipe"]["seed"]))
     if images is not None and request.open("train").fingerprint != written["data"]["fingerprint"]:
         return train_images, test, f"{train_images.name}, {words}"
     if words.startswith("held-out") and not request.held_out:

@@ -54,7 +54,7 @@ class TrainingProgress:
         print_images(images)
         what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
         console.print(Text(f"{what} -> {run.path}"))
-        held = run.read("recipe.json")["data"]["held_out"]
+        held = run.read("recipe.json")["data"].get("held_out")
         if held:
             console.print(f"  {held:.0%} of the images are held out of training, for evaluation")
         self.bar.start()

@@ -54,7 +54,8 @@ def train(
     given += [flag_of(name) for name in how]
     if resume is not None and given:
         raise UserError(
-            f"--resume {resume} keeps the recipe of that run; leave out {', '.join(given)}"
+            f"--resume {resume} keeps the recipe of that run; leave out {', '.join(given)}, or "
+            "start a new run with it"
         )
     if resume is None and data is None:
         raise UserError(
@@ -62,9 +63,11 @@ def train(
         )
     from contrapose import api
     from contrapose.commands.console import TrainingProgress
+    from contrapose.training.run import Run
 
     with TrainingProgress() as watching:
         if resume is not None:
+            before = Run.open(resume).status()
             run = api.resume(
                 resume, recipe=recipe, images=data, device=device, precision=precision,
                 compiled=compile_, watch=watching.step, begin=watching.begin,
@@ -76,6 +79,9 @@ def train(
                 device=device, precision=precision or "auto", compiled=compile_,
                 command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
             )  # fmt: skip
+    if resume is not None and before.get("state") == "finished":
+        if run.status().get("step") == before.get("step"):
+            typer.echo(f"{run.path} is finished, {before.get('step')} steps: nothing left to do")
     if explain:
         explain_run(run, device, recipe)
     else:

@@ -51,6 +51,9 @@ class Request:
             names = ("size", "labels", "value_range", "rgb", "max_pixels", "download")
             if given := [name for name in names if getattr(self, name)]:
                 raise UserError(f"an ImageSet is open already; leave out {', '.join(given)}")
+        for name in ("size", "channels", "subset", "test_subset", "few_labels"):
+            if (most := getattr(self, name)) is not None and most < 1:
+                raise UserError(f"{name}={most}: use a positive number")
         if not 0 <= self.held_out < 1:
             raise UserError(f"held_out={self.held_out}: a share below 1")
 

@@ -48,10 +48,7 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     # where images are decoded on access, all of them would be decoded for it
     equal = exact_duplicates(subject.train) if subject.train.in_memory else None
     signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
-    path = subject.run.path
-    read = subject.run.read
-    scored = read("evaluation.json") if (path / "evaluation.json").exists() else []
-    status = subject.run.status()
+    scored, status = subject.run.scores(), subject.run.status()
     width = embedded.h.shape[1]
     findings = verdict(subject.run.metrics(), scored, status=status, width=width)
     found = {"verdict": as_json(findings), "signals": signals}

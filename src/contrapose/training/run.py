@@ -63,6 +63,10 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
         "clip?": float | None, "chunk?": int | None,
     },
 }  # fmt: skip
+SCORE: dict[str, Any] = {  # of one score in evaluation.json
+    "metric": str, "features": str, "n": int, "value": float | None, "low": float | None,
+    "high": float | None,
+}  # fmt: skip
 STATUS: dict[str, Any] = {
     "state": str, "step?": int, "steps?": int, "epoch?": float, "epochs?": float,
     "seconds?": float, "images_per_second?": float, "reason?": str | None, "pid?": int,
@@ -162,6 +166,20 @@ class Run:
             return {}
         killed = {"state": "killed", "reason": KILLED} if was_killed(self.path, found) else {}
         return found | killed
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The scores of evaluation.json as JSON; none where nothing was evaluated yet.
+
+        Those without a finite value and interval are left out.
+        """
+        file = self.path / "evaluation.json"
+        if not file.exists():
+            return []
+        remedy = "evaluate again"
+        found: list[dict[str, Any]] = conform(
+            read_json(file, remedy=remedy), [SCORE], str(file), remedy
+        )
+        return [s for s in found if None not in (s["value"], s["low"], s["high"])]
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         path = self.path / "metrics.jsonl"
