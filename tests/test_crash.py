@@ -20,7 +20,7 @@ import contrapose
 from contrapose import augment, encoders, losses
 from contrapose.data import open_images
 from contrapose.data.composed import write_sheet
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import UserError
 from contrapose.experiments.form import Job
 from contrapose.experiments.running.folders import JobFolder, begin, finish, note_progress
@@ -142,8 +142,13 @@ def test_where_no_checkpoint_can_be_read_one_message_says_so_and_nothing_is_chan
 
 
 def test_damaged_weights_are_read_from_the_file_that_is_good(run, finished, capsys):
-    want = Encoder.load(finished).state_dict()
-    (run / "checkpoints/step-00000010/weights.safetensors").write_bytes(b"half")
+    newest = run / "checkpoints/step-00000010/weights.safetensors"
+    (run / "encoder.safetensors").write_bytes(b"half")
+    found, _, file = read_weights(run)
+    assert file == newest and found.keys() == Encoder.load(finished).state_dict().keys()
+    shutil.copy(newest, run / "encoder.safetensors")  # as after a longer training
+    want = Encoder.load(run).state_dict()
+    newest.write_bytes(b"half")
     found = Encoder.load(run).state_dict()
     assert all(torch.equal(want[k], v) for k, v in found.items())
     assert "step-00000010/weights.safetensors is damaged" in capsys.readouterr().err

@@ -21,5 +21,6 @@ from contrapose.encoders.heads import linear as linear
 from contrapose.encoders.heads import mlp as mlp
 from contrapose.encoders.heads import none as none
 from contrapose.encoders.weights import checkpoints as checkpoints
+from contrapose.encoders.weights import final_step as final_step
 from contrapose.encoders.weights import read_weights as read_weights
 from contrapose.encoders.weights import step_of as step_of

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from contrapose.encoders.weights import read_weights
+from contrapose.encoders.weights import FINAL, read_weights
 from contrapose.errors import UserError
 from contrapose.partials import describe, revive
 
@@ -80,10 +80,15 @@ class Encoder(nn.Module):
         encoder.load_state_dict(weights)
         return encoder.eval()
 
-    def to_bytes(self) -> bytes:
-        """The safetensors file that `load` reads: weights, and the names of their architecture."""
+    def to_bytes(self, final_step: int | None = None) -> bytes:
+        """The safetensors file that `load` reads: weights, and the names of their architecture.
+
+        final_step: noted in it where weights are written once training has ended at that step.
+        """
         weights = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
-        return safetensors_bytes(weights, metadata={"encoder": json.dumps(self.architecture)})
+        named = (self.architecture or {}) | ({} if final_step is None else {FINAL: final_step})
+        # one entry: safetensors writes several in any order
+        return safetensors_bytes(weights, metadata={"encoder": json.dumps(named or None)})
 
     @property
     def channels(self) -> int:

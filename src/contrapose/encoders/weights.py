@@ -10,13 +10,16 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 
+FINAL = "final_step"  # beside the architecture in weights written once training had ended
+
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
     """(weights by name, metadata, the file) of a .safetensors file, or the newest of a run folder.
 
-    In a run folder the newest checkpoint counts, then encoder.safetensors, which a kill may have
-    left a checkpoint behind, then older checkpoints: one that cannot be read is named on standard
-    error, once. Raises FileNotFoundError, or ValueError where none can be read.
+    In a run folder encoder.safetensors counts where training ended at the newest checkpoint's step;
+    else that checkpoint, then encoder.safetensors, which a kill may have left a checkpoint behind,
+    then older checkpoints: one that cannot be read is named on standard error, once.
+    Raises FileNotFoundError, or ValueError where none can be read.
     """
     files = weights_files(path) if path.is_dir() else [path]
     problems: list[str] = []
@@ -52,8 +55,22 @@ def tensors_in(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def weights_files(run: Path) -> list[Path]:
     """Where a run folder may hold its weights, those of the latest step first."""
-    saved = [folder / "weights.safetensors" for folder in reversed(checkpoints(run))]
-    return [*saved[:1], run / "encoder.safetensors", *saved[1:]]
+    kept = list(reversed(checkpoints(run)))
+    saved = [folder / "weights.safetensors" for folder in kept]
+    file = run / "encoder.safetensors"
+    if kept and final_step(file) == step_of(kept[0]):
+        return [file, *saved]
+    return [*saved[:1], file, *saved[1:]]
+
+
+def final_step(file: Path) -> int | None:
+    """The step at which training ended, where a file of weights was written after its end."""
+    try:
+        named = json.loads(tensors_in(file)[1].get("encoder", "null"))
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return None
+    found = named.get(FINAL) if isinstance(named, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose.encoders import unit
@@ -133,11 +133,15 @@ def contrastive_accuracy(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> f
 
     Raises ValueError where no group has two rows.
     """
+    return float(contrastive_hits(x, group).double().mean())
+
+
+def contrastive_hits(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> Bool[Tensor, " A"]:
+    """True for anchors whose nearest other row is of their group; those without one left out."""
     x = _unit("contrastive_accuracy", x)
     x, group, count = _grouped("contrastive_accuracy", x, group)
     _, nearest = topk(x, x, 1, pairs=others(len(x), x.device))
-    anchors = count[group] > 1
-    return float((group[nearest[:, 0]] == group)[anchors].double().mean())
+    return (group[nearest[:, 0]] == group)[count[group] > 1]
 
 
 def local_separation(

@@ -1,7 +1,7 @@
 """A number never travels alone: its interval, its n, its protocol, split and seed go with it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Literal
 
@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Features = Literal["h", "z", "pixels", "none"]
+from contrapose import paired
+
+Features = Literal["h", "z", "untrained h", "pixels", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class Score:
     seed: int
     features: Features
     chosen: str = ""  # what the protocol chose for these features
+    images: str = ""  # fingerprint of the test images; scores of the same ones compare in pairs
+    right: str = field(default="", repr=False)  # which images were named right (`paired.packed`)
 
     def __str__(self) -> str:
         return (
@@ -47,6 +51,7 @@ def accuracy(
     top: int = 1,
     confidence: float = 0.95,
     chosen: str = "",
+    images: str = "",
 ) -> Score:
     """Share of examples whose label is among the `top` highest class scores; Wilson interval.
 
@@ -54,7 +59,8 @@ def accuracy(
     """
     scores, label = _labelled("accuracy", scores, label)
     best = scores.topk(min(top, scores.shape[1]), dim=1).indices
-    correct = int((best == label[:, None]).any(dim=1).sum())
+    right = (best == label[:, None]).any(dim=1)
+    correct = int(right.sum())
     low, high = wilson(correct, len(label), confidence)
     return Score(
         metric=metric,
@@ -68,6 +74,8 @@ def accuracy(
         seed=seed,
         features=features,
         chosen=chosen,
+        images=images,
+        right=paired.packed(right.cpu().numpy()) if images else "",
     )
 
 

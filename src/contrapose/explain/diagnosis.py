@@ -8,17 +8,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrapose import paired
 from contrapose.data import ImageSet, exact_duplicates
 from contrapose.evaluation import geometry
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed_views as views_embedded
 from contrapose.evaluation.penalties import penalties
 from contrapose.explain import pictures
+from contrapose.explain.findings import as_json
 from contrapose.explain.subject import Subject, spread, written_about
-from contrapose.explain.verdict import as_json, verdict
+from contrapose.explain.verdict import verdict
 from contrapose.keys.contrast import InBatch
+from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.signals import heat
+from contrapose.training.step import positive_groups
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)  # at which the repulsion between rows is shown
 LOOKED_AT = 2000  # images whose geometry, neighbours and map are shown
@@ -48,9 +52,10 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     # where images are decoded on access, all of them would be decoded for it
     equal = exact_duplicates(subject.train) if subject.train.in_memory else None
     signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
+    before, _ = embed_views(subject, shown, untrained=True)
+    signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
     scored, status = subject.run.scores(), subject.run.status()
-    width = embedded.h.shape[1]
-    findings = verdict(subject.run.metrics(), scored, status=status, width=width)
+    findings = verdict(subject.run.metrics(), scored, status=status, signals=signals)
     found = {"verdict": as_json(findings), "signals": signals}
     found["repulsion"] = repulsion(z, group, also=signals.get("temperature"))
     found["duplicates"] = named_groups(subject.train, equal or ())
@@ -67,12 +72,14 @@ def signals_of_run(
     label: Int[Tensor, " B"] | None,
     duplicates: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """The numbers of a diagnosis, each of held-out images."""
+    """The numbers of a diagnosis, each of held-out images and of the encoder as it is saved."""
     signals: dict[str, Any] = {
         "images": len(embedded.h),
         "split": subject.split,
         "alignment": geometry.alignment(z, group),
         "uniformity": geometry.uniformity(embedded.z),
+        "uniformity_views": geometry.uniformity(z),
+        "mean_cosine": mean_cosine(embedded.z),
         "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
         "effective_rank_h": geometry.effective_rank(embedded.h),
         "effective_rank_z": geometry.effective_rank(embedded.z),
@@ -86,6 +93,27 @@ def signals_of_run(
     if label is not None and most_common(label) > 1:
         signals["tolerance"] = geometry.tolerance(embedded.z, label)
     return signals
+
+
+def task_signals(
+    z: Float[Tensor, "N D"],
+    before: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    positive: Int[Tensor, " B"],
+) -> dict[str, float]:
+    """How often the nearest view is of a positive, now and before training, and p of the gain.
+
+    group: which image each row shows; positive: which images are positives of each other.
+    """
+    same = positive[group]
+    now, then = (geometry.contrastive_hits(x, same) for x in (z, before))
+    counted = torch.bincount(same)[same] > 1
+    gain = paired.difference(now.numpy(), then.numpy(), group[counted].numpy())
+    return {
+        "task_accuracy": float(now.double().mean()),
+        "task_accuracy_untrained": float(then.double().mean()),
+        "task_gain_p": gain.p,
+    }
 
 
 def repulsion(
@@ -110,11 +138,25 @@ def repulsion(
 
 
 def embed_views(
-    subject: Subject, images: ImageSet
+    subject: Subject, images: ImageSet, *, untrained: bool = False
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
     """z of the recipe's views of each image, and which image each row shows."""
+    encoder = subject.untrained if untrained else subject.encoder
     recipe, device = subject.recipe, subject.device
-    return views_embedded(subject.encoder, images, recipe.policy, seed=recipe.seed, device=device)
+    return views_embedded(encoder, images, recipe.policy, seed=recipe.seed, device=device)
+
+
+def positives_of(recipe: Recipe, images: ImageSet) -> Int[Tensor, " B"]:
+    """Which images are positives of each other in the recipe: each alone, or those of a class."""
+    if recipe.positives == "class" and images.label is None:
+        return torch.arange(len(images))
+    return positive_groups(recipe, images.label, len(images), torch.device("cpu"))
+
+
+def mean_cosine(z: Float[Tensor, "N D"]) -> float:
+    """Mean cosine of the embeddings of two different images: 0 when spread, 1 for one point."""
+    n, total = len(z), torch.nn.functional.normalize(z, dim=1).double().sum(dim=0)
+    return float((total.square().sum() - n) / (n * (n - 1))) if n > 1 else 1.0
 
 
 def named_groups(

@@ -14,8 +14,9 @@ from contrapose import api
 from contrapose.data import ImageSet, evenly
 from contrapose.evaluation import geometry, probes
 from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
+from contrapose.explain.findings import as_json
 from contrapose.explain.reading import read_embeddings
-from contrapose.explain.verdict import as_json, verdict_of_embeddings
+from contrapose.explain.verdict import verdict_of_embeddings
 from contrapose.files import as_json_bytes, replace_file, replacing
 from contrapose.training.run import Run
 

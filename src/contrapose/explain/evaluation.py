@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.augment import center
-from contrapose.data import ImageSet
+from contrapose.data import ImageSet, evenly
 from contrapose.evaluation import probes, scores
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.features import probes_of_features
@@ -40,7 +40,8 @@ def evaluate(
     device: str = "auto",
     recipe: Any = None,
 ) -> list[Score]:
-    """Scores of the run's encoder with labels: kNN and linear probes, a pixel control beside them.
+    """Scores of the run's encoder with labels: kNN and linear probes, and what they compare with:
+    raw pixels, the encoder before training, the most common class.
 
     images: another set to evaluate on than the run's own. protocol: one of PROTOCOLS, whose linear
     probe by gradient descent is measured besides. Writes evaluation.json and the confusion matrix;
@@ -59,9 +60,8 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
         test, lost = of_known_classes(test, train)
         split += f", {lost:,} images of classes without a training image left out" if lost else ""
     if train is not None and test is not None:
-        of_train, of_test = subject.embed(train), subject.embed(test)
         seed = subject.recipe.seed
-        found, named = _score(of_train, of_test, train, test, split, seed)
+        found, named, (of_train, of_test) = _score(subject, train, test, split)
         classes = len(train.classes)
         assert train.label is not None and test.label is not None
         if protocol is not None:
@@ -70,7 +70,7 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
             found.append(
                 scores.accuracy(
                     by.scores(of_test.h), test.label, metric=metric, protocol=by.protocol,
-                    split=split, seed=seed, features="h",
+                    split=split, seed=seed, features="h", images=test.fingerprint,
                 )
             )  # fmt: skip
         pictures.add(
@@ -90,39 +90,54 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
 
 
 def _score(
-    of_train: Embedded, of_test: Embedded, train: ImageSet, test: ImageSet, split: str, seed: int
-) -> tuple[list[Score], Int[Tensor, " N"]]:
-    """The scores, and the classes that the linear probe on h names."""
-    label, test_label = train.label, test.label
-    assert label is not None and test_label is not None
-    few = spread(train, PIXELS_FROM)
-    assert few.label is not None
+    subject: Subject, train: ImageSet, test: ImageSet, split: str
+) -> tuple[list[Score], Int[Tensor, " N"], tuple[Embedded, Embedded]]:
+    """The scores, the classes that the linear probe on h names, and the embeddings.
+
+    The controls, pixels and an untrained encoder, are fitted on PIXELS_FROM training images; where
+    there are more, h is read from as many too, so that they compare.
+    """
+    label, seed = train.label, subject.recipe.seed
+    assert label is not None and test.label is not None
+    of_train, of_test = subject.embed(train), subject.embed(test)
+    few = evenly(len(train), PIXELS_FROM)
+    controls = train if len(few) == len(train) else train.subset(few)
     k = min(200, max(5, len(train) // 50), len(train) - 1)  # 200 from 10,000 images on
     vote = f"{k} nearest of {len(train):,} training images vote exp(similarity / 0.1)"
-    plain, learned = _probe(pixels(few), few.label, seed), _probe(of_train.h, label, seed)
-    shrunk = f"; control on raw pixels, {few.shown} x {_side(few)} x {_side(few)}"
+    linear, beside = "linear probe accuracy", "linear probe accuracy"
+    if len(few) < len(train):
+        beside += f" from {len(few):,} training images"
+    learned = _probe(of_train.h, label, seed)
     votes = learned.scores(of_test.h)
     rows: list[tuple[Tensor, str, str, scores.Features, str]] = [
-        (votes, "linear probe accuracy", learned.protocol, "h", learned.chosen),
+        (votes, linear, learned.protocol, "h", learned.chosen),
         (probes.knn(of_test.h, of_train.h, label, k=k), "kNN accuracy", vote, "h", ""),
         (probes.knn(of_test.z, of_train.z, label, k=k), "kNN accuracy", vote, "z", ""),
-        (
-            plain.scores(pixels(test)),
-            "linear probe accuracy",
-            plain.protocol + shrunk,
-            "pixels",
-            plain.chosen,
-        ),
-        (_always(label, test_label), "most common class accuracy", "no features", "none", ""),
     ]
+
+    def control(
+        x: Tensor, x_test: Tensor, features: scores.Features, what: str
+    ) -> tuple[Tensor, str, str, scores.Features, str]:
+        assert controls.label is not None
+        probe = _probe(x, controls.label, seed)
+        return probe.scores(x_test), beside, probe.protocol + what, features, probe.chosen
+
+    if beside != linear:
+        rows.append(control(of_train.h[few], of_test.h, "h", ""))
+    before, before_test = (subject.embed(x, untrained=True).h for x in (controls, test))
+    rows.append(control(before, before_test, "untrained h", "; control: the weights at the start"))
+    shrunk = f"; control: raw pixels, {train.shown} x {_side(train)} x {_side(train)}"
+    rows.append(control(pixels(controls), pixels(test), "pixels", shrunk))
+    always = _always(label, test.label)
+    rows.append((always, "most common class accuracy", "no features", "none", ""))
     found = [
         scores.accuracy(
-            value, test_label, metric=metric, protocol=protocol, split=split, seed=seed,
-            features=features, chosen=chosen,
+            value, test.label, metric=metric, protocol=protocol, split=split, seed=seed,
+            features=features, chosen=chosen, images=test.fingerprint,
         )
         for value, metric, protocol, features, chosen in rows
     ]  # fmt: skip
-    return found, votes.argmax(dim=1)
+    return found, votes.argmax(dim=1), (of_train, of_test)
 
 
 def _always(label: Int[Tensor, " N"], test_label: Int[Tensor, " M"]) -> Float[Tensor, "M C"]:

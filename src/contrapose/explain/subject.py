@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.machine import choose_device
+from contrapose.training.batchnorm import estimate_statistics
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 
@@ -48,8 +50,26 @@ class Subject:
         chosen = run.recipe(own)
         return cls(run, chosen, encoder, train, test, split, choose_device(device))
 
-    def embed(self, images: ImageSet) -> Embedded:
-        return embed_images(self.encoder, images, size=self.recipe.size, device=self.device)
+    def embed(self, images: ImageSet, *, untrained: bool = False) -> Embedded:
+        """h and z of the images under the run's encoder, or under the one before training."""
+        encoder = self.untrained if untrained else self.encoder
+        return embed_images(encoder, images, size=self.recipe.size, device=self.device)
+
+    @cached_property
+    def untrained(self) -> Encoder:
+        """The encoder as it was before training, as a control: what is read of it was not learned.
+
+        Its statistics of batch normalisation are those of training images, as the run's are.
+        """
+        recipe, mean, std = self.recipe, self.encoder.mean.tolist(), self.encoder.std.tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            encoder = Encoder.build(recipe.backbone, recipe.head, mean, std).train()
+        estimate_statistics(
+            encoder, self.train, recipe.policy, seed=recipe.seed,
+            number_of_views=recipe.number_of_views, device=self.device,
+        )  # fmt: skip
+        return encoder.eval()
 
 
 @contextmanager

@@ -6,11 +6,17 @@ features fit your task, and a shortcut is only ever suspected.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
-AT_CHANCE = 0.03  # share of the chance level that a loss must fall below it to count as learning
+from contrapose.explain.findings import Finding, number_text, score_of
+from contrapose.explain.headline import PIXELS, compared, headline
+
+AT_CHANCE = 0.03  # share of the first loss by which it must fall to count as learning
+TASK_GAIN = 0.01  # gain of held-out contrastive accuracy over the untrained encoder, at least
+SURE = 0.01  # p of that gain
+ROW_GAIN = 0.1  # gain of contrastive accuracy in batches over the first row, where only it is known
+DISAGREE = 0.5  # share of the uniformity of training batches that the saved encoder must reach
 COLLAPSED_RANK = 2.0  # effective rank of z: two directions carry all there is
 THIN_RANK = 0.05  # of the width: fewer directions than this are used
 SATURATED = 0.99  # contrastive accuracy: the task is solved, its gradient nearly gone
@@ -24,41 +30,34 @@ ONE_SIDED = 0.5  # mean similarity of two rows above which all share a direction
 ENOUGH_ROWS = 5  # below this a trend is not spoken of
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One sentence of the verdict, how good the news is, and the numbers it rests on."""
-
-    state: str
-    level: Literal["good", "warn", "bad", "info"]
-    sentence: str
-    evidence: str
-
-
 def verdict(
     rows: Sequence[dict[str, Any]],
     scores: Sequence[dict[str, Any]] = (),
     *,
     status: dict[str, Any] | None = None,
     width: int | None = None,
+    signals: dict[str, Any] | None = None,
 ) -> list[Finding]:
-    """Findings from metrics.jsonl rows and evaluation.json scores, most important first."""
-    findings = [finding for finding in (_status(status or {}),) if finding]
+    """Findings from metrics.jsonl rows and evaluation.json scores, most important first.
+
+    signals: those of the saved encoder (`diagnosis.signals_of_run`), which speak before the rows of
+    training; width: of h, where they are not given.
+    """
+    signals = signals or {}
     rows = [row for row in rows if row.get("loss") is not None]
-    if not rows:
+    last = late(rows) if rows else {}
+    findings: list[Finding | None] = [_status(status or {}), headline(scores)]
+    if rows:
+        findings.append(_task(rows, last, signals))
+    else:
         nothing = "Nothing was measured, so nothing can be said about training."
-        return [*findings, Finding("no measurements", "info", nothing, "metrics.jsonl has no rows")]
-    last = late(rows)
-    findings.append(_task(rows, last))
-    findings.append(_geometry(last, width))
-    shortcut = _shortcut(rows, last, scores)
-    findings += [shortcut] if shortcut else []
-    findings.append(_readable(last, scores))
-    gain = _gain(last, scores)
-    findings += [gain] if gain else []
-    parts = _parts(rows)
-    findings += [parts] if parts else []
-    findings.append(_trend(rows, last))
-    return findings
+        findings.append(Finding("no measurements", "info", nothing, "metrics.jsonl has no rows"))
+    if rows or signals:
+        findings += [_geometry(last, signals, width), _modes(last, signals, status or {})]
+        findings += [_shortcut(rows, last, scores), _readable(last, scores)]
+    if rows:
+        findings += [_parts(rows), _trend(rows, last)]
+    return [finding for finding in findings if finding is not None]
 
 
 def verdict_of_embeddings(signals: dict[str, Any]) -> list[Finding]:
@@ -97,10 +96,6 @@ def verdict_of_embeddings(signals: dict[str, Any]) -> list[Finding]:
     return [*findings, Finding("not readable", "bad", sentence, evidence)]
 
 
-def as_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    return [asdict(finding) for finding in findings]
-
-
 def late(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The median of every signal over the last tenth of the rows."""
     tail = rows[-max(1, len(rows) // 10) :]
@@ -124,7 +119,9 @@ def _parts(rows: Sequence[dict[str, Any]]) -> Finding | None:
         "Something easy was found to crowd out the rest: since then only images that the early "
         "encoder confused repel each other."
     )
-    evidence = f"groups of {last:,.0f}, by epoch {_number(since)}; batches of {batch:,.0f} before"
+    evidence = (
+        f"groups of {last:,.0f}, by epoch {number_text(since)}; batches of {batch:,.0f} before"
+    )
     return Finding("conditional batches", "info", sentence, evidence)
 
 
@@ -142,43 +139,84 @@ def _status(status: dict[str, Any]) -> Finding | None:
     return None
 
 
-def _task(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
+def _task(
+    rows: Sequence[dict[str, Any]], last: dict[str, float], signals: dict[str, Any]
+) -> Finding:
+    """Whether views are told apart better than before training; what chance gives says little.
+
+    A cold temperature puts the loss of an encoder that learns above that of one embedding for all,
+    and one that was never trained may stand below it.
+    """
     loss, chance, accuracy = (last.get(n) for n in ("loss", "chance", "contrastive_accuracy"))
-    evidence = f"loss {loss:.3f}, one embedding for all would give {_number(chance)}"
+    evidence = (
+        f"loss {number_text(loss)}, {number_text(rows[0].get('loss'))} at first, one embedding for "
+        f"all would give {number_text(chance)}"
+    )
     if accuracy is not None:
-        evidence += f"; contrastive accuracy {accuracy:.0%}"
-    if chance is None or loss is None:
-        return Finding("unknown task", "info", "The loss has no chance level to compare.", evidence)
-    if loss > chance - AT_CHANCE * abs(chance):
-        sentence = (
-            "Nothing is learned yet: the loss is at the level of guessing. "
-            "Train longer, or try another learning rate."
+        evidence += f"; contrastive accuracy {accuracy:.0%} in batches"
+    now, before = (signals.get(n) for n in ("task_accuracy", "task_accuracy_untrained"))
+    if now is not None and before is not None:
+        n = signals.get("images", 0)
+        evidence += f"; {now:.1%} of {n:,} held-out images, {before:.1%} before training"
+        p = signals.get("task_gain_p", 0.0)
+        evidence += f" (p = {p:.2g})"
+        learned = now - before > TASK_GAIN and p < SURE
+    elif len(rows) < 2:
+        sentence = "One measurement alone does not say whether anything was learned."
+        return Finding("unknown task", "info", sentence, evidence)
+    else:
+        first = rows[0]
+        learned = (accuracy or 0) - (first.get("contrastive_accuracy") or 0) > ROW_GAIN or (
+            first["loss"] - last["loss"] > AT_CHANCE * abs(first["loss"])
         )
-        return Finding("at chance", "bad", sentence, evidence)
     if accuracy is not None and accuracy >= SATURATED:
         sentence = (
             "The contrastive task is solved: nearly every view is nearest to a positive. "
             "Larger batches or stronger views would make it teach more."
         )
         return Finding("saturated", "warn", sentence, evidence)
-    sentence = "The encoder is learning: it tells views of one image from other images."
-    return Finding("learning", "good", sentence, evidence)
+    if before is not None and before >= SOLVED and not learned:
+        sentence = (
+            "Views of an image are found as often by the encoder before training: the task has "
+            "little to teach. Stronger views would make it teach more."
+        )
+        return Finding("easy task", "warn", sentence, evidence)
+    if not learned:
+        sentence = (
+            "Nothing is learned yet that shows: views of an image are told from other images no "
+            "better than before training. Train longer, or try another learning rate."
+        )
+        return Finding("at chance", "bad", sentence, evidence)
+    sentence = "The encoder tells views of one image from other images better than before training."
+    return Finding("learning", "info", sentence, evidence)
 
 
-def _geometry(last: dict[str, float], width: int | None) -> Finding:
+def _geometry(last: dict[str, float], signals: dict[str, Any], width: int | None) -> Finding:
+    """The spread of the saved encoder's embeddings; of training batches where it was not seen."""
+    of = signals if "uniformity" in signals else last
     rank_z, rank_h, uniformity = (
-        last.get(n) for n in ("effective_rank_z", "effective_rank_h", "uniformity")
+        of.get(n) for n in ("effective_rank_z", "effective_rank_h", "uniformity")
     )
+    width = signals.get("width_h", width)
+    cosine = signals.get("mean_cosine")
     evidence = (
-        f"effective rank of z {_number(rank_z)}, of h {_number(rank_h)}; "
-        f"uniformity {_number(uniformity)}"
+        f"effective rank of z {number_text(rank_z)}, of h {number_text(rank_h)}; "
+        f"uniformity {number_text(uniformity)}"
     )
+    evidence += "" if cosine is None else f"; mean cosine of two images {cosine:.2f}"
+    evidence += " of the saved encoder" if of is signals else " of training batches"
     if rank_z is not None and rank_z < COLLAPSED_RANK:
         sentence = (
             "The embedding is collapsing: nearly all images get the same direction. "
             "Lower the learning rate or the temperature."
         )
         return Finding("collapsing", "bad", sentence, evidence)
+    if cosine is not None and cosine > ONE_SIDED:
+        sentence = (
+            "All embeddings share one direction: two images are similar whatever they show. "
+            "Train longer; subtracting the mean of z would spread them."
+        )
+        return Finding("one-sided", "warn", sentence, evidence)
     if rank_h is not None and width and rank_h < THIN_RANK * width:
         sentence = (
             f"The representation uses few of its {width} dimensions; "
@@ -188,24 +226,54 @@ def _geometry(last: dict[str, float], width: int | None) -> Finding:
     if rank_z is None:
         return Finding("no geometry", "info", "The geometry was not measured.", evidence)
     return Finding(
-        "spread", "good", "The embeddings are spread out; no collapse is seen.", evidence
+        "spread", "info", "The embeddings are spread out; no collapse is seen.", evidence
     )
+
+
+def _modes(
+    last: dict[str, float], signals: dict[str, Any], status: dict[str, Any]
+) -> Finding | None:
+    """Where the saved encoder differs from what training saw, or was changed so that it does not.
+
+    In training, layers of batch normalisation use the statistics of the batch; the saved encoder
+    uses running ones.
+    """
+    batch, saved = last.get("uniformity"), signals.get("uniformity_views")
+    if batch is not None and saved is not None and saved > DISAGREE * batch and batch < FLAT:
+        sentence = (
+            "The saved encoder spreads images much less than training batches did: its statistics "
+            "of batch normalisation lag behind its weights. Train longer."
+        )
+        evidence = f"uniformity of views {batch:.2f} in training batches, {saved:.2f} as saved"
+        return Finding("modes disagree", "warn", sentence, evidence)
+    made = status.get("estimated_statistics")
+    if isinstance(made, dict):
+        sentence = (
+            "Training was too short for the running statistics of batch normalisation; those of "
+            "the saved encoder were estimated over training images at the end."
+        )
+        evidence = (
+            f"{made.get('updates')} updates; {made.get('views')} views of {made.get('images')} "
+            "images; checkpoints are left as they were"
+        )
+        return Finding("statistics estimated", "info", sentence, evidence)
+    return None
 
 
 def _shortcut(
     rows: Sequence[dict[str, Any]], last: dict[str, float], scores: Sequence[dict[str, Any]]
 ) -> Finding | None:
     """Solved early while what people call the content is not readable: suspected, not proven."""
-    end = rows[-1].get("step") or 0
+    end = (rows[-1].get("step") or 0) if rows else 0
     early = next((r for r in rows if (r.get("contrastive_accuracy") or 0) > 0.95), None)
-    learned, pixels = _score(scores, "linear probe", "h"), _score(scores, "linear probe", "pixels")
     solved = (last.get("contrastive_accuracy") or 0) >= SOLVED
-    if solved and learned and pixels and learned["high"] < pixels["low"]:
+    pixels = compared(scores, PIXELS)
+    if solved and pixels is not None and pixels.sign < 0:
         sentence = (
-            "A shortcut is suspected: a linear classifier reads the classes better from raw pixels "
-            "than from the encoder, so something easier may identify the images."
+            "A shortcut is suspected: the contrastive task is solved while raw pixels tell more of "
+            "the classes, so something easier may identify the images."
         )
-        evidence = f"linear probe on h {learned['value']:.1%}, on pixels {pixels['value']:.1%}"
+        evidence = f"linear probe on h {pixels.h:.1%}, on pixels {pixels.control:.1%}"
         return Finding("shortcut suspected", "warn", sentence, evidence)
     rank = last.get("effective_rank_h")
     if early and end and len(rows) >= ENOUGH_ROWS and early["step"] <= EARLY * end:
@@ -219,52 +287,24 @@ def _shortcut(
     return None
 
 
-def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Finding:
-    best = _score(scores, "linear probe", "h") or _score(scores, "kNN", "h")
+def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Finding | None:
+    """How many classes are named, always beside what guessing would give."""
+    best = score_of(scores, "linear probe", "h") or score_of(scores, "kNN", "h")
     if best:
-        name = best["metric"]
-        share = f"{best['value']:.1%} of {best['n']:,} images"
-        sentence = f"A {name.replace(' accuracy', '')} on h names the class of {share}."
+        name = best["metric"].replace(" accuracy", "")
+        sentence = f"A {name} on h names the class of {best['value']:.1%} of {best['n']:,} images"
+        base = score_of(scores, "most common class", "none")
+        sentence += "." if base is None else f", guessing would name {base['value']:.1%}."
         evidence = (
             f"{best['low']:.1%} to {best['high']:.1%} at {best['confidence']:.0%} confidence, "
             f"n = {best['n']}, {best['split']}"
         )
-        base = _score(scores, "most common class", "none")
-        if base is None:
-            return Finding("readable", "info", sentence, evidence)
-        evidence += f"; always the most common class {base['value']:.1%}"
-        if best["low"] > base["high"]:
-            return Finding("readable", "good", sentence, evidence)
-        sentence = "Nothing about the classes is readable from h beyond guessing."
-        return Finding("not readable", "bad", sentence, evidence)
+        return Finding("readable", "info", sentence, evidence)
     if last.get("knn") is not None:
         sentence = f"Neighbours among training images share a class in {last['knn']:.1%} of cases."
         return Finding("readable", "info", sentence, "online kNN, k = 20, training images")
     sentence = "Without labels it cannot be said whether these features fit your task."
     return Finding("no labels", "info", sentence, "no evaluation with labels")
-
-
-def _gain(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Finding | None:
-    """What the encoder adds to the pixels it was given, for a linear classifier."""
-    learned, pixels = _score(scores, "linear probe", "h"), _score(scores, "linear probe", "pixels")
-    if learned is None or pixels is None:
-        return None
-    if learned["high"] < pixels["low"] and (last.get("contrastive_accuracy") or 0) >= SOLVED:
-        return None  # said already, as a shortcut
-    evidence = (
-        f"h {learned['low']:.1%} to {learned['high']:.1%}, "
-        f"pixels {pixels['low']:.1%} to {pixels['high']:.1%}"
-    )
-    if learned["low"] > pixels["high"]:
-        sentence = f"That is clearly more than the {pixels['value']:.1%} read from raw pixels."
-        return Finding("beats pixels", "good", sentence, evidence)
-    if learned["high"] < pixels["low"]:
-        sentence = f"That is less than the {pixels['value']:.1%} read from raw pixels."
-        return Finding("behind pixels", "bad", sentence, evidence)
-    sentence = (
-        f"Raw pixels give {pixels['value']:.1%}; with so few test images the intervals overlap."
-    )
-    return Finding("near pixels", "info", sentence, evidence)
 
 
 def _trend(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
@@ -283,6 +323,12 @@ def _trend(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:
     if -fall > max(IMPROVING * scale, CERTAIN * noise):
         sentence = "The loss is rising at the end; lower the learning rate."
         return Finding("rising", "warn", sentence, evidence)
+    if CERTAIN * noise > IMPROVING * scale:
+        sentence = (
+            f"The loss is too noisy to tell whether it still falls: a change below "
+            f"{CERTAIN * noise / scale:.1%} would not show."
+        )
+        return Finding("too noisy to tell", "info", sentence, evidence)
     highest = max(row.get("lr") or 0.0 for row in rows)
     if highest and (rows[-1].get("lr") or 0.0) < ENDED * highest:
         sentence = (
@@ -304,14 +350,3 @@ def slope(values: Sequence[float]) -> tuple[float, float]:
     residual = sum((v - mean - rate * a) ** 2 for a, v in zip(x, values, strict=True))
     error = math.sqrt(residual / max(1, n - 2) / xx)
     return -rate * (n - 1), error * (n - 1)
-
-
-def _score(scores: Sequence[dict[str, Any]], metric: str, features: str) -> dict[str, Any] | None:
-    for score in scores:
-        if str(score["metric"]).startswith(metric) and score["features"] == features:
-            return score
-    return None
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f}"

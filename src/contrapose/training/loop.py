@@ -22,6 +22,7 @@ from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
 from contrapose.keys.sources import Source
 from contrapose.training.batches import Batches, Drawn, drawn
+from contrapose.training.batchnorm import estimate_statistics, fewest_updates
 from contrapose.training.interruption import signals_deferred
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import KILLED, OtherImages, Run, Weights, say
@@ -78,6 +79,9 @@ def fit(
 ) -> None:
     """Train `encoder` in place to the end of the recipe, from the newest checkpoint if any.
 
+    After a training too short for the running statistics of batch normalisation they are estimated
+    over training images (`batchnorm`), in the encoder file alone; status.json says so.
+
     Raises InterruptedTraining, NonFiniteError or OSError after saving what can be saved.
     """
     check(recipe, images)
@@ -98,6 +102,7 @@ def fit(
                     )
                 if training.save_is_due():
                     training.save()
+            training.finish()
         except InterruptedTraining:
             raise
         except KeyboardInterrupt:
@@ -134,6 +139,7 @@ class _Training:
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.images = images.to(torch.device(device))
         self.at, seconds = 0, 0.0
+        self.estimated: dict[str, int] = {}
         before = run.status()
         restored = run.load_checkpoint(self._restore)
         if restored is not None:
@@ -249,6 +255,22 @@ class _Training:
         self.saved = time.monotonic()
         self.status("running")
 
+    def finish(self) -> None:
+        """After few updates, write the encoder with statistics of batch normalisation estimated.
+
+        Checkpoints stay as they are, and so does encoder.safetensors after many updates.
+        """
+        updates = fewest_updates(self.encoder)
+        if updates is None:
+            return
+        recipe = self.recipe
+        looked_at = estimate_statistics(
+            self.encoder, self.images, recipe.policy, seed=recipe.seed,
+            number_of_views=recipe.number_of_views, device=self.device,
+        )  # fmt: skip
+        self.estimated = {"updates": updates, "images": looked_at, "views": recipe.number_of_views}
+        self.run.write_encoder(self.encoder.to_bytes(final_step=self.at))
+
     def stopped_at_once(self) -> str:
         """Note in the folder that a second signal ended the run in the middle of a step; words."""
         with contextlib.suppress(OSError):
@@ -271,6 +293,7 @@ class _Training:
                 "seconds": round(self.seconds, 1),
                 "images_per_second": round(done / max(self.seconds, 1e-9), 1),
                 "reason": reason,
+                **({"estimated_statistics": self.estimated} if self.estimated else {}),
                 **this_process(),
             },
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from contrapose.encoders import checkpoints, step_of
+from contrapose.encoders import checkpoints, final_step, step_of
 from contrapose.encoders.weights import tensors_in
 from contrapose.errors import UserError
 from contrapose.files import (
@@ -236,8 +236,12 @@ class Run:
             ) from error
         remove_folder(final)
         new.rename(final)
-        replace_file(self.path / "encoder.safetensors", weights)
+        self.write_encoder(weights)
         self._forget_old()
+
+    def write_encoder(self, weights: bytes) -> None:
+        """Replace encoder.safetensors, the file that is read and passed on."""
+        replace_file(self.path / "encoder.safetensors", weights)
 
     def load_checkpoint(
         self, take: Callable[[Weights, dict[str, Any]], None] = lambda weights, state: None
@@ -277,7 +281,8 @@ class Run:
         """Make the folder that of a run at this step, the step of the checkpoint gone on from.
 
         Checkpoints of later steps, which could not be read, are kept as damaged-step-N; later rows
-        of metrics.jsonl are forgotten; encoder.safetensors holds the checkpoint's weights.
+        of metrics.jsonl are forgotten; encoder.safetensors holds the checkpoint's weights, or those
+        of a training that ended at this step.
         """
         folder = self.path / "checkpoints"
         clear(folder)
@@ -288,7 +293,7 @@ class Run:
         if step:
             weights = (folder / f"step-{step:08d}" / "weights.safetensors").read_bytes()
             file = self.path / "encoder.safetensors"
-            if not file.is_file() or file.read_bytes() != weights:
+            if not file.is_file() or (file.read_bytes() != weights and final_step(file) != step):
                 replace_file(file, weights)
         self._forget_old()
         self.cut_metrics(step)

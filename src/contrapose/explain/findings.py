@@ -1,0 +1,31 @@
+"""What a sentence of a verdict is, and how its rules find their scores."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict, how good the news is, and the numbers it rests on."""
+
+    state: str
+    level: Literal["good", "warn", "bad", "info"]
+    sentence: str
+    evidence: str
+
+
+def as_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    return [asdict(finding) for finding in findings]
+
+
+def score_of(scores: Sequence[dict[str, Any]], metric: str, features: str) -> dict[str, Any] | None:
+    """The first score whose metric begins so and that was measured on these features."""
+    for score in scores:
+        if str(score["metric"]).startswith(metric) and score["features"] == features:
+            return score
+    return None
+
+
+def number_text(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"

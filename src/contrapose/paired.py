@@ -1,0 +1,119 @@
+"""The difference of two accuracies that were measured on the same images, tested image by image."""
+
+import base64
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+CLEAR = 0.05  # two-sided p below which two accuracies are said to differ
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of a minus accuracy of b on the same n images."""
+
+    value: float
+    low: float
+    high: float
+    p: float  # two-sided, exact
+    only_a: int  # images that a alone names right
+    only_b: int
+    n: int
+    groups: int | None = None  # where images belong together: how many groups there are
+
+    @property
+    def sign(self) -> int:
+        """1: a is better beyond chance; -1: b is; 0: the images do not tell."""
+        return 0 if self.p >= CLEAR else int(math.copysign(1, self.value))
+
+    def __str__(self) -> str:
+        of = f" in {self.groups:,} groups" if self.groups is not None else ""
+        return (
+            f"{self.only_a:,} and {self.only_b:,} of {self.n:,} images{of} by one alone, "
+            f"p = {self.p:.2g}"
+        )
+
+
+def difference(
+    a: Bool[np.ndarray, " N"],
+    b: Bool[np.ndarray, " N"],
+    group: Int[np.ndarray, " N"] | None = None,
+    confidence: float = 0.95,
+) -> Difference:
+    """McNemar's exact test of two classifiers on the same images, and an interval.
+
+    p: binomial, of how the images that only one of them names right divide. The interval is Wald's
+    with half an image added to each of the four counts (Agresti & Min 2005): d = (a_only - b_only)
+    / (n + 2), variance (a_only + b_only + 1 - (n + 2) d^2) / (n + 2)^2.
+    group: images that belong together, such as frames of a clip, count once: the test is a sign
+    test over groups with a net difference, the variance sum_g (d_g - n_g d)^2 / n^2 * G / (G - 1).
+    Raises ValueError for two of different length, or none.
+    """
+    from scipy.stats import binomtest
+
+    n = len(a)
+    if len(b) != n or n == 0 or (group is not None and len(group) != n):
+        raise ValueError(f"difference: {n} and {len(b)} images; give the same images, one at least")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    value = (only_a - only_b) / n
+    if group is None:
+        for_a, for_b, groups = only_a, only_b, None
+        middle = (only_a - only_b) / (n + 2)
+        spread = math.sqrt(only_a + only_b + 1 - (n + 2) * middle**2) / (n + 2)
+    else:
+        _, of = np.unique(group, return_inverse=True)
+        size = np.bincount(of)
+        net = np.bincount(of, weights=a.astype(float) - b)
+        for_a, for_b, groups = int((net > 0).sum()), int((net < 0).sum()), len(size)
+        middle = value
+        spread = math.sqrt(float(((net - size * value) ** 2).sum()) * groups / max(1, groups - 1))
+        spread /= n
+    test = binomtest(for_a, for_a + for_b, 0.5).pvalue if for_a + for_b else 1.0
+    low, high = max(-1.0, middle - z * spread), min(1.0, middle + z * spread)
+    return Difference(value, low, high, float(test), only_a, only_b, n, groups)
+
+
+def of_scores(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
+    """The difference of two scores as they stand in evaluation.json; None where they were not
+    measured image by image on the same images."""
+    bits = [score.get("right") for score in (a, b)]
+    same = a.get("images") == b.get("images") and a.get("n") == b.get("n") and a.get("images")
+    if not same or not all(isinstance(text, str) and text for text in bits):
+        return None
+    try:
+        right = [unpacked(str(text), int(a["n"])) for text in bits]
+        group = a.get("group")
+        return difference(right[0], right[1], numbers_in(group) if group else None)
+    except (ValueError, TypeError, zlib.error):
+        return None
+
+
+def packed(right: Sequence[bool] | Bool[np.ndarray, " N"]) -> str:
+    """A bit for each image, in order, as hexadecimal digits."""
+    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
+
+
+def unpacked(text: str, n: int) -> Bool[np.ndarray, " N"]:
+    """The first n bits of what `packed` wrote; ValueError where there are fewer."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
+    if len(bits) < n:
+        raise ValueError(f"{len(bits)} bits for {n} images")
+    return bits[:n].astype(bool)
+
+
+def numbers_as_text(number: Int[np.ndarray, " N"]) -> str:
+    """Small whole numbers, such as those of groups, compressed."""
+    return base64.b64encode(zlib.compress(np.asarray(number, "<i4").tobytes(), 9)).decode("ascii")
+
+
+def numbers_in(text: str) -> Int[np.ndarray, " N"]:
+    """What `numbers_as_text` wrote."""
+    found = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4")
+    return found.astype(np.int64)
