@@ -9,8 +9,10 @@ rows, N(i) the rows of other groups. All raise ValueError for groups of another 
 temperature that is not finite and above 0, and warn of rows that are left out or not unit length.
 
 Where a loss takes a `perplexity`, that stands in place of the temperature: t is then, in every
-batch, the one at which an anchor feels that many effective negatives; per="batch" in the mean over
-anchors, per="anchor" each with a t of its own. No gradient flows through t. See `temperature.py`.
+batch, the one at which an anchor has that many effective negatives; per="batch" in the mean over
+anchors, per="anchor" each with a t of its own. They are more as long as positives are farther than
+the negatives that repel most, so that nothing collapses. No gradient flows through t. See
+`temperature.py`.
 """
 
 import math
@@ -255,7 +257,13 @@ def _temperature(
         perplexity=perplexity,
         per=per,
         negatives=lambda: negatives(group),
+        positives=lambda: _positives(z.detach(), group, every.detach()),
     )
+
+
+def _positives(z: Tensor, group: Tensor, every: Tensor) -> tuple[Tensor, Tensor]:
+    similarity, count = positive_similarity(z, group, every)
+    return similarity, count > 0
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""How many negatives an anchor feels, and the temperature at which it feels that many.
+"""Perplexity of the softmax over negatives (their effective number), and its temperature.
 
 Notation as in `softmax.py`. With r_ij = e^{s_ij/t} / sum_{n in N(i)} e^{s_in/t} (S1, eq. 5: the
 share of negative j in what repels anchor i) and H its entropy, e^{H(r_i)} is a perplexity: the
@@ -9,6 +9,17 @@ effective number of negatives, from 1 (the nearest alone) to |N(i)| (all alike).
 so that a temperature for every perplexity in between exists and is found by Newton's method, kept
 inside a bracket. S1 is "Understanding the Behaviour of Contrastive Loss" (Wang & Liu, CVPR 2021);
 perplexity in place of a width is t-SNE's idea, not S1's.
+
+In a loss a perplexity is a floor. With p_i the mean similarity of i's positives, and a factor k
+that spreads all similarities, the loss at the temperature t changes as
+
+    d L / d log k  ~  mean over i of  (E_{r_i} s_i - p_i) / t
+
+Above 0, the negatives that repel are nearer than the positives and the step draws all embeddings
+together. A fixed t ends that, since it then weighs negatives more and more alike. The t of a fixed
+perplexity shrinks with the similarities, and nothing ends it: loss and gradient grow as 1 / t. So
+the temperature in force is the one of the perplexity, or the lowest at which the mean is not above
+0, whichever is higher, the latter no higher than HOT.
 """
 
 import math
@@ -25,11 +36,13 @@ from contrapose.losses.checks import check_positive
 from contrapose.similarity import EVERY, Pairs, everyone, logsumexps, widen
 
 Per = Literal["batch", "anchor"]
+Positives = tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]  # mean similarity; are there any
 
 LOWEST, HIGHEST = 1e-3, 1e3  # temperatures beyond these are not looked for
 STEPS = 60  # of the search at most: as many as bisection alone would need
 DEVICE_STEPS = 16  # on an accelerator, where asking whether it is done would stall
 NONE = -1e30  # similarity of a pair that does not count: its exponential is 0
+HOT = 1.0  # where similarities of unit vectors weigh nearly alike: no need to go beyond it
 REACHED = 1e-3  # relative error of a perplexity that counts as reached
 KEEP, DEVICE_KEEP = 24 * 2**20, 2**29  # bytes of similarities kept between steps; else made again
 
@@ -43,10 +56,15 @@ def temperature_in_force(
     perplexity: float | None,
     per: Per,
     negatives: Callable[[], Pairs],
+    positives: Callable[[], Positives],
     match: Int[Tensor, " N"] | None = None,
 ) -> float | Float[Tensor, "..."]:
-    """The temperature a loss was given, or the one that gives its perplexity on these rows.
+    """The temperature a loss was given, or the one for its perplexity on these rows.
 
+    That is `temperature_at`, or where positives are farther than the negatives that repel, the
+    lowest temperature at which they are not: see the head of this file. per="anchor": all
+    temperatures are raised by one factor. positives: mean similarity of each row to its positives,
+    and whether it has any.
     In a loss it is a setting, not a term: no gradient flows through it. With one, the loss would
     not change if all similarities were multiplied by one number, and nothing would spread the
     embeddings; without one, the gradient is that of the loss at the temperature in force.
@@ -62,10 +80,12 @@ def temperature_in_force(
         check_positive(name, temperature=temperature)
         return temperature
     assert perplexity is not None
-    with torch.no_grad():
-        return temperature_at(
-            query, key, perplexity=perplexity, per=per, pairs=negatives(), match=match, name=name
-        )
+    _check(name, perplexity, per)
+    query, key = widen(query.detach()), widen(key.detach())
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        tiles = Tiles(query, key, negatives(), match)
+        x, _, _ = _search(name, tiles, perplexity, per)
+        return (-_not_drawing_together(tiles, x, *positives())).exp()
 
 
 def tempered_logsumexps(
@@ -103,13 +123,7 @@ def temperature_at(
     temperature and get LOWEST, with a warning that counts them. Raises ValueError for a perplexity
     that is not above 1 and below the number of negatives.
     """
-    if per not in ("batch", "anchor"):
-        raise ValueError(f"{name}: per={per!r}; use 'batch' (one for all) or 'anchor' (one each)")
-    if not (math.isfinite(perplexity) and perplexity > 1):
-        raise ValueError(
-            f"{name}: perplexity={perplexity}; give a number of negatives above 1 (1 is the limit "
-            "of temperature 0)"
-        )
+    _check(name, perplexity, per)
     query, key = widen(query), widen(key)
     tiles = Tiles(query.detach(), key.detach(), pairs, match)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
@@ -248,6 +262,55 @@ class _Entropy(torch.autograd.Function):
                 dquery[I] += g @ key[J]
                 dkey[J] += g.T @ query[I]
         return dquery, dkey, -grad * scale * variance, None, None
+
+
+def _check(name: str, perplexity: float, per: str) -> None:
+    if per not in ("batch", "anchor"):
+        raise ValueError(f"{name}: per={per!r}; use 'batch' (one for all) or 'anchor' (one each)")
+    if not (math.isfinite(perplexity) and perplexity > 1):
+        raise ValueError(
+            f"{name}: perplexity={perplexity}; give a number of negatives above 1 (1 is the limit "
+            "of temperature 0)"
+        )
+
+
+def _not_drawing_together(
+    tiles: Tiles, x: Float[Tensor, "..."], similarity: Float[Tensor, " N"], some: Bool[Tensor, " N"]
+) -> Float[Tensor, "..."]:
+    """x = log 1/t, less what makes g = sum over i of (E_{r_i} s_i - p_i) / t_i at most 0.
+
+    Over the anchors of all processes with a positive and a negative. One amount y >= 0 for all, by
+    Newton's method inside a bracket: g falls as y grows, dg/dy = - sum of Var_{r_i}(s_i) / t_i^2
+    with 1/t_i taken at y = 0 in one of its two factors. No t goes above HOT.
+    """
+    warmest = -math.log(HOT)
+    start = x.exp().expand(len(some))
+    some = some & (tiles.count > 0)
+
+    def g_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
+        scale = (x - y).exp().expand(len(some))
+        at = tiles.moments(scale)
+        g = start * (at.mean - similarity)
+        rows = torch.stack([g, -start * scale * at.variance], dim=1)
+        total = everyone(torch.where(some[:, None], rows, 0.0)).sum(dim=0)
+        return total[0], total[1]
+
+    y = tiles.top.new_zeros(())
+    low, high = y, y + max(0.0, -math.log(LOWEST) - warmest)
+    cpu, accuracy = y.device.type == "cpu", 1e-5 if y.dtype == torch.float32 else 1e-13
+    g, slope = g_and_slope(y)
+    draws = g > 0
+    for _ in range(STEPS if cpu else DEVICE_STEPS):
+        if cpu and not bool(draws & (high - low > accuracy)):
+            break
+        low, high = torch.where(g > 0, y, low), torch.where(g > 0, high, y)
+        newton = y - g / slope
+        inside = (newton > low) & (newton < high)
+        if cpu and bool(inside & ((newton - y).abs() < accuracy)):
+            break
+        y = torch.where(inside, newton, (low + high) / 2)
+        g, slope = g_and_slope(y)
+    return torch.where(draws & (x > warmest), (x - y).clamp(min=warmest), x)
 
 
 def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tensor, Tensor, Tensor]:

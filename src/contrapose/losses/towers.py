@@ -66,6 +66,7 @@ def info_nce(
     t = temperature_in_force(
         "info_nce", query, key, temperature=temperature, perplexity=perplexity, per=per,
         negatives=lambda: pairs, match=match,
+        positives=lambda: (paired(query, key[match]).detach(), torch.ones_like(match).bool()),
     )  # fmt: skip
     pull = paired(query, key[match]) / t
     (push,) = tempered_logsumexps(query, key, t, (pairs,))

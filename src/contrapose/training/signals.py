@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contrapose.data import ImageSet, evenly
@@ -14,8 +14,8 @@ from contrapose.encoders import Encoder, unit
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
 from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
-from contrapose.losses.temperature import Tiles, entropy, temperature_at
-from contrapose.similarity import Pairs, paired, topk
+from contrapose.losses.temperature import Tiles, entropy, temperature_in_force
+from contrapose.similarity import Pairs, paired, positive_similarity, topk
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import Step
 
@@ -85,9 +85,10 @@ def positives(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
 def heat(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
     """The temperature in force on these rows, and the effective negatives that it gives.
 
-    With a perplexity the temperature is the one that gives it here; where every anchor has its own,
-    their median. For a loss without one, effective negatives are those at NEUTRAL. Nothing where
-    there are no negatives here, or fewer than the perplexity.
+    With a perplexity the temperature is the one that gives it here, or a higher one where positives
+    are far; where every anchor has its own, their median. For a loss without one, effective
+    negatives are those at NEUTRAL. Nothing where there are no negatives here, or fewer than the
+    perplexity.
     """
     key, pairs, match = contrast.negatives(z)
     fewest = int(Tiles(z, key, pairs, match).count.min())
@@ -99,10 +100,25 @@ def heat(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> dict[st
     if perplexity is not None:
         per = keywords.get("per", "batch")
         with warnings.catch_warnings(action="ignore"):  # the step itself has warned
-            found = temperature_at(z, key, perplexity=perplexity, per=per, pairs=pairs, match=match)
+            found = torch.as_tensor(
+                temperature_in_force(
+                    "signals", z, key, temperature=None, perplexity=perplexity, per=per,
+                    negatives=lambda: pairs, positives=lambda: _own(z, contrast), match=match,
+                )
+            )  # fmt: skip
         t = float(found.median())
     felt = float(entropy(z, key, scale=1 / found, pairs=pairs, match=match).exp().mean())
     return ({} if t is None else {"temperature": t}) | {"effective_negatives": felt}
+
+
+def _own(
+    z: Float[Tensor, "N D"], contrast: Contrast
+) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+    """The mean similarity of each row to its positives, and whether it has any."""
+    if isinstance(contrast, Matched):
+        return paired(z, contrast.key[contrast.match]), torch.ones_like(contrast.match).bool()
+    similarity, count = positive_similarity(z, contrast.group)
+    return similarity, count > 0
 
 
 def chance(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> float:
