@@ -100,22 +100,23 @@ def verdicts(module, rows):
     return {claim.test.__name__: claim.test(results) for claim in module.EXPERIMENT.claims}
 
 
-def on_images(full, faint, supervised=(0.6, 0.6), seeds=(0,)):
-    """Rows of runs with 1, 16 and 256 digits at contrasts 1 and 0.3, of these accuracies."""
+def on_images(full, faint, supervised=(0.6, 0.6), before=(0.15, 0.15, 0.15), seeds=(0,)):
+    """Rows of runs with 1, 16 and 256 digits at contrasts 1 and 0.3, of these accuracies of the
+    image; `before`: of untrained weights, by probes of the digits of training alone."""
     rows = []
     for seed, (contrast, image) in itertools.product(seeds, ((1.0, full), (0.3, faint))):
-        chance = {"image": 0.1, "digit": 0.1}
-        at = {"contrast": contrast, "label": None, "chance": chance, "seed": seed}
+        at = {"contrast": contrast, "label": None, "seed": seed}
+        at |= {"chance": {"image": 0.1, "digit": 0.1}}
         for k, a in zip((1, 16, 256), image, strict=True):
-            here, digit = at | {"unique": k}, 0.2 + k / 1000
-            rows.append(row(here | {"method": SIMCLR}, image=a + seed / 1000, digit=digit))
-            taught = {"method": SUPERVISED, "label": "image"}
-            if k != 16:
-                rows.append(row(here | taught, image=supervised[k > 1]))
-        before = at | {"unique": None, "method": UNTRAINED}
-        rows.append(
-            row(before, image=0.15, digit=0.3, raw={"image": 0.25, "digit": 0.9}, glyphs=359)
-        )
+            here, ours, taught = at | {"unique": k}, a + seed / 1000, supervised[k > 1]
+            own = {"own": {str(k): ours}, "digit": 0.2 + k / 1000}
+            rows.append(row(here | {"method": SIMCLR}, image=ours, **own))
+            here |= {"method": SUPERVISED, "label": "image"}
+            rows.append(row(here, image=taught, own={str(k): taught}))
+        own = dict(zip(("1", "16", "256"), before, strict=True))
+        here = at | {"unique": None, "method": UNTRAINED}
+        raw = {"image": 0.25, "digit": 0.9}
+        rows.append(row(here, image=0.15, digit=0.3, own=own, raw=raw, glyphs=359))
     return rows
 
 
@@ -158,6 +159,25 @@ def test_labels_lose_less_of_the_image_to_digits(taught, unaffected, less):
     found = verdicts(digits_on_images, [one | {"n_test": 10_000} for one in rows])
     assert found["labels_are_unaffected"].holds is unaffected
     assert found["labels_lose_less"].holds is less
+
+
+@pytest.mark.parametrize(
+    ("image", "taught", "before", "suppressed", "shrinks"),
+    [
+        # what images with more digits are harder to read by is no suppression
+        ((0.5, 0.4, 0.2), (0.5, 0.2), (0.4, 0.3, 0.1), None, None),
+        ((0.5, 0.4, 0.2), (0.5, 0.5), (0.4, 0.3, 0.1), True, None),
+        ((0.5, 0.4, 0.2), (0.5, 0.5), (0.2, 0.2, 0.2), True, True),
+        ((0.3, 0.3, 0.4), (0.5, 0.4), (0.2, 0.2, 0.2), False, False),
+    ],
+)
+def test_by_probes_of_its_own_digits_an_encoder_is_set_against_controls_with_as_many(
+    image, taught, before, suppressed, shrinks
+):
+    rows = on_images(FLAT, image, supervised=taught, before=before)
+    found = verdicts(digits_on_images, [one | {"n_test": 10_000} for one in rows])
+    assert found["image_is_suppressed_beside_its_own_digits"].holds is suppressed
+    assert found["gain_shrinks_beside_its_own_digits"].holds is shrinks
 
 
 def test_more_seeds_do_not_lessen_the_error_by_the_test_images():

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from contrapose.evaluation.suppression import Suppression
 from contrapose.experiments import evidence
 from contrapose.experiments.form import Results, Verdict
 from contrapose.experiments.suppression.noise import decided, difference
@@ -99,6 +100,29 @@ def image_is_suppressed(results: Results) -> Verdict:
     return more_suppressed(here, scores(here, "image"), "unique digits")
 
 
+def image_is_suppressed_beside_its_own_digits(results: Results) -> Verdict:
+    here = at_contrast(results, min)
+    return more_suppressed(here, own_scores(here), "unique digits")
+
+
+def gain_shrinks_beside_its_own_digits(results: Results) -> Verdict:
+    """What SimCLR adds to untrained weights with the fewest digits, less what it adds with the
+    most; probes see the digits of training alone."""
+    here = at_contrast(results, min)
+    gains = {}
+    for unique in here.where(method=SIMCLR).column("unique"):
+        ours = here.by_seed(f"own.{unique}", method=SIMCLR, unique=unique)
+        before = here.by_seed(f"own.{unique}", method=UNTRAINED)
+        gains[unique] = difference(ours, before, _units(here, "image"))
+    if len(gains) < 2 or any(math.isnan(gap) for gap, _ in gains.values()):
+        return Verdict.not_tested("not every number of digits has a result and its control")
+    words = ", ".join(
+        f"{unique}: {gap:+.3f} ({error:.3f})" for unique, (gap, error) in gains.items()
+    )
+    (few, one), (many, other) = gains[min(gains)], gains[max(gains)]
+    return decided(few - many, math.hypot(one, other), f"gain by unique digits {words}")
+
+
 def at_contrast(results: Results, choose: Callable[..., float]) -> Results:
     """The runs at the lowest (min) or highest (max) contrast there is."""
     contrasts = results.column("contrast")
@@ -178,3 +202,22 @@ def scores(results: Results, feature: str) -> Mapping[Any, Any]:
         )
         for unique in results.where(method=SIMCLR).column("unique")
     }  # fmt: skip
+
+
+def own_scores(results: Results) -> dict[int, Suppression | None]:
+    """Unique digits -> suppression of the image by probes of images with these digits alone, of the
+    runs at one contrast; the control learned labels with as many digits."""
+    found: dict[int, Suppression | None] = {}
+    for unique in results.where(method=SIMCLR).column("unique"):
+        here = {"unique": unique, "label": None, "method": SIMCLR}
+        taught = here | {"label": "image", "method": SUPERVISED}
+        own = f"own.{unique}"
+        numbers = [results.mean(own, **facts) for facts in (here, taught, {"method": UNTRAINED})]
+        floor, n = results.mean("chance.image", **here), results.mean("n_test", **here)
+        found[unique] = None
+        if not any(map(math.isnan, (*numbers, floor, n))):
+            found[unique] = Suppression(
+                accuracy=numbers[0], supervised=numbers[1], untrained=numbers[2], chance=floor,
+                n=int(n),
+            )  # fmt: skip
+    return found
