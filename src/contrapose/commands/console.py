@@ -87,8 +87,9 @@ def print_scores(scores: Sequence["Score"]) -> None:
     table.add_column("n", justify="right")
     for score in scores:
         interval = f"{score.low:.3f}-{score.high:.3f}"
+        n = f"{score.n:,}" + (f" in {score.groups:,} groups" if score.groups else "")
         what = score.metric + ("" if score.features == "none" else f" on {score.features}")
-        table.add_row(Text(what), f"{score.value:.3f}", interval, f"{score.n:,}")
+        table.add_row(Text(what), f"{score.value:.3f}", interval, n)
     console.print(table)
     console.print(Text(f"split: {scores[0].split}, seed {scores[0].seed}; protocols in the report"))
 

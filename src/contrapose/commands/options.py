@@ -33,6 +33,14 @@ OF_IMAGES: dict[str, Any] = {  # the options that say which images: fields of a 
         str | None, typer.Option(help="Of a .csv or of Parquet that has several.")
     ],
     "image_column": Annotated[str | None, typer.Option(help="Of Parquet that has several.")],
+    "groups": Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|PATTERN",
+            help="What belongs together (patient, clip): a .csv of files and groups, or a pattern "
+            "of file names with one part in parentheses: 'clip([0-9]+)_'.",
+        ),
+    ],
     "size": Annotated[int | None, typer.Option(help="Side in px to store images at.")],
     "value_range": Annotated[
         str | None,

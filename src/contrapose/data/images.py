@@ -186,6 +186,7 @@ class ImageSet:
     features: Mapping[str, Int[Tensor, " N"]] = field(default_factory=dict)  # composed: all labels
     constant: int = 0  # of the channels, the last ones that hold one value per image: no picture
     names: Names = ()  # of all images of the source, those that were left out too
+    group: Int[Tensor, " N"] | None = None  # what belongs together; None = each alone
     origin: Int[Tensor, " N"] | None = None  # position of each image in the source; None = in order
     value_range: ValueRange | None = None  # of values of more than 8 bits: what became black, white
     rgb: RGB | None = None  # the channels that are red, green, blue, as told
@@ -265,6 +266,7 @@ class ImageSet:
             self,
             pixels=self.pixels.subset(place),
             label=None if self.label is None else self.label[place],
+            group=None if self.group is None else self.group[place],
             origin=self.index[place],
             features={name: label[place] for name, label in self.features.items()},
             fingerprint=digest(self.fingerprint.encode(), positions),

@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from contrapose.data.composed.spec import absolute
+from contrapose.data.copies import as_places, copies, groups_told, joined
 from contrapose.data.decode import DARK, OUTSIDE
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.named import NAMED
@@ -45,6 +49,8 @@ class Request:
     test_subset: int | None = None  # test images at most
     few_labels: int | None = None  # training images that keep their label
     held_out: float = 0.0  # share of each class kept from training
+    groups: str | Path | None = None  # a table, or a pattern of names: what belongs together
+    copies_together: bool = True  # copies of an image stay on one side of what is held out
 
     def __post_init__(self) -> None:
         if isinstance(self.source, ImageSet):
@@ -93,7 +99,8 @@ class Request:
         images: the training split, where it is open already. seed: of what is held out.
         """
         found = self.open("train") if images is None else images
-        found = hold_out(found, self.held_out, seed=seed)[0] if self.held_out else found
+        if self.held_out:
+            found = self.divided(found, self.held_out, seed)[0]
         return found if self.few_labels is None else few_labels(found, self.few_labels)
 
     def train_and_test(self, seed: int) -> tuple[ImageSet, ImageSet, str]:
@@ -107,6 +114,7 @@ class Request:
             test = self.like(train).open("test")
             if serves(test, train):
                 known = of_same_classes(test, train)
+                known = replace(known, group=self.together(known, train))
                 lost = labelled(test) - labelled(known)
                 left = f", {lost:,} images of classes unknown to training left out" if lost else ""
                 return train, known, f"test{left}{of_other_values(test, train)}"
@@ -114,8 +122,26 @@ class Request:
         except NoSuchSplit:
             pass
         share = self.held_out or HELD_OUT  # what training held out, so that none of it was seen
-        kept, held = hold_out(train, share, seed=seed)
+        kept, held = self.divided(train, share, seed)
         return kept, held, f"held-out {share:.0%}{why}"
+
+    def divided(self, train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+        """(kept, held out): copies, and the images of a group, are all in one of the two."""
+        together = self.together(train)
+        return hold_out(replace(train, group=together), share, seed, together)
+
+    def together(self, images: ImageSet, also: ImageSet | None = None) -> Int[Tensor, " N"] | None:
+        """Which images belong together, as copies or by `groups`; None where each is alone.
+
+        also: the images of another split, which a table of groups may list too.
+        """
+        group = np.arange(len(images))
+        if self.copies_together:
+            group = copies(images).group.numpy()
+        if self.groups is not None:
+            told = as_places(groups_told(images, self.groups, also))
+            group = joined(group, np.stack([np.arange(len(images)), told], axis=1))
+        return None if len(np.unique(group)) == len(group) else torch.from_numpy(group)
 
     def like(self, train: ImageSet) -> "Request":
         """The request for images stored as these are: their size, channels and range of values."""
@@ -138,6 +164,10 @@ class Request:
         for name in ("source", "labels"):
             if name in found:
                 found[name] = absolute(str(found[name]), keep=NAMED)
+        if "groups" in found:
+            found["groups"] = _told(self.groups)
+        if found.pop("copies_together", False) is not self.copies_together:
+            found["copies_together"] = self.copies_together
         return {name: str(v) if isinstance(v, ValueRange) else v for name, v in found.items()}
 
     def as_json(self, train: ImageSet) -> dict[str, Any]:
@@ -148,6 +178,7 @@ class Request:
             "name": train.name,
             "source": absolute(str(self.source), keep=NAMED) if again else None,
             "labels": absolute(str(self.labels), keep=NAMED) if labelled_by_file else None,
+            "groups": _told(self.groups),
             **{name: getattr(self, name) for name in _PLAIN},
             "split": train.split,
             "images": len(train),
@@ -164,7 +195,9 @@ class Request:
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> "Request":
         """The request that `as_json` wrote; its source is None where it could not be named."""
-        again = {name: written[name] for name in (*_PLAIN, "source", "labels") if name in written}
+        known = (*_PLAIN, "source", "labels", "groups")
+        again = {name: written[name] for name in known if name in written}
+        again.setdefault("copies_together", False)  # runs begun before held out images otherwise
         over = written.get("value_range")  # None in runs that were begun before it was recorded
         return cls(
             **again, size=written["size"], channels=written["channels"],
@@ -189,8 +222,15 @@ class Request:
 
 _PLAIN = (  # fields that JSON holds as they are
     "label_column", "image_column", "max_pixels", "max_bad_share", "subset", "test_subset",
-    "few_labels", "held_out",
+    "few_labels", "held_out", "copies_together",
 )  # fmt: skip
+
+
+def _told(groups: str | Path | None) -> str | None:
+    """Groups as another process can read them: a pattern as it is, a table by its whole path."""
+    if groups is None or Path(groups).suffix.lower() not in (".csv", ".tsv", ".txt", ".npy"):
+        return None if groups is None else str(groups)
+    return absolute(str(groups), keep=())
 
 
 def serves(test: ImageSet, train: ImageSet) -> bool:

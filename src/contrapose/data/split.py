@@ -9,22 +9,32 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data.images import ImageSet
+from contrapose.errors import UserError
 
 _CHUNK = 1024  # images decoded at a time
 
 
-def hold_out(images: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+def hold_out(
+    images: ImageSet,
+    share: float = 0.2,
+    seed: int = 0,
+    group: Int[Tensor, " N"] | None = None,
+) -> tuple[ImageSet, ImageSet]:
     """Splits a set in two, the second part holding `share` of each class.
 
     Both parts keep the order of the images and hold every class of two or more; classes of a single
     image are drawn together as if they were one, and so are images without a label. The same set,
-    share and seed give the same parts. Raises ValueError for a share outside (0, 1) or one image.
+    share and seed give the same parts. Images of one group, such as copies, stay in one part, so
+    that the share is met as nearly as whole groups allow. Raises ValueError for a share outside
+    (0, 1) or one image.
     """
     if not 0 < share < 1:
         raise ValueError(f"hold_out: share={share} must lie between 0 and 1")
     if len(images) < 2:
         raise ValueError(f"hold_out: {images.name} has {len(images)} image; two are needed")
-    kept, held = stratified(images.label, len(images), share, seed)
+    kept, held = stratified(
+        images.label, len(images), share, seed, None if group is None else group.numpy()
+    )
     return replace(images.subset(kept), split="train"), replace(images.subset(held), split="test")
 
 
@@ -65,21 +75,56 @@ def _balanced(caller: str, images: ImageSet, n: int, seed: int) -> Int[Tensor, "
 
 
 def stratified(
-    label: Int[Tensor, " N"] | None, n: int, share: float, seed: int
+    label: Int[Tensor, " N"] | None,
+    n: int,
+    share: float,
+    seed: int,
+    group: Int[np.ndarray, " N"] | None = None,
 ) -> tuple[Int[Tensor, " K"], Int[Tensor, " H"]]:
-    """Positions (kept, held), ascending; `round(share * n_c)` of class c are held, at least 1."""
+    """Positions (kept, held), ascending; `round(share * n_c)` of class c are held, at least 1.
+
+    With groups each is whole in one part, and counts for the class of most of its images.
+    """
     y = np.zeros(n, np.int64) if label is None else label.numpy()
-    values, group = np.unique(y, return_inverse=True)
-    lonely = np.bincount(group) == 1
-    group = np.where(lonely[group], len(values), group)
+    if group is not None and len(np.unique(group)) < n:
+        return _by_groups(y, group, share, seed)
+    values, kind = np.unique(y, return_inverse=True)
+    lonely = np.bincount(kind) == 1
+    kind = np.where(lonely[kind], len(values), kind)
     random = np.random.default_rng(seed)
     held = np.zeros(n, bool)
-    for g in np.unique(group):
-        members = np.flatnonzero(group == g)
+    for g in np.unique(kind):
+        members = np.flatnonzero(kind == g)
         if len(members) > 1:
             count = min(max(round(share * len(members)), 1), len(members) - 1)
             held[random.permutation(members)[:count]] = True
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+
+
+def _by_groups(
+    y: Int[np.ndarray, " N"], group: Int[np.ndarray, " N"], share: float, seed: int
+) -> tuple[Int[Tensor, " K"], Int[Tensor, " H"]]:
+    _, of = np.unique(group, return_inverse=True)
+    classes, number = np.unique(y, return_inverse=True)
+    votes = np.zeros((of.max() + 1, len(classes)), np.int64)
+    np.add.at(votes, (of, number), 1)
+    size, kind = votes.sum(axis=1), votes.argmax(axis=1)
+    lonely = np.bincount(kind, minlength=len(classes)) == 1
+    kind = np.where(lonely[kind], len(classes), kind)
+    random = np.random.default_rng(seed)
+    held = np.zeros(len(size), bool)
+    for k in np.unique(kind):
+        members = random.permutation(np.flatnonzero(kind == k))
+        wanted, taken = share * size[members].sum(), 0
+        for i in members[:-1]:  # never all of a class
+            if taken == 0 or taken + size[i] / 2 <= wanted:
+                held[i], taken = True, taken + size[i]
+    if not held.any() or held.all():
+        raise UserError(
+            f"hold_out: the {len(of):,} images are {len(size)} group; nothing can be held out"
+        )
+    image = held[of]
+    return torch.from_numpy(np.flatnonzero(~image)), torch.from_numpy(np.flatnonzero(image))
 
 
 def evenly(count: int, most: int) -> Int[Tensor, " K"]:
@@ -90,19 +135,20 @@ def evenly(count: int, most: int) -> Int[Tensor, " K"]:
 def exact_duplicates(images: ImageSet) -> tuple[tuple[int, ...], ...]:
     """Groups of positions whose stored pixels are the same, byte for byte."""
     seen: dict[bytes, list[int]] = {}
-    for i, key in enumerate(_keys(images)):
+    for i, key in enumerate(exact_keys(images)):
         seen.setdefault(key, []).append(i)
     return tuple(tuple(group) for group in seen.values() if len(group) > 1)
 
 
 def overlap(train: ImageSet, test: ImageSet) -> Int[Tensor, " K"]:
     """Positions in `test` of the images that also occur in `train`, byte for byte."""
-    known = set(_keys(train))
-    found = [i for i, key in enumerate(_keys(test)) if key in known]
+    known = set(exact_keys(train))
+    found = [i for i, key in enumerate(exact_keys(test)) if key in known]
     return torch.tensor(found, dtype=torch.int64)
 
 
-def _keys(images: ImageSet) -> list[bytes]:
+def exact_keys(images: ImageSet) -> list[bytes]:
+    """A digest of the stored pixels of each image: equal for copies byte for byte."""
     keys = []
     for start in range(0, len(images), _CHUNK):
         index = torch.arange(start, min(start + _CHUNK, len(images)))

@@ -6,7 +6,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose import paired
@@ -30,6 +30,8 @@ class Score:
     features: Features
     chosen: str = ""  # what the protocol chose for these features
     images: str = ""  # fingerprint of the test images; scores of the same ones compare in pairs
+    groups: int | None = None  # of test images that belong together, where there are any
+    group: str = field(default="", repr=False)  # that of each image (`paired.numbers_as_text`)
     right: str = field(default="", repr=False)  # which images were named right (`paired.packed`)
 
     def __str__(self) -> str:
@@ -52,16 +54,25 @@ def accuracy(
     confidence: float = 0.95,
     chosen: str = "",
     images: str = "",
+    group: Int[Tensor, " N"] | None = None,
 ) -> Score:
     """Share of examples whose label is among the `top` highest class scores; Wilson interval.
 
-    Examples without a label (-1) are left out. A label beyond the C classes counts as wrong.
+    group: what belongs together, such as copies or frames of a clip; the interval is then that of
+    `effective_number` independent examples. Examples without a label (-1) are left out. A label
+    beyond the C classes counts as wrong.
     """
-    scores, label = _labelled("accuracy", scores, label)
+    scores, label, known = _labelled("accuracy", scores, label)
     best = scores.topk(min(top, scores.shape[1]), dim=1).indices
     right = (best == label[:, None]).any(dim=1)
     correct = int(right.sum())
-    low, high = wilson(correct, len(label), confidence)
+    groups, told = None, ""
+    number: float = len(label)
+    if group is not None:
+        group = group[known.cpu()]
+        groups, told = len(torch.unique(group)), paired.numbers_as_text(group.numpy())
+        number = effective_number(right.cpu(), group)
+    low, high = wilson(correct / len(label) * number, number, confidence)
     return Score(
         metric=metric,
         value=correct / len(label),
@@ -75,6 +86,8 @@ def accuracy(
         features=features,
         chosen=chosen,
         images=images,
+        groups=groups,
+        group=told if images else "",
         right=paired.packed(right.cpu().numpy()) if images else "",
     )
 
@@ -95,7 +108,7 @@ def mean_per_class_accuracy(
     The interval is normal with variance sum_c p_c (1 - p_c) / n_c over C^2, p_c = (k_c + 1) /
     (n_c + 2). Classes without a test example are left out.
     """
-    scores, label = _labelled("mean_per_class_accuracy", scores, label)
+    scores, label, _ = _labelled("mean_per_class_accuracy", scores, label)
     n = torch.bincount(label).double()
     right = torch.bincount(label[scores.argmax(dim=1) == label], minlength=len(n)).double()
     right, n = right[n > 0], n[n > 0]
@@ -130,7 +143,25 @@ def confusion(
     return torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
-def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def effective_number(right: Bool[Tensor, " N"], group: Int[Tensor, " N"]) -> float:
+    """How many independent examples tell as much of the share p of right ones as these groups do.
+
+    n p (1 - p) / V with the variance between groups V = sum_g (r_g - n_g p)^2 / n * G / (G - 1), at
+    most n; for p of 0 or 1, where V says nothing, n^2 / sum_g n_g^2.
+    """
+    n, (_, of) = len(right), torch.unique(group, return_inverse=True)
+    size = torch.bincount(of).double()
+    p = float(right.double().mean())
+    if len(size) < 2:
+        return 1.0
+    if p in (0.0, 1.0):
+        return float(n * n / size.square().sum())
+    net = torch.bincount(of, weights=right.double()) - p * size
+    between = float(net.square().sum()) / n * len(size) / (len(size) - 1)
+    return min(float(n), max(1.0, n * p * (1 - p) / max(between, 1e-12)))
+
+
+def wilson(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a share: inside [0, 1], and of sensible width at 0 and at 1."""
     if not 0 <= correct <= n or n < 1 or not 0 < confidence < 1:
         raise ValueError(
@@ -148,11 +179,11 @@ def _z(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def _labelled(name: str, scores: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def _labelled(name: str, scores: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if len(scores) != len(label):
         raise ValueError(f"{name}: {len(scores)} rows of scores, {len(label)} labels")
     label = label.to(scores.device)
     known = label >= 0
     if not known.any():
         raise ValueError(f"{name}: none of the {len(label)} examples has a label")
-    return scores[known], label[known]
+    return scores[known], label[known], known

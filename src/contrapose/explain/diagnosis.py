@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrapose import paired
 from contrapose.data import ImageSet, exact_duplicates
+from contrapose.data.copies import copies, repeated
 from contrapose.evaluation import geometry
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed_views as views_embedded
@@ -54,6 +55,7 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
     before, _ = embed_views(subject, shown, untrained=True)
     signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
+    signals |= repeat_signals(subject)
     scored, status = subject.run.scores(), subject.run.status()
     findings = verdict(subject.run.metrics(), scored, status=status, signals=signals)
     found = {"verdict": as_json(findings), "signals": signals}
@@ -114,6 +116,31 @@ def task_signals(
         "task_accuracy_untrained": float(then.double().mean()),
         "task_gain_p": gain.p,
     }
+
+
+def repeat_signals(subject: Subject) -> dict[str, int]:
+    """How many images repeat another, in training and across the split, and how many were compared.
+
+    Nothing of large sets that decode on access, where every image would be decoded for it.
+    """
+    train, test = subject.train, subject.test
+    found = copies(train)
+    if not found.compared:
+        return {}
+    across, exact = repeated(test, train)
+    inside = found if test.group is None else copies(test)
+    signals = {
+        "near_copies": found.near + (0 if inside is found else inside.near),
+        "exact_copies": found.exact + (0 if inside is found else inside.exact),
+        "compared_images": found.compared,
+        "train_images": len(train),
+        "test_images": len(test),
+        "test_images_in_train": len(across),
+        "test_images_in_train_exactly": exact,
+    }
+    if test.group is not None:
+        signals["test_groups"] = len(torch.unique(test.group))
+    return signals
 
 
 def repulsion(

@@ -28,6 +28,7 @@ from contrapose.explain.subject import (
 from contrapose.partials import unknown
 from contrapose.training.run import Run
 
+UNEVEN = 1.5  # times as many images of one class as of another
 PIXELS_FROM = 10_000  # training images of the control that reads raw pixels
 PIXEL_SIDE = 16  # px, side to which that control shrinks colour images (grey ones: 28)
 
@@ -71,6 +72,7 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
                 scores.accuracy(
                     by.scores(of_test.h), test.label, metric=metric, protocol=by.protocol,
                     split=split, seed=seed, features="h", images=test.fingerprint,
+                    group=test.group,
                 )
             )  # fmt: skip
         pictures.add(
@@ -133,11 +135,30 @@ def _score(
     found = [
         scores.accuracy(
             value, test.label, metric=metric, protocol=protocol, split=split, seed=seed,
-            features=features, chosen=chosen, images=test.fingerprint,
+            features=features, chosen=chosen, images=test.fingerprint, group=test.group,
         )
         for value, metric, protocol, features, chosen in rows
     ]  # fmt: skip
+    if uneven(test.label):
+        by_class: list[tuple[Tensor, str, scores.Features]] = [
+            (votes, learned.protocol, "h"),
+            (always, "no features", "none"),
+        ]
+        found += [
+            scores.mean_per_class_accuracy(
+                value, test.label, metric="mean per-class accuracy", protocol=protocol,
+                split=split, seed=seed, features=features,
+            )
+            for value, protocol, features in by_class
+        ]  # fmt: skip
     return found, votes.argmax(dim=1), (of_train, of_test)
+
+
+def uneven(label: Int[Tensor, " N"]) -> bool:
+    """True if a class has UNEVEN times the images of another, so that accuracy says less."""
+    count = torch.bincount(label[label >= 0])
+    count = count[count > 0]
+    return bool(count.max() >= UNEVEN * count.min())
 
 
 def _always(label: Int[Tensor, " N"], test_label: Int[Tensor, " M"]) -> Float[Tensor, "M C"]:

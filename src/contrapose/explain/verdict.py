@@ -7,13 +7,15 @@ features fit your task, and a shortcut is only ever suspected.
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from contrapose.explain.findings import Finding, number_text, score_of
 from contrapose.explain.headline import PIXELS, compared, headline
 
 AT_CHANCE = 0.03  # share of the first loss by which it must fall to count as learning
 TASK_GAIN = 0.01  # gain of held-out contrastive accuracy over the untrained encoder, at least
+MANY_COPIES = 0.02  # share of test images that training holds too, above which scores mislead
+SEPARATE = 0.99  # groups for each test image, above which they need no word
 SURE = 0.01  # p of that gain
 ROW_GAIN = 0.1  # gain of contrastive accuracy in batches over the first row, where only it is known
 DISAGREE = 0.5  # share of the uniformity of training batches that the saved encoder must reach
@@ -46,7 +48,7 @@ def verdict(
     signals = signals or {}
     rows = [row for row in rows if row.get("loss") is not None]
     last = late(rows) if rows else {}
-    findings: list[Finding | None] = [_status(status or {}), headline(scores)]
+    findings: list[Finding | None] = [_status(status or {}), headline(scores), _across(signals)]
     if rows:
         findings.append(_task(rows, last, signals))
     else:
@@ -55,6 +57,7 @@ def verdict(
     if rows or signals:
         findings += [_geometry(last, signals, width), _modes(last, signals, status or {})]
         findings += [_shortcut(rows, last, scores), _readable(last, scores)]
+        findings += [_repeats(signals), _groups(signals)]
     if rows:
         findings += [_parts(rows), _trend(rows, last)]
     return [finding for finding in findings if finding is not None]
@@ -294,17 +297,62 @@ def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Findi
         name = best["metric"].replace(" accuracy", "")
         sentence = f"A {name} on h names the class of {best['value']:.1%} of {best['n']:,} images"
         base = score_of(scores, "most common class", "none")
-        sentence += "." if base is None else f", guessing would name {base['value']:.1%}."
+        sentence += "." if base is None else f"; always the most common class, {base['value']:.1%}."
         evidence = (
             f"{best['low']:.1%} to {best['high']:.1%} at {best['confidence']:.0%} confidence, "
             f"n = {best['n']}, {best['split']}"
         )
-        return Finding("readable", "info", sentence, evidence)
+        by_class, even = (score_of(scores, "mean per-class", of) for of in ("h", "none"))
+        if by_class is not None and even is not None:
+            sentence += (
+                f" Classes are uneven: the mean over classes is {by_class['value']:.1%}, by "
+                f"guessing {even['value']:.1%}."
+            )
+        return Finding("accuracy", "info", sentence, evidence)
     if last.get("knn") is not None:
         sentence = f"Neighbours among training images share a class in {last['knn']:.1%} of cases."
-        return Finding("readable", "info", sentence, "online kNN, k = 20, training images")
+        return Finding("accuracy", "info", sentence, "online kNN, k = 20, training images")
     sentence = "Without labels it cannot be said whether these features fit your task."
     return Finding("no labels", "info", sentence, "no evaluation with labels")
+
+
+def _across(signals: dict[str, Any]) -> Finding | None:
+    """Test images that training holds too: read from memory, not from what was learned."""
+    across, n = signals.get("test_images_in_train", 0), signals.get("test_images", 0)
+    if not across:
+        return None
+    sentence = (
+        f"{across:,} of {n:,} test images are copies of training images: their classes can be "
+        "named from memory, so the scores are too high. Remove them from one of the two."
+    )
+    exact = signals.get("test_images_in_train_exactly", 0)
+    level: Literal["bad", "warn"] = "bad" if across > MANY_COPIES * n else "warn"
+    return Finding("copies across the split", level, sentence, f"{exact:,} of them byte for byte")
+
+
+def _repeats(signals: dict[str, Any]) -> Finding | None:
+    exact, near = signals.get("exact_copies", 0), signals.get("near_copies", 0)
+    if not exact + near:
+        return None
+    n, compared = signals["train_images"], signals["compared_images"]
+    sentence = (
+        f"{exact + near:,} images are copies of another one. They are kept on one side of what is "
+        "held out; as different images they repel each other in training: better remove them."
+    )
+    evidence = f"{exact:,} byte for byte, {near:,} nearly"
+    evidence += f"; {compared:,} of {n:,} training images were compared" if compared < n else ""
+    return Finding("copies", "warn", sentence, evidence)
+
+
+def _groups(signals: dict[str, Any]) -> Finding | None:
+    groups, n = signals.get("test_groups"), signals.get("test_images")
+    if groups is None or n is None or groups > SEPARATE * n:
+        return None
+    sentence = (
+        f"The {n:,} test images are {groups:,} groups of what belongs together; intervals and p "
+        "count groups, not images."
+    )
+    return Finding("groups", "info", sentence, "copies, and the groups that were told")
 
 
 def _trend(rows: Sequence[dict[str, Any]], last: dict[str, float]) -> Finding:

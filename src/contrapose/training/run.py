@@ -52,6 +52,7 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
     "data": {
         "name?": str, "source": str | None, "labels": str | None, "held_out?": float,
         "max_bad_share?": float, "size": int, "channels": int, "fingerprint": str,
+        "groups?": str | None, "copies_together?": bool,
         "label_column?": str | None, "image_column?": str | None, "subset?": int | None,
         "test_subset?": int | None, "few_labels?": int | None, "max_pixels?": int | None,
         "rgb?": ([int], None),

@@ -1,0 +1,164 @@
+"""Images that belong together: copies of one another, and those of a group that the user names.
+
+A copy is the same image byte for byte, or nearly: saved twice, resized, compressed anew, the next
+frame of a clip. Near copies have descriptors (16 x 16 px means, less their mean, of unit length)
+with a cosine above NEAR. Where more than COMPARED images could be, that many are compared.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrapose.data.images import ImageSet
+from contrapose.data.labels import read_labels
+from contrapose.data.split import evenly, exact_keys, overlap
+from contrapose.errors import UserError
+from contrapose.similarity import Pairs, topk
+
+NEAR = 0.985  # cosine; at most 0.3 % of CIFAR-10, flowers, Tiny-ImageNet and COCO are as near
+NEAR_GLYPHS = 0.997  # of small grey images, which are alike: 0.03 % of MNIST, 0 of digits
+COMPARED = 30_000  # images, as their similarities cost time in proportion to the square
+SIDE = 16  # px of a descriptor
+KEPT = 64  # principal axes in which neighbours are looked for, before all are compared
+NEIGHBOURS = 8  # of each image; longer chains of copies are linked through one another
+FLAT = 2.0  # grey levels: an image of less contrast has no descriptor
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Which images are copies of one another."""
+
+    group: Int[Tensor, " N"]  # copies have one number
+    exact: int  # images that repeat an earlier one byte for byte
+    near: int  # further images that nearly repeat one
+    compared: int  # images that were looked at for near copies
+
+    @property
+    def repeats(self) -> int:
+        return self.exact + self.near
+
+
+def copies(images: ImageSet) -> Copies:
+    """The copies among the images; sets above COMPARED that decode on access are not looked at."""
+    n = len(images)
+    if n > COMPARED and not images.in_memory:
+        return Copies(torch.arange(n), 0, 0, 0)
+    keys = exact_keys(images)
+    first: dict[bytes, int] = {}
+    group = np.array([first.setdefault(key, i) for i, key in enumerate(keys)])
+    exact = n - len(first)
+    chosen = evenly(n, COMPARED)
+    x, seen = _descriptors(images, chosen)
+    pairs = _near_pairs(x, x, _threshold(images), own=True)
+    group = joined(group, chosen[seen[pairs]].numpy())
+    near = n - exact - len(np.unique(group))
+    return Copies(torch.from_numpy(group), exact, near, len(chosen))
+
+
+def repeated(test: ImageSet, train: ImageSet) -> tuple[Int[Tensor, " K"], int]:
+    """(positions in test of images that repeat one in train, how many of them byte for byte)."""
+    if max(len(test), len(train)) > COMPARED and not (test.in_memory and train.in_memory):
+        return torch.empty(0, dtype=torch.long), 0
+    exact = set(overlap(train, test).tolist())
+    (x, of_test), (y, _) = (_descriptors(s, evenly(len(s), COMPARED)) for s in (test, train))
+    place = evenly(len(test), COMPARED)[of_test]
+    near = {int(place[i]) for i in _near_pairs(x, y, _threshold(train), own=False)[:, 0]}
+    return torch.tensor(sorted(exact | near), dtype=torch.long), len(exact)
+
+
+def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None) -> np.ndarray:
+    """The group of each image, -1 for one that is alone, by a table or a pattern.
+
+    told: a .csv, .tsv or .npy as for labels, with groups in their place; else a regular expression
+    with one group in parentheses, searched in the file names: 'clip(\\d+)_'. also: images that the
+    table may list too. Raises UserError for a pattern that cannot be used or fits no name.
+    """
+    path = Path(told).expanduser()
+    if path.suffix.lower() in (".csv", ".tsv", ".txt", ".npy"):
+        names = images.files + ([] if also is None else also.files)
+        number, _, _ = read_labels(path, names)
+        return np.asarray(number[: len(images)])
+    try:
+        pattern = re.compile(str(told))
+    except re.error as error:
+        raise UserError(
+            f"--groups {told}: no regular expression ({error}), nor a .csv, .tsv or .npy"
+        ) from None
+    if pattern.groups != 1:
+        raise UserError(
+            f"--groups {told}: a pattern has one part in parentheses, which is the name of the "
+            "group, such as 'clip(\\d+)_'; or give a .csv"
+        )
+    names = images.files
+    found = [match.group(1) if (match := pattern.search(name)) else None for name in names]
+    if not any(found):
+        raise UserError(f"--groups {told}: fits none of the names, such as {names[0]!r}")
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(f for f in found if f))}
+    return np.array([numbers[f] if f else -1 for f in found])
+
+
+def joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Groups [N] after the images of each pair [P 2] are put into one; numbers are first places."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(group)
+    own = np.stack([np.arange(n), group], axis=1)  # a group's number is the place of one of it
+    edges = np.concatenate([own, pairs.reshape(-1, 2)])
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    _, part = connected_components(graph, directed=False)
+    _, first = np.unique(part, return_index=True)
+    return np.asarray(first[part])
+
+
+def as_places(number: np.ndarray) -> np.ndarray:
+    """Group numbers as the first place of each group; an image of number -1 is alone."""
+    places = np.arange(len(number))
+    _, first, of = np.unique(number, return_index=True, return_inverse=True)
+    return np.where(number < 0, places, first[of])
+
+
+def _threshold(images: ImageSet) -> float:
+    return NEAR_GLYPHS if images.shown == 1 and images.size <= 64 else NEAR
+
+
+def _descriptors(
+    images: ImageSet, chosen: Int[Tensor, " K"]
+) -> tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]:
+    """Descriptors of those of the chosen images that have contrast, and which these are."""
+    parts = []
+    for index in torch.split(chosen, 1024):
+        x = images.batch(index)[:, : images.shown].float().cpu()
+        x = F.adaptive_avg_pool2d(x, SIDE) if images.size > SIDE else x
+        x = x.flatten(1)
+        parts.append(x - x.mean(dim=1, keepdim=True))
+    x = torch.cat(parts)
+    length = torch.linalg.vector_norm(x, dim=1)
+    seen = torch.nonzero(length > FLAT * x.shape[1] ** 0.5).flatten()
+    return x[seen] / length[seen, None], seen
+
+
+def _near_pairs(
+    x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], above: float, *, own: bool
+) -> Int[Tensor, "P 2"]:
+    """Pairs (row of x, row of y) with a cosine above a bound, among the nearest of each x."""
+    if len(x) < 2 or len(y) < 2:
+        return torch.empty(0, 2, dtype=torch.long)
+    short, other = x, y
+    if x.shape[1] > KEPT:
+        axes = torch.linalg.eigh((y.T @ y).double())[1][:, -KEPT:].float()
+        short, other = x @ axes, y @ axes
+        short, other = (F.normalize(v, dim=1) for v in (short, other))
+    rows = torch.arange(len(x))
+    pairs = Pairs(row_id=rows, col_id=torch.arange(len(y))) if own else Pairs()
+    k = min(NEIGHBOURS, len(y) - own)
+    _, index = topk(short, other, k, pairs=pairs)
+    similarity = torch.stack([(x * y[index[:, j]]).sum(dim=1) for j in range(k)], dim=1)
+    row, column = torch.nonzero(similarity > above, as_tuple=True)
+    return torch.stack([row, index[row, column]], dim=1)
