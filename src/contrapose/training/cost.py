@@ -1,0 +1,113 @@
+"""What a run takes on this machine (images per second, time, memory), measured before it begins."""
+
+import copy
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contrapose.augment import views as make_views
+from contrapose.data import ImageSet
+from contrapose.encoders import Encoder
+from contrapose.training.batches import shuffled
+from contrapose.training.recipe import Recipe
+
+FEW = 8  # images of the first measured step
+ENOUGH = 0.3  # s: a measured step that takes as long is not repeated with more images
+OPTIMIZER = 3  # copies of the weights that gradients and optimiser state take, at most (Adam)
+BESIDE = 1.3  # memory of a step over what its backward pass keeps: gradients on the way, buffers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training by a recipe takes, by steps on a few images and proportion."""
+
+    images_per_second: float
+    seconds: float  # of all epochs; evaluation comes on top
+    memory: float  # bytes, at the peak of a step, the images included
+    parameters: int
+
+    def words(self) -> str:
+        """`about 12 min at 700 images/s, 1.1 GB`."""
+        return (
+            f"about {in_time(self.seconds)} at {self.images_per_second:,.3g} images/s, "
+            f"{self.memory / 1e9:.1f} GB"
+        )
+
+
+def cost(
+    recipe: Recipe, images: ImageSet, network: Encoder, device: str = "cpu", *, bf16: bool = False
+) -> Cost:
+    """Train a copy of the network on a few images twice, and scale to the recipe's batch and epochs.
+
+    Memory is that of the tensors which the backward pass keeps, counted by
+    `torch.autograd.graph.saved_tensors_hooks` (every storage once) and proportional to the rows,
+    times BESIDE; weights, their gradients and the optimiser's state; and the images. The loss, which
+    is small beside it, is left out. The random state is left as it was. Raises whatever the network
+    raises, as MemoryError where it cannot be allocated.
+    """
+    own = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=own), warnings.catch_warnings(action="ignore"):
+        trial = copy.deepcopy(network).to(device).to(memory_format=torch.channels_last).train()
+        count, kept = min(FEW, recipe.batch_size), 0.0
+        while True:
+            index = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0][:count]
+            picture = images.batch(index).to(device)
+            if not kept:  # the first step also warms up
+                kept = _kept(trial, recipe, picture, bf16) / count
+            start = time.perf_counter()
+            _step(trial, recipe, picture, bf16)
+            took = time.perf_counter() - start
+            if took > ENOUGH or count == recipe.batch_size:
+                break
+            count = min(recipe.batch_size, count * 8)
+    speed = count / took
+    steps = max(1, int(len(images) // recipe.batch_size * recipe.epochs))
+    rows = recipe.batch_size * recipe.number_of_views
+    at_once = recipe.batch_size * min(1.0, (recipe.chunk or rows) / rows)
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    stored = len(images) * images.channels * images.size**2 if images.in_memory else 0
+    return Cost(
+        images_per_second=speed,
+        seconds=steps * recipe.batch_size / speed,
+        memory=BESIDE * kept * at_once + (1 + OPTIMIZER) * weights + stored,
+        parameters=sum(p.numel() for p in network.parameters()),
+    )
+
+
+def in_time(seconds: float) -> str:
+    """`40 s`, `12 min`, `7 h`, `41 days`."""
+    for unit, name in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.0f} {name}"
+    return f"{max(1, seconds):.0f} s"
+
+
+def _step(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> None:
+    generator = torch.Generator(picture.device).manual_seed(0)
+    view = make_views(recipe.policy, picture, generator, n=recipe.number_of_views)
+    rows = view.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(picture.device.type, torch.bfloat16, enabled=bf16):
+        z = trial(rows)[1]
+    z.float().square().sum().backward()
+    trial.zero_grad(set_to_none=True)
+    if picture.device.type == "cuda":
+        torch.cuda.synchronize(picture.device)
+
+
+def _kept(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:
+    """Bytes that the backward pass of one step keeps, weights apart."""
+    weights = {p.untyped_storage().data_ptr() for p in trial.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        _step(trial, recipe, picture, bf16)
+    return float(sum(seen.values()))
