@@ -23,6 +23,7 @@ LAYERS = [
     {"training"},
     {"recipes"},
     {"report", "bench", "verification"},
+    {"plan"},
     {"api"},
     {"explain", "estimator"},
     {"experiments"} | MACHINERY,

@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from contrapose import augment, encoders, recipes
+from contrapose import augment, encoders, plan, recipes
 from contrapose.data import HELD_OUT, ImageSet, Request, evenly
 from contrapose.data.values import RGB
 from contrapose.encoders import Encoder, read_weights
@@ -63,9 +63,73 @@ def train(
     if out is not None:
         Run.refuse_existing(Path(out))
     device, bf16 = choose_device(device), choose_bf16(precision, device)
+    prepared: dict[str, Any] = {}
+
+    def make(instead: Mapping[str, Any]) -> plan.Made:
+        found = _prepared(
+            recipe, request, held_out, encoder=encoder, epochs=epochs, batch_size=batch_size,
+            temperature=temperature, seed=seed, changes=changes, instead=instead,
+        )  # fmt: skip
+        prepared["data"] = found[3]
+        return found[:3]
+
+    if isinstance(recipe, str) and recipe in recipes.names():
+        given = {
+            "encoder": encoder or any(c.startswith("backbone") for c in changes),
+            "size": request.size or not request.named or any(c.startswith("size") for c in changes),
+            "batch_size": batch_size or any(c.startswith("batch_size") for c in changes),
+            "epochs": epochs or any(c.startswith("epochs") for c in changes),
+        }
+        asked = {name for name, value in given.items() if value}
+        (chosen, source, network), what = plan.planned(
+            make, asked=asked, device=device, bf16=bf16, command=command or "contrapose train DATA"
+        )
+        planned: dict[str, Any] | None = what.as_json()
+    else:
+        (chosen, source, network), planned = make({}), None
+    data = prepared["data"]
+    folder = Path(out) if out else new_folder(source.name, chosen.name)
+    written = {"format": FORMAT, "contrapose": __version__, "command": command}
+    with Run.begun(
+        folder, written | {"data": data, "recipe": describe(chosen), "plan": planned}
+    ) as run:
+        run.write("environment.json", environment(device, bf16))
+        begin(run, chosen, source)
+        if compiled:
+            network.backbone.compile()
+        loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
+    return run
+
+
+def _prepared(
+    recipe: str | Path | Recipe,
+    request: Request,
+    held_out: float | None,
+    *,
+    encoder: str | None,
+    epochs: float | None,
+    batch_size: int | None,
+    temperature: float | None,
+    seed: int | None,
+    changes: Sequence[str],
+    instead: Mapping[str, Any],
+) -> tuple[Recipe, ImageSet, Encoder, dict[str, Any]]:
+    """Recipe, images as training sees them, network, and the request as JSON; all of it checked.
+
+    instead: settings by flag (size, encoder, epochs) or path, in place of those not asked for.
+    """
+    left = dict(instead)
+    request = dataclasses.replace(request, size=left.pop("size", request.size))
+    batch_size = left.pop("batch_size", batch_size)
     source = request.open("train")
     chosen = recipes.recipe_for(recipe, source.size, source.shown)
-    chosen = changed(chosen, source, encoder, epochs, batch_size, temperature, seed, changes)
+    if batch_size is None and isinstance(recipe, str) and len(source) < chosen.batch_size:
+        batch_size = max(2, len(source) // 4)  # few images: said by the plan, as all choices are
+    encoder, epochs = left.pop("encoder", encoder), left.pop("epochs", epochs)
+    paths = [f"{path}={value}" for path, value in left.items()]
+    chosen = changed(
+        chosen, source, encoder, epochs, batch_size, temperature, seed, [*paths, *changes]
+    )
     chosen = beside_constants(chosen, source)
     if held_out is None:
         untested = chosen.positives == "class" and not request.like(source).has_test(source)
@@ -76,15 +140,7 @@ def train(
     loop.check(chosen, source)
     network = build(chosen, source)
     rehearse(chosen, source, network)
-    folder = Path(out) if out else new_folder(source.name, chosen.name)
-    written = {"format": FORMAT, "contrapose": __version__, "command": command}
-    with Run.begun(folder, written | {"data": data, "recipe": describe(chosen)}) as run:
-        run.write("environment.json", environment(device, bf16))
-        begin(run, chosen, source)
-        if compiled:
-            network.backbone.compile()
-        loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
-    return run
+    return chosen, source, network, data
 
 
 def resume(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -54,7 +54,9 @@ class TrainingProgress:
         print_images(images)
         what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
         console.print(Text(f"{what} -> {run.path}"))
-        held = run.read("recipe.json")["data"].get("held_out")
+        written = run.read("recipe.json")
+        print_plan(written.get("plan"))
+        held = written["data"].get("held_out")
         if held:
             console.print(f"  {held:.0%} of the images are held out of training, for evaluation")
         self.bar.start()
@@ -66,6 +68,20 @@ class TrainingProgress:
         speed = f"{at.images_per_second:,.0f} images/s"
         text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
         self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
+
+
+def print_plan(plan: dict[str, Any] | None) -> None:
+    """What the run takes, and what was chosen for this machine with the reason."""
+    if plan is None:
+        return
+    console.print(Text(f"  {plan['words']}"))
+    if plan["chosen"]:
+        chosen = ", ".join(
+            f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
+            for k, v in plan["chosen"].items()
+        )
+        console.print(Text(f"  chosen for this machine: {chosen}", style="yellow"))
+        console.print(Text(f"  since {plan['reason']}; for a GPU: {plan['otherwise']}"))
 
 
 @contextmanager

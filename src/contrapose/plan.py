@@ -1,0 +1,144 @@
+"""What a run takes on this machine, and a smaller run where it would take too much.
+
+A ResNet-50 on photographs of 224 px needs a GPU: on two cores it takes more memory than there is,
+and weeks. Whatever was not asked for (encoder, size, batch, epochs) is then chosen so that a first
+result comes in minutes; what was asked for is never changed, and refused where it does not fit.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from contrapose.data import ImageSet
+from contrapose.encoders import Encoder
+from contrapose.errors import UserError
+from contrapose.machine import free_memory
+from contrapose.training.cost import Cost, cost, in_time
+from contrapose.training.recipe import Recipe
+
+PATIENCE = 30 * 60.0  # s: a run of a recipe as it is may take as long without a GPU
+AIM = 8 * 60.0  # s of training that are chosen otherwise; evaluation comes on top
+LEAST = 10  # epochs, below which a smaller encoder is chosen rather than fewer epochs
+STEPS = 100  # that a run has at least, however slow the machine: fewer teach nothing
+SHARE = 0.7  # of the free memory that a run may take
+LEAST_BATCH = 32  # images, below which there are too few negatives to choose it unasked
+SIDE = 32  # px
+SMALL = {"encoder": "small_conv", "backbone.width": 128, "size": SIDE}  # 0.1 M parameters
+
+Made = tuple[Recipe, ImageSet, Encoder]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes, and what was chosen for this machine in place of the recipe's own."""
+
+    cost: Cost
+    chosen: Mapping[str, Any]  # {"encoder": "small_conv", "epochs": 60 ...}; empty: nothing
+    reason: str = ""
+    otherwise: str = ""  # flags that ask for the recipe's own setting
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "cost": asdict(self.cost),
+            "words": self.cost.words(),
+            "chosen": dict(self.chosen),
+            "reason": self.reason,
+            "otherwise": self.otherwise,
+        }
+
+
+def planned(
+    make: Callable[[Mapping[str, Any]], Made],
+    *,
+    asked: Collection[str],
+    device: str,
+    bf16: bool,
+    free: float | None = None,
+    command: str = "contrapose train DATA",
+) -> tuple[Made, Plan]:
+    """The run to make, and its plan.
+
+    make: what to choose in place of the recipe's own ({} is the recipe's) -> recipe, images and
+    network. asked: which of encoder, size, batch_size and epochs must stay as they are. free: bytes
+    of memory, by default what the machine has left. command: repeated in the UserError that says
+    that the memory does not do.
+    """
+    made = make({})
+    recipe, images, network = made
+    price = cost(recipe, images, network, device, bf16=bf16)
+    room = SHARE * (free_memory(device) if free is None else free)
+    if device != "cpu" or (price.seconds <= PATIENCE and price.memory <= room):
+        return made, Plan(price, {})
+    own, first = _settings(recipe), price
+    smaller = {k: v for k, v in SMALL.items() if k.partition(".")[0] not in asked}
+    if "encoder" in asked:
+        smaller.pop("backbone.width", None)
+    if images.size <= SIDE:
+        smaller.pop("size", None)
+    for instead in ({}, smaller):
+        made, price, instead = _within(room, make, instead, asked, device, bf16)
+        epochs = math.floor(made[0].epochs * AIM / price.seconds)
+        if price.memory <= room and ("epochs" in asked or epochs >= LEAST):
+            break
+    if price.memory > room:
+        raise UserError(_too_large(price, room, made[0], command))
+    if "epochs" not in asked and price.seconds > PATIENCE:
+        least = math.ceil(STEPS / max(1, len(made[1]) // made[0].batch_size))
+        instead = instead | {"epochs": max(1, epochs, least)}
+        made = make(instead)
+        price = cost(*made, device, bf16=bf16)
+    if not instead:
+        return made, Plan(price, {})
+    reason = (
+        f"{own['encoder']} at {own['size']} px, batch {own['batch_size']}, {own['epochs']:g} "
+        f"epochs would take {in_time(first.seconds)} and {first.memory / 1e9:.1f} GB here"
+    )
+    flags = " ".join(f"--{k.replace('_', '-')} {own[k]}" for k in own if k in instead)
+    return made, Plan(price, instead, reason, flags)
+
+
+def _within(
+    room: float,
+    make: Callable[[Mapping[str, Any]], Made],
+    instead: Mapping[str, Any],
+    asked: Collection[str],
+    device: str,
+    bf16: bool,
+) -> tuple[Made, Cost, dict[str, Any]]:
+    """The run with these settings, in a batch that fits where the batch is not asked for."""
+    made = make(instead)
+    price = cost(*made, device, bf16=bf16)
+    if price.memory <= room or "batch_size" in asked:
+        return made, price, dict(instead)
+    smaller = dict(instead) | {"batch_size": max(LEAST_BATCH, _fitting(price, room, made[0]))}
+    made = make(smaller)
+    return made, cost(*made, device, bf16=bf16), smaller
+
+
+def _fitting(price: Cost, room: float, recipe: Recipe) -> int:
+    """The largest batch of a power of two that the memory holds."""
+    return int(2 ** max(1, math.floor(math.log2(recipe.batch_size * room / price.memory))))
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's encoder, size, batch and epochs, by the names of their flags."""
+    backbone = getattr(recipe.backbone, "func", recipe.backbone)
+    return {
+        "encoder": getattr(backbone, "__name__", "its encoder"),
+        "size": recipe.size,
+        "batch_size": recipe.batch_size,
+        "epochs": recipe.epochs,
+    }
+
+
+def _too_large(price: Cost, room: float, recipe: Recipe, command: str) -> str:
+    """What does not fit, and what would."""
+    batch = _fitting(price, room, recipe)
+    own = _settings(recipe)
+    return (
+        f"{own['encoder']} at {recipe.size} px with a batch of {recipe.batch_size} takes "
+        f"{price.memory / 1e9:.1f} GB, and {room / 1e9:.1f} GB of the free memory may be used. "
+        f"These fit: {command} --batch-size {batch}, or, with the batch kept and gradients cached, "
+        f"{command} --set chunk={batch * recipe.number_of_views}"
+    )

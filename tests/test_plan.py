@@ -1,0 +1,94 @@
+"""What a run takes is measured before it begins; what was asked for is never changed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import contrapose
+from contrapose import api, plan, recipes
+from contrapose.errors import UserError
+from contrapose.training.cost import cost, in_time
+
+
+@pytest.fixture(scope="module")
+def photographs() -> contrapose.ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 255, (600, 48, 48, 3), dtype=np.uint8)
+    return contrapose.open_images(pixels)
+
+
+def making(photographs, **asked):
+    """As `train` makes a run of SimCLR on these images, with what the plan chooses instead."""
+
+    def make(instead):
+        left = {k: v for k, v in instead.items() if "." not in k and k != "size"}
+        paths = [f"{k}={v}" for k, v in instead.items() if "." in k or k == "size"]
+        chosen = recipes.recipe_for("simclr", 48, 3)
+        chosen = api.changed(chosen, photographs, **(left | asked), changes=paths)
+        return chosen, photographs, api.build(chosen, photographs)
+
+    return make
+
+
+def test_memory_is_proportional_to_the_batch_and_bounded_by_a_chunk(photographs):
+    small = dataclasses.replace(recipes.recipe_for("simclr", 16, 3), batch_size=64)
+    small = api.changed(small, photographs, encoder="small_conv")
+    network = api.build(small, photographs)
+    of = {
+        (batch, chunk): cost(
+            dataclasses.replace(small, batch_size=batch, chunk=chunk), photographs, network
+        ).memory
+        for batch, chunk in ((64, None), (128, None), (256, None), (256, 128))
+    }
+    step = of[128, None] - of[64, None]
+    assert of[256, None] - of[128, None] == pytest.approx(2 * step, rel=0.02)
+    assert of[256, 128] == of[64, None]  # 128 views are 64 images
+
+
+def test_measuring_leaves_the_network_and_the_random_state_alone(photographs):
+    recipe, images, network = making(photographs, encoder="small_conv")({})
+    before, weights = torch.get_rng_state(), [p.clone() for p in network.parameters()]
+    cost(recipe, images, network)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_run_of_days_is_made_one_of_minutes_and_says_why(photographs):
+    (recipe, _, network), found = plan.planned(
+        making(photographs), asked=(), device="cpu", bf16=False, free=8e9
+    )
+    assert recipe.backbone.func.__name__ == found.chosen["encoder"] == "small_conv"
+    assert recipe.size == network.backbone.width // 4 == 32
+    assert found.cost.seconds < plan.PATIENCE
+    assert found.reason.startswith("resnet18 at 48 px, batch 256, 200 epochs would take ")
+    assert found.otherwise == "--encoder resnet18 --size 48"
+
+
+def test_what_was_asked_for_is_kept_and_refused_with_a_command_that_fits(photographs):
+    asked = {"encoder": "resnet18", "batch_size": 256}
+    with pytest.raises(UserError, match=r"resnet18 at 32 px with a batch of 256 takes") as error:
+        plan.planned(making(photographs, **asked), asked=asked, device="cpu", bf16=False, free=1e9)
+    fits = int(str(error.value).split("--batch-size ")[1].split(",")[0])
+    (recipe, _, _), found = plan.planned(
+        making(photographs, **(asked | {"batch_size": fits, "epochs": 1})),
+        asked={*asked, "epochs"}, device="cpu", bf16=False, free=1e9,
+    )  # fmt: skip
+    assert recipe.batch_size == fits and found.cost.memory <= plan.SHARE * 1e9
+    assert recipe.backbone.func.__name__ == "resnet18"
+
+
+def test_the_plan_of_a_run_is_recorded(tmp_path):
+    run = api.train("simclr", "digits", epochs=0.2, out=tmp_path / "run", device="cpu")
+    found = run.read("recipe.json")["plan"]
+    assert found["chosen"] == {} and found["cost"]["images_per_second"] > 10
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8), dtype=np.uint8)
+    few = api.train("simclr", pixels, epochs=1, out=tmp_path / "few", device="cpu")
+    assert few.read("recipe.json")["recipe"]["batch_size"] == 3
+
+
+def test_times_are_said_in_the_unit_that_suits():
+    assert [in_time(s) for s in (0.2, 40, 700, 3 * 3600, 4e6)] == [
+        "1 s", "40 s", "12 min", "3 h", "46 days",
+    ]  # fmt: skip
