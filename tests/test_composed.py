@@ -16,7 +16,7 @@ from rich.console import Console
 
 from contrapose import api, explain
 from contrapose.augment import crop_flip, digits, on_channels, views
-from contrapose.commands import console as terminal
+from contrapose.commands import list_ as terminal
 from contrapose.data import COMPOSED, Images, hold_out, open_images
 from contrapose.data.composed import (
     coloured,
