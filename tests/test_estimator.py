@@ -68,6 +68,9 @@ def test_one_hot_pixel_squashes_nothing_and_is_said():
     with pytest.warns(UserWarning, match="1 of 12,800 values lie far outside 0 to 16"):
         found = ContrastiveEncoder(epochs=1).fit(hot)
     assert found.range_ == plain.range_ == (0, 16)
+    hot[4] = np.arange(64) * 1e3  # a whole image of another scale
+    with pytest.warns(UserWarning, match="lie far outside 0 to 16"):
+        assert ContrastiveEncoder(epochs=1).fit(hot).range_ == (0, 16)
     spread = [e.transform(x).std(axis=0).mean() for e in (plain, found)]
     assert spread[1] > 0.5 * spread[0]
 

@@ -129,6 +129,14 @@ def test_a_few_hot_pixels_decide_nothing(tmp_path: Path) -> None:
         assert (stored(images)[:, 0] == expected).all()
 
 
+def test_one_image_of_another_scale_decides_nothing() -> None:
+    x = random.integers(0, 4096, (60, 16, 16)).astype(np.uint16)
+    x[7] = random.integers(0, 65536, (16, 16))
+    images = open_images(x)
+    assert images.value_range.high == 4095
+    assert images.notes["with values outside the range, clipped"] == 1
+
+
 def test_pixels_without_a_value_are_black_and_counted(tmp_path: Path) -> None:
     x = random.random((40, 16, 16)).astype(np.float32)
     x[1, :4], x[2, 0, 0], x[3] = np.nan, np.inf, np.nan

@@ -12,8 +12,9 @@ counted. Without it the type of the values says what they mean, as far as that i
 | floats whose largest lies in 128..255 | 0 to 255 |
 | others: negative, above 65535, floats up to 16 or 1000 | refused, with what to tell |
 
-"Holds them" is asked of the values of a sample of the set without the RARE most extreme ones, so
-that a few hot pixels decide nothing. NaN, infinity and a TIFF file's nodata are no values: black.
+"Holds them" is asked of a sample of the set without the RARE most extreme values and without one
+odd image in fifty, so that a hot pixel or a broken image decides nothing. NaN, infinity and a TIFF
+file's nodata are no values: black.
 """
 
 from collections.abc import Iterable
@@ -22,13 +23,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 
 from contrapose.errors import UserError
 
 RARE = 0.001  # share of the values of a sample that may lie outside a range that is found
 SAMPLE = 128  # images whose values find the range of a set
 _PIXELS = 2**14  # values of each of them, at most
+ODD = 50  # of so many images one, at each end, that decides nothing either
 MARK = 4  # spans of all others that a number lies away from them which is no measurement
 LEAST = 16  # different values that there must be to say so
 _DEPTHS = (8, 10, 12, 14, 16)  # bits
@@ -174,15 +176,14 @@ def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
         )
     if not parts:  # nothing has a value: each image will say so
         return ValueRange(0, 1, of_bytes=False)
-    every = np.sort(np.concatenate([p.astype(np.float64) for p in parts]))
-    values = _without_marks(every)
-    low, high = _common(values)
+    low, high = _common([part.astype(np.float64) for part in parts])
     floats = kinds == {"float"}
     usual = _usual(low, high, floats)
     if usual is not None:
         return ValueRange(0, usual, of_bytes=False)
-    seen = f"{_short(every[0])} to {_short(every[-1])}"
-    if (low, high) != (every[0], every[-1]):
+    least, most = float(min(p.min() for p in parts)), float(max(p.max() for p in parts))
+    seen = f"{_short(least)} to {_short(most)}"
+    if (low, high) != (least, most):
         seen += f", nearly all of them from {_short(low)} to {_short(high)}"
     why = "neither in [0, 1] nor in [0, 255]" if floats else "not those of 8, 10, 12, 14 or 16 bits"
     if low == high:
@@ -195,35 +196,37 @@ def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
     )
 
 
-def learnt_range(x: np.ndarray) -> ValueRange:
-    """The range of the values of an array of any meaning, without the RARE most extreme.
+def learnt_range(x: Shaped[np.ndarray, "N ..."]) -> ValueRange:
+    """The range of the values of images of any meaning, without the RARE most extreme.
 
     Values that are all the same are black.
     """
-    values = np.sort(x.reshape(-1).astype(np.float64))
-    low, high = _common(_without_marks(values))
+    low, high = _common(list(x.reshape(len(x), -1).astype(np.float64)))
     return ValueRange(low, high if low < high else low + 1, of_bytes=True)
+
+
+def _common(parts: list[np.ndarray]) -> tuple[float, float]:
+    """Lowest and highest value of some images, but for the RARE most extreme of all values, half of
+    them at each end (one at least of 100), and for one image of ODD at each end."""
+    values = _without_marks(np.sort(np.concatenate(parts)))
+    out = max(round(RARE * len(values) / 2), 1 if len(values) >= 100 else 0)
+    odd = len(parts) // ODD
+    low = np.sort([part.min() for part in parts])[odd]
+    high = np.sort([part.max() for part in parts])[len(parts) - 1 - odd]
+    return max(float(values[out]), float(low)), min(float(values[-1 - out]), float(high))
 
 
 def _without_marks(values: np.ndarray) -> np.ndarray:
     """Sorted values without a lowest and a highest one far from all others, such as -9999 or 65535:
     such a number is no measurement. Far: by MARK times the span of the others."""
-    distinct = np.unique(values)
-    for mark, rest in ((distinct[0], distinct[1:]), (distinct[-1], distinct[:-1])):
-        if len(rest) < LEAST:
-            continue
-        gap = min(abs(mark - rest[0]), abs(mark - rest[-1]))
-        if gap > MARK * (rest[-1] - rest[0]):
-            values, distinct = values[values != mark], rest
+    for end in (0, -1):
+        distinct = np.unique(values)
+        mark, rest = distinct[end], distinct[1:] if end == 0 else distinct[:-1]
+        if len(rest) >= LEAST:
+            gap = min(abs(mark - rest[0]), abs(mark - rest[-1]))
+            if gap > MARK * (rest[-1] - rest[0]):
+                values = values[values != mark]
     return values
-
-
-def _common(values: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest of sorted values without the RARE most extreme: half of them at each end,
-    of 100 values one at least."""
-    n = len(values)
-    out = max(round(RARE * n / 2), 1 if n >= 100 else 0)
-    return float(values[out]), float(values[n - 1 - out])
 
 
 def _usual(low: float, high: float, floats: bool) -> float | None:
