@@ -5,7 +5,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -114,7 +114,9 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def _embed(self, images: ImageSet) -> NDArray[np.float32]:
         device = choose_device(self.device)
-        found = embed(self.encoder_, images, size=self.size_, device=device)
+        # an image's row is the same whichever others come with it, as scikit-learn asks
+        precision: Literal["fp32", "fp64"] = "fp64" if device == "cpu" else "fp32"
+        found = embed(self.encoder_, images, size=self.size_, device=device, precision=precision)
         chosen = found.h if self.features == "h" else found.z
         return chosen.numpy().astype(np.float32)
 

@@ -1,5 +1,6 @@
 """Images in, representations out, in evaluation mode: asserted, not hoped for."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,28 +30,32 @@ def embed(
     *,
     size: int,
     device: torch.device | str = "cpu",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32",
     batch_size: int = 256,
 ) -> Embedded:
     """h and z of every image, centre-cropped to `size` px, without augmentation.
 
     The encoder moves to `device`. Every module is in evaluation mode while it runs, so BatchNorm
     uses its running statistics and leaves them as they are; each module's own mode is restored.
-    precision="bf16" runs the network under autocast. Raises ValueError for an empty set and where
-    an output is not finite.
+    precision="bf16" runs the network under autocast, "fp64" a copy of it in float64: a row is then
+    the same, rounded to float32, whatever else is in its batch. Raises ValueError for an empty set
+    and where an output is not finite.
     """
     if len(images) == 0:
         raise ValueError(f"embed: {images.name} ({images.split}) has no images")
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"embed: precision={precision!r}; use 'fp32' or 'bf16'")
+    if precision not in ("fp32", "bf16", "fp64"):
+        raise ValueError(f"embed: precision={precision!r}; use 'fp32', 'bf16' or 'fp64'")
     device = torch.device(device)
     encoder.to(device)
+    if precision == "fp64":
+        encoder = copy.deepcopy(encoder).double()
     parts: list[tuple[Tensor, Tensor]] = []
     with modes_kept(encoder):
         encoder.eval()
         for index in torch.split(torch.arange(len(images)), batch_size):
             _assert_evaluating(encoder)
             x = center(images.batch(index).to(device), size)
+            x = x.double() if precision == "fp64" else x
             with _autocast(device, precision):
                 h, z = encoder(x)
             parts.append((h.float().cpu(), z.float().cpu()))
