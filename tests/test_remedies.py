@@ -21,8 +21,9 @@ from contrapose.experiments.suppression.remedies import (
     plain,
     weighted,
 )
-from contrapose.training.batches import conditional, embedded
+from contrapose.training.batches import conditional, embedded, told_apart_untrained
 from contrapose.training.conditional import (
+    EASY,
     SIZES,
     conditional_info_nce,
     group_size,
@@ -257,6 +258,21 @@ def test_without_a_shortcut_the_run_is_the_plain_one(tmp_path):
     assert {row["part_size"] for row in asked.metrics()} == {128.0}
     for name, weight in usual.load_checkpoint()[0].items():
         assert torch.equal(weight, asked.load_checkpoint()[0][name]), name
+
+
+def test_what_an_untrained_network_tells_apart_is_of_images_and_views_alone():
+    """Little of plain digits, most with 8 bits: whatever temperature, batch and network."""
+    plain, with_bits = open_images("digits"), shortcut(8)
+    recipe = conditionally()
+    others = [
+        dataclasses.replace(recipe, loss=partial(losses.nt_xent, temperature=1.0)),
+        dataclasses.replace(recipe, batch_size=64),
+        dataclasses.replace(recipe, backbone=partial(encoders.small_conv, width=8)),
+    ]
+    for images, low, high in ((plain, 0.0, 0.2), (with_bits, EASY, 1.0)):
+        asked = [api.beside_constants(r, images) for r in (recipe, *others)]
+        told = {told_apart_untrained(api.build(r, images), images, r) for r in asked}
+        assert len(told) == 1 and low < told.pop() < high
 
 
 def test_batches_are_set_by_name_and_refused_where_they_do_not_fit(tmp_path):

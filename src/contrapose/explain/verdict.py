@@ -115,7 +115,10 @@ def _parts(rows: Sequence[dict[str, Any]]) -> Finding | None:
         return None
     (_, batch), (_, last) = sizes[0], sizes[-1]
     if last >= batch:
-        sentence = "Nothing was found suppressed, so all images of a batch repel each other."
+        sentence = (
+            "Nothing was found suppressed, so all images of a batch repel each other; of easy "
+            "features only codes such as random bits are found, no frame, cast or watermark."
+        )
         return Finding("plain batches", "info", sentence, f"batches of {batch:,.0f}")
     since = next((epoch for epoch, size in sizes if size < batch), None)
     sentence = (
