@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from run_folders import write_run
 
+from contrapose import paired
 from contrapose.report import read_run, write_report
 from contrapose.report.classes import Classes
-from contrapose.report.numbers import compare_recipes, compare_scores, number, short
+from contrapose.report.numbers import compare_recipes, compare_scores, number, over_seeds, short
 from contrapose.report.page import json_block
 from contrapose.report.sprites import sprite
 
@@ -194,6 +195,45 @@ def test_scores_of_another_split_are_another_line(tmp_path: Path, run: Path) -> 
     (other / "evaluation.json").write_text(json.dumps(scores))
     rows = compare_scores([read_run(run), read_run(other)])
     assert sum(None in row.cells for row in rows) == 2
+
+
+def test_scores_of_another_set_stand_under_its_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=40)
+    scores = json.loads((run / "evaluation.json").read_text())
+    scores[0] |= {"value": 0.123, "low": 0.1, "high": 0.15, "split": "cifar, test"}
+    (run / "evaluation-cifar.json").write_text(json.dumps(scores[:1]))
+    read = read_run(run)
+    assert len(read.scores) == 4 and [*read.other_scores] == ["cifar"]
+    page = write_report([run]).read_text()
+    assert page.index("another set: cifar") < page.index("12.3") < page.index('id="training"')
+
+
+def test_runs_that_differ_by_seed_alone_are_one_line_with_mean_and_deviation(
+    tmp_path: Path,
+) -> None:
+    runs = [write_run(tmp_path / f"seed{s}", seed=s, points=40) for s in range(3)]
+    for run, value in zip(runs, (0.90, 0.94, 0.92), strict=True):
+        scores = json.loads((run / "evaluation.json").read_text())
+        scores[0] |= {"value": value, "low": value - 0.02, "high": value + 0.02}
+        (run / "evaluation.json").write_text(json.dumps(scores))
+    other = write_run(tmp_path / "warm", temperature=0.9, points=40)
+    found = over_seeds([read_run(run) for run in [*runs, other]])
+    assert [names for names, _ in found] == ["seed0, seed1, seed2"]
+    row = next(r for r in found[0][1] if r.metric == "linear probe accuracy on h")
+    assert (row.mean[:4], row.deviation[:3], row.seeds) == ("92.0", "2.0", 3)
+    assert "Over seeds: seed0, seed1, seed2" in write_report(runs, tmp_path / "x.html").read_text()
+
+
+def test_two_runs_on_the_same_images_have_a_difference_tested_in_pairs(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, points=40) for name in "ab"]
+    right = np.arange(360) < 340
+    for run, of in zip(runs, (right, right & (np.arange(360) > 11)), strict=True):
+        scores = json.loads((run / "evaluation.json").read_text())
+        scores[0] |= {"images": "1f3c", "right": paired.packed(of), "value": float(of.mean())}
+        (run / "evaluation.json").write_text(json.dumps(scores))
+    notes = [row.note for row in compare_scores([read_run(run) for run in runs])]
+    assert notes[0].startswith("first less second +3.3 points (")
+    assert notes[0].endswith("p = 0.00049") and notes[1:] == ["", "", ""]  # 2 / 2^12
 
 
 def test_a_class_has_one_identity_in_every_run(tmp_path: Path) -> None:

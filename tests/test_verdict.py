@@ -1,5 +1,6 @@
 """Every rule of the verdict on a constructed case, and none of them claims without its evidence."""
 
+import json
 import random
 from typing import Any
 
@@ -170,6 +171,16 @@ def test_a_cold_run_that_learned_is_not_at_chance_and_its_saved_encoder_is_sprea
     assert differ and all("running_" in name for name in differ)
     contrapose.resume(run.path, device="cpu")  # finished: the file stays as it is
     assert all(torch.equal(x, used[n]) for n, x in Encoder.load(run.path).state_dict().items())
+
+
+def test_another_set_leaves_the_scores_of_the_run_as_they_are(digits):
+    _, _, run = digits("again", epochs=1)
+    kept = {n: (run.path / n).read_bytes() for n in ("evaluation.json", "pictures.npz")}
+    random = np.random.default_rng(0)
+    other = (random.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 2)
+    found = contrapose.evaluate(run, other, device="cpu")
+    assert {n: (run.path / n).read_bytes() for n in kept} == kept
+    assert len(json.loads((run.path / "evaluation-array.json").read_text())) == len(found)
 
 
 def test_after_many_updates_the_statistics_are_those_of_training(tmp_path):

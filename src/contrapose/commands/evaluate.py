@@ -28,8 +28,6 @@ def evaluate(
     from contrapose.training.run import Run
 
     opened = Run.open(run)
-    found = explain.evaluate(
-        opened, others(data, how), protocol=protocol, device=device, recipe=recipe
-    )
-    print_scores(found)
-    typer.echo(f"Written: {opened.path / 'evaluation.json'}")
+    subject = explain.Subject.open(opened, others(data, how), device, recipe)
+    print_scores(explain.evaluate(subject, protocol=protocol))
+    typer.echo(f"Written: {opened.path / subject.file('evaluation')}")

@@ -40,7 +40,7 @@ def diagnose(
     labels.
 
     Looks at up to LOOKED_AT test (or held-out) images and two views of each. Writes diagnosis.json
-    and pictures.npz.
+    and pictures.npz; of another set than the run's own diagnosis-NAME.json alone.
     """
     with written_about(run, images, device, recipe) as subject:
         return _diagnosis(subject)
@@ -56,13 +56,14 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     before, _ = embed_views(subject, shown, untrained=True)
     signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
     signals |= repeat_signals(subject)
-    scored, status = subject.run.scores(), subject.run.status()
+    scored, status = subject.run.scores(subject.file("evaluation")), subject.run.status()
     findings = verdict(subject.run.metrics(), scored, status=status, signals=signals)
     found = {"verdict": as_json(findings), "signals": signals}
     found["repulsion"] = repulsion(z, group, also=signals.get("temperature"))
     found["duplicates"] = named_groups(subject.train, equal or ())
-    subject.run.write("diagnosis.json", found)
-    pictures.add(subject.run, **pictures.of_run(subject.recipe, shown, embedded, z, group))
+    subject.run.write(subject.file("diagnosis"), found)
+    if not subject.other:
+        pictures.add(subject.run, **pictures.of_run(subject.recipe, shown, embedded, z, group))
     return found
 
 

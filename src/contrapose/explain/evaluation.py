@@ -46,7 +46,7 @@ def evaluate(
 
     images: another set to evaluate on than the run's own. protocol: one of PROTOCOLS, whose linear
     probe by gradient descent is measured besides. Writes evaluation.json and the confusion matrix;
-    without labels the list is empty.
+    of another set evaluation-NAME.json alone. Without labels the list is empty.
     """
     if protocol is not None and protocol not in PROTOCOLS:
         raise ValueError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
@@ -75,19 +75,20 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
                     group=test.group,
                 )
             )  # fmt: skip
-        pictures.add(
-            subject.run,
-            classes=np.array(train.classes, dtype=np.str_),
-            confusion=scores.confusion(named, test.label, classes).numpy(),
-            confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
-        )
+        if not subject.other:
+            pictures.add(
+                subject.run,
+                classes=np.array(train.classes, dtype=np.str_),
+                confusion=scores.confusion(named, test.label, classes).numpy(),
+                confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
+            )
     if subject.train.features:
         found += probes_of_features(
             subject.encoder, spread(subject.train, PIXELS_FROM), subject.test,
             size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
             split=subject.split,
         ).values()  # fmt: skip
-    subject.run.write("evaluation.json", [asdict(score) for score in found])
+    subject.run.write(subject.file("evaluation"), [asdict(score) for score in found])
     return found
 
 

@@ -1,5 +1,6 @@
 """A run opened for examination: its encoder, its images, and what is asked of them repeatedly."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Subject:
     test: ImageSet
     split: str
     device: str
+    other: str = ""  # name of the images, where they are another set than the run's own
 
     @classmethod
     def open(
@@ -44,11 +46,18 @@ class Subject:
         if isinstance(run, Subject):
             return run
         run = run if isinstance(run, Run) else Run.open(run)
-        own = None if recipe is None else recipes.module(recipe)
-        encoder = Encoder.load(run.path, own)
+        code = None if recipe is None else recipes.module(recipe)
+        encoder = Encoder.load(run.path, code)
         train, test, split = api.train_and_test(run, images)
-        chosen = run.recipe(own)
-        return cls(run, chosen, encoder, train, test, split, choose_device(device))
+        chosen = run.recipe(code)
+        own = images is None or not split.startswith(f"{train.name}, ")
+        other = "" if own else train.name
+        return cls(run, chosen, encoder, train, test, split, choose_device(device), other)
+
+    def file(self, kind: str) -> str:
+        """evaluation.json of the run's own images, evaluation-NAME.json of another set's."""
+        name = re.sub(r"[^\w.]+", "-", self.other).strip("-.")
+        return f"{kind}-{name}.json" if self.other else f"{kind}.json"
 
     def embed(self, images: ImageSet, *, untrained: bool = False) -> Embedded:
         """h and z of the images under the run's encoder, or under the one before training."""

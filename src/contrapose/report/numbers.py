@@ -1,9 +1,12 @@
 """Numbers as a reader wants them: with their interval; and the fields in which recipes differ."""
 
+import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contrapose import paired
 from contrapose.report.run_folder import Json, Run
 
 MISSING = "\N{EN DASH}"
@@ -101,32 +104,94 @@ class Row:
     name: str
     cells: tuple[Any, ...]
     differs: bool
+    note: str = ""
 
 
 def compare_scores(runs: Sequence[Run]) -> list[Row]:
-    """Each metric over the runs; another protocol, split or kind of feature is another line."""
-    keys: dict[tuple[str, str, str, str], None] = {}
-    found: list[dict[tuple[str, str, str, str], Number]] = []
-    for run in runs:
-        mine = {}
-        for score in run.scores:
-            key = (
-                str(score.get("metric")),
-                _fact(score.get("protocol")),
-                _fact(score.get("split")),
-                _fact(score.get("features")),
+    """Each metric over the runs; another protocol, split or kind of feature is another line.
+
+    Two runs that were measured on the same images have their difference besides, tested in pairs.
+    """
+    found = [{_key(score): score for score in run.scores} for run in runs]
+    keys = dict.fromkeys(key for scores in found for key in scores)
+    rows = []
+    for key in keys:
+        metric, protocol, split, features = key
+        mine = [scores.get(key) for scores in found]
+        rows.append(
+            Row(
+                name=f"{metric}\n{protocol}, {split}, {features}",
+                cells=tuple(None if score is None else number(score) for score in mine),
+                differs=False,
+                note=_difference(mine),
             )
-            keys[key] = None
-            mine[key] = number(score)
-        found.append(mine)
-    return [
-        Row(
-            name=f"{metric}\n{protocol}, {split}, {features}",
-            cells=tuple(mine.get((metric, protocol, split, features)) for mine in found),
-            differs=False,
         )
-        for metric, protocol, split, features in keys
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """A metric over runs that differ by their seed alone."""
+
+    metric: str
+    mean: str
+    deviation: str
+    seeds: int
+
+
+def over_seeds(runs: Sequence[Run]) -> list[tuple[str, list[OverSeeds]]]:
+    """Mean and standard deviation of each metric over runs whose recipes differ by seed alone.
+
+    One entry for each such recipe with two runs at least: the names of its runs, and its metrics.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        recipe = {name: value for name, value in run.recipe.items() if name != "seed"}
+        data = {name: v for name, v in run.data.items() if name not in ("held_out", "notes")}
+        alike.setdefault(json.dumps([recipe, data], sort_keys=True), []).append(run)
+    return [
+        (", ".join(run.name for run in group), _means(group))
+        for group in alike.values()
+        if len(group) > 1
     ]
+
+
+def _means(runs: Sequence[Run]) -> list[OverSeeds]:
+    values: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for score in run.scores:
+            value = _real(score.get("value"))
+            if value is not None:
+                features = _fact(score.get("features"))
+                values.setdefault((str(score.get("metric")), features), []).append(value)
+    rows = []
+    for (metric, features), of in values.items():
+        if len(of) < 2:
+            continue
+        share = _is_share(metric, *of)
+        mean, deviation = statistics.fmean(of), statistics.stdev(of)
+        unit = "\N{NARROW NO-BREAK SPACE}%" if share else ""
+        texts = [f"{100 * v:.1f}{unit}" if share else short(v) for v in (mean, deviation)]
+        what = metric if features in ("none", MISSING) else f"{metric} on {features}"
+        rows.append(OverSeeds(metric=what, mean=texts[0], deviation=texts[1], seeds=len(of)))
+    return rows
+
+
+def _difference(scores: Sequence[Json | None]) -> str:
+    """Words about two scores that were measured image by image on the same images."""
+    if len(scores) != 2 or scores[0] is None or scores[1] is None:
+        return ""
+    found = paired.of_scores(scores[0], scores[1])
+    if found is None or not (found.only_a or found.only_b):
+        return ""
+    points, low, high = (100 * x for x in (found.value, found.low, found.high))
+    text = f"first less second {points:+.1f} points ({low:+.1f} to {high:+.1f}), p = {found.p:.2g}"
+    return text.replace("-", "−")
+
+
+def _key(score: Json) -> tuple[str, str, str, str]:
+    metric = str(score.get("metric"))
+    return (metric, *(_fact(score.get(name)) for name in ("protocol", "split", "features")))  # type: ignore[return-value]
 
 
 def compare_recipes(runs: Sequence[Run]) -> list[Row]:

@@ -23,7 +23,15 @@ from plotly.offline import get_plotlyjs
 from contrapose.files import replace_file, said_of
 from contrapose.report.charts import Figure
 from contrapose.report.classes import Classes
-from contrapose.report.numbers import compare_recipes, compare_scores, duration, leaf, number, short
+from contrapose.report.numbers import (
+    compare_recipes,
+    compare_scores,
+    duration,
+    leaf,
+    number,
+    over_seeds,
+    short,
+)
 from contrapose.report.panels import geometry_panels, training_panels
 from contrapose.report.run_folder import Run, read_run
 from contrapose.report.sections import run_pictures
@@ -69,6 +77,11 @@ def render(runs: Sequence[Run]) -> str:
         training=training,
         geometry=geometry,
         numbers=[[number(score) for score in run.scores] for run in runs],
+        other_numbers=[
+            {name: [number(score) for score in scores] for name, scores in run.other_scores.items()}
+            for run in runs
+        ],
+        over_seeds=over_seeds(runs),
         score_rows=compare_scores(runs) if len(runs) > 1 else [],
         recipe_rows=compare_recipes(runs) if len(runs) > 1 else [],
     )

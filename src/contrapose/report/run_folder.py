@@ -55,6 +55,7 @@ class Run:
     status: Json
     curves: Mapping[str, Curve]
     scores: tuple[Json, ...]
+    other_scores: Mapping[str, tuple[Json, ...]]  # of other sets than the run's own, by their name
     verdict: tuple[Json, ...]
     signals: Json
     pictures: Pictures
@@ -89,6 +90,12 @@ def read_run(path: Path) -> Run:
         status=status,
         curves=_curves(path / "metrics.jsonl", notices),
         scores=_records(_read(path / "evaluation.json", notices), "evaluation.json", notices),
+        other_scores={
+            file.stem.removeprefix("evaluation-"): _records(
+                _read(file, notices), file.name, notices
+            )
+            for file in sorted(path.glob("evaluation-*.json"))
+        },
         verdict=_records(diagnosis.get("verdict"), "diagnosis.json: verdict", notices),
         signals=_as_object(diagnosis.get("signals")),
         pictures=_pictures(path / "pictures.npz", notices),

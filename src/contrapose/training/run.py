@@ -168,12 +168,13 @@ class Run:
         killed = {"state": "killed", "reason": KILLED} if was_killed(self.path, found) else {}
         return found | killed
 
-    def scores(self) -> list[dict[str, Any]]:
-        """The scores of evaluation.json as JSON; none where nothing was evaluated yet.
+    def scores(self, name: str = "evaluation.json") -> list[dict[str, Any]]:
+        """The scores of evaluation.json, or of another set's file, as JSON.
 
-        Those without a finite value and interval are left out.
+        None where nothing was evaluated yet. Those without a finite value and interval are left
+        out.
         """
-        file = self.path / "evaluation.json"
+        file = self.path / name
         if not file.exists():
             return []
         remedy = "evaluate again"
