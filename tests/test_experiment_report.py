@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from contrapose.errors import UserError
 from contrapose.report import write_experiment
 from contrapose.report.experiment import markdown, read_experiment
 
@@ -101,6 +102,39 @@ def test_an_experiment_that_is_none_says_what_to_do(tmp_path):
     empty = experiment(tmp_path, jobs=[], claims=[], published=[], figures=[], environments=[])
     assert "It" not in markdown(read_experiment(empty))
     assert "No claims" in write_experiment(empty).read_text()
+
+
+def places(value, at=()):
+    """Where each field of a JSON value is; of lists the first item."""
+    if at:
+        yield at
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1])
+    for name, inner in items if isinstance(value, dict | list) else ():
+        yield from places(inner, (*at, name))
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize("new", [GONE, None, {}, "x", -1, float("inf")], ids=repr)
+def test_a_damaged_field_is_shown_or_named_but_never_a_fault(tmp_path, new):
+    file = experiment(tmp_path) / "experiment.json"
+    text, named = file.read_text(), 0
+    for *above, last in places(json.loads(text)):
+        value = inner = json.loads(text)
+        for name in above:
+            inner = inner[name]
+        if new is GONE:
+            del inner[last]
+        else:
+            inner[last] = new
+        file.write_text(json.dumps(value))
+        try:
+            assert markdown(read_experiment(tmp_path))
+        except UserError as error:
+            assert "experiment.json" in str(error) and str(last) in str(error)
+            named += 1
+    assert named > 3
 
 
 @pytest.mark.browser

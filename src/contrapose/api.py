@@ -321,7 +321,10 @@ def build(recipe: Recipe, images: ImageSet) -> Encoder:
     pixels = sample.float().div(255).transpose(0, 1).flatten(1)
     mean, std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=0.01).tolist()
     torch.manual_seed(recipe.seed)
-    return Encoder.build(recipe.backbone, recipe.head, mean, std)
+    try:
+        return Encoder.build(recipe.backbone, recipe.head, mean, std)
+    except (TypeError, RuntimeError, MemoryError, LookupError, ArithmeticError) as error:
+        raise UserError(f"the recipe's backbone and head cannot be built: {error}") from error
 
 
 _ENVIRONMENT = {"precision?": frozenset({"fp32", "bf16"}), "resumed?": [dict]}

@@ -101,7 +101,10 @@ def revive(described: Any, own: types.ModuleType | None = None) -> Any:
             if name not in known and not _takes_any(function):
                 raise UserError(f"{described['call']} has no {unknown(name, known)}")
             kind = known.get(name, Any)
-            keywords[name] = value = _plain(described[name], own, kind)
+            try:
+                keywords[name] = value = _plain(described[name], own, kind)
+            except ValueError as error:
+                raise UserError(f"{described['call']}: {name}: {error}") from error
             if not any(_fits(value, each) for each in _kinds(kind)):
                 raise UserError(f"{described['call']}: {name} is {value!r}, not {_words(kind)}")
         return functools.partial(function, **keywords)

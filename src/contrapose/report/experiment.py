@@ -19,8 +19,7 @@ SHAPE: Json = {  # what the page relies on
     "claims": [{"sentence": str, "source": str, "holds": bool | None, "evidence": str}],
     "published": [{
         "measure": str, "at": {str: str | float | bool | None}, "published": float, "source": str,
-        "ours": float | None, "spread": float | None, "seeds": int, "distance": float | None,
-        "why": str,
+        "ours": float | None, "spread": float | None, "seeds": int,         "why": str,
     }],
     "figures": [{
         "title": str, "about": str, "figure": ({"data": [dict], "layout": dict}, None), "why": str,
@@ -349,7 +348,7 @@ def _beside(number: Json, digits: int) -> Cell:
         spread="" if spread is None else f"± {_fixed(spread, digits)}",
         seeds=number["seeds"],
         published=published,
-        distance=_fixed(number["distance"], digits, sign=True),
+        distance=_fixed(number["ours"] - number["published"], digits, sign=True),
         source=number["source"],
     )
 

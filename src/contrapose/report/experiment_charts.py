@@ -21,7 +21,8 @@ def themed(drawn: dict[str, Any]) -> Figure:
     axes = {k: layout.pop(k) for k in ("xaxis", "yaxis")}
     named = {k for k in asked if k.startswith(("xaxis", "yaxis"))} | set(axes)
     for name in named:
-        layout[name] = _axis(axes[name[:5]], asked.pop(name, None) or {})
+        own = asked.pop(name, None)
+        layout[name] = _axis(axes[name[:5]], own if isinstance(own, dict) else {})
     data = [_trace(trace) for trace in drawn["data"] if isinstance(trace, dict)]
     _share_colours(data)
     for name in named:

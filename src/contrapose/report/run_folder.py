@@ -287,7 +287,7 @@ def read_record(file: Path, *, format: int, command: str, shape: Mapping[str, An
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} has no {file.name}; it is written by `{command}`")
     remedy = f"run `{command}` again"
-    found = read_object(file, remedy=remedy)
+    found = _as_object(_finite(read_object(file, remedy=remedy)))
     if found.get("format") != format:
         raise UserError(
             f"{file} is not of format {format}, which this version reads; run `{command}` again"

@@ -75,6 +75,7 @@ def render(found: Json, arrays: dict[str, np.ndarray], folder: Path) -> str:
         f=found,
         folder=folder,
         lead=lead(found),
+        complete=_complete,
         shown=[_shown(row, arrays) for row in rows],
         pairs=None if pairs is None else sprite(pairs.reshape(-1, *pairs.shape[2:]), budget=BUDGET),
         count=0 if pairs is None else len(pairs),
@@ -140,6 +141,7 @@ def _bars(rows: Sequence[Json], names: Sequence[tuple[str, str]], title: str) ->
 
 
 def _complete(score: Json) -> bool:
+    """True if the score has a number and an interval; NaN is written as null."""
     return all(score[name] is not None for name in ("value", "low", "high"))
 
 

@@ -100,11 +100,18 @@ def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Rec
     functions = {
         "views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys", "batches",
     }  # fmt: skip
-    called = {k for k in functions if described.get(k) is not None}
     known = {f.name: f for f in fields(Recipe)}
     for name in described.keys() - known.keys():
         raise UserError(f"a recipe has no {unknown(name, known)}")
     for name, expected in known.items():
         if name not in described and expected.default is MISSING:
             raise UserError(f"the recipe lacks {name}")
-    return Recipe(**{k: revive(v, own) if k in called else v for k, v in described.items()})
+    values = dict(described)
+    for name in functions & values.keys():
+        if values[name] is None and known[name].default is None:
+            continue
+        try:
+            values[name] = revive(values[name], own)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from error
+    return Recipe(**values)

@@ -264,7 +264,7 @@ class Run:
             except OtherImages:
                 raise
             except Exception as error:  # a damaged file makes the readers raise anything
-                problems.append(f"{folder.name} ({type(error).__name__}: {_first_line(error)})")
+                problems.append(f"{folder.name} ({type(error).__name__}: {_briefly(error)})")
                 continue
             if problems:
                 say(
@@ -326,8 +326,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "empty").splitlines()[0]
+def _briefly(error: Exception) -> str:
+    lines = (str(error).strip() or "empty").splitlines()
+    return " ".join(line.strip() for line in lines[:2])  # torch names the weight in the second
 
 
 def say(sentence: str) -> None:
