@@ -66,12 +66,13 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
 }  # fmt: skip
 SCORE: dict[str, Any] = {  # of one score in evaluation.json
     "metric": str, "features": str, "n": int, "value": float | None, "low": float | None,
-    "high": float | None,
+    "high": float | None, "confidence?": float, "images?": str, "right?": str, "group?": str,
+    "groups?": int | None,
 }  # fmt: skip
 STATUS: dict[str, Any] = {
     "state": str, "step?": int, "steps?": int, "epoch?": float, "epochs?": float,
     "seconds?": float, "images_per_second?": float, "reason?": str | None, "pid?": int,
-    "host?": str,
+    "host?": str, "estimated_statistics?": dict,
 }  # fmt: skip
 
 
