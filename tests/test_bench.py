@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import contrapose
+from support.command import contrapose
 
 from contrapose.bench import bench
 from contrapose.bench.cases import CASES, OURS, SUPCON, TOPK

@@ -9,12 +9,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-
-
-def contrapose(*arguments: object, cwd=None, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", **environment}
-    command = [sys.executable, "-m", "contrapose", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+from support.command import contrapose
 
 
 def test_help_is_quick_and_imports_no_torch():
@@ -91,7 +86,7 @@ ERRORS = {
     ("train", "digits", "--temperature", "0"): "use a positive number",
     ("train", "digits", "--epochs", "-1"): "use a positive number",
     ("train", "digits", "--batch-size", "5000"): "fewer than a batch",
-    ("train", "digits", "--device", "cuda:7"): "--device c",
+    ("train", "digits", "--device", "cuda:7"): "--device cuda:7",
     ("train", "digits", "--device", "tpu"): "auto, cpu, cuda",
     ("train", "digits", "--precision", "fp8"): "auto, fp32 or bf16",
     ("train", "digits", "--out", "."): "exists",

@@ -89,7 +89,7 @@ def say_running(run: Path, process: int = 2**22 - 1, **changes) -> None:
 
 def killed_at_operations(folder: Path, every: int) -> str:
     done = subprocess.run(
-        [sys.executable, str(HERE / "killing.py"), str(folder), str(every)],
+        [sys.executable, str(HERE / "support" / "killing.py"), str(folder), str(every)],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -216,7 +216,7 @@ def test_the_second_process_at_a_run_folder_is_told_which_is_the_first(run, digi
                 work()
 
 
-GONE = object()  # the field is deleted
+GONE = "(the field is deleted)"
 DAMAGE = [
     ("recipe.json", "data.size", "x", r'data\.size is "x", not a whole number'),
     ("recipe.json", "data.fingerprint", GONE, r"data lacks fingerprint"),
@@ -244,7 +244,7 @@ def damage(file: Path, where: str, new: object) -> None:
     for field in above:
         inner = inner[int(field) if field.isdecimal() else field]
     name = int(name) if name.isdecimal() else name
-    if new is GONE:
+    if new == GONE:
         del inner[name]
     else:
         inner[name] = new

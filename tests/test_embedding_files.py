@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_cli import contrapose
+from support.command import contrapose
 
 from contrapose.data.labels import read_labels
 from contrapose.explain.reading import read_embeddings

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from oracles import ORACLE
+from support.oracles import ORACLE
 from torch.nn.functional import normalize
 
 from contrapose import losses

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from oracles import ORACLE
+from support.oracles import ORACLE
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 

@@ -85,7 +85,7 @@ def test_no_label_is_told_in_many_words(folder: Path, word: str) -> None:
         pa.array([3, float("nan"), 0, 3], pa.float32()),
         pa.array([decimal.Decimal(3), None, decimal.Decimal(0), decimal.Decimal(3)]),
     ],
-    ids=lambda y: f"{type(y).__name__} {getattr(y, 'type', getattr(y, 'dtype', ''))}",
+    ids=lambda y: f"{type(y).__name__} {getattr(y, 'dtype', getattr(y, 'type', ''))}",
 )
 def test_no_label_is_told_in_many_numbers(folder: Path, y: object) -> None:
     arrow = isinstance(y, pa.Array)

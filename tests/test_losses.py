@@ -80,13 +80,17 @@ def test_own_anchor_gradient_is_the_papers():  # SupCon, section 3.2.2 and suppl
 
 
 def test_the_positive_gradient_equals_the_sum_of_the_negative_ones():  # S1, eq. 4
-    s = (z[:1] @ z.T).detach()
-    query = torch.eye(1, dtype=torch.float64)  # similarities as the keys' only coordinate
-    g = gradient(
-        lambda k: losses.info_nce(query, k, torch.tensor([2]), temperature=T),
-        s.T.sign() * 0 + 1,  # unit keys: every similarity is 1
+    """By similarities s: the gradient is (softmax(s / T) - 1 at the positive) / T."""
+    query, key, match = z[:1], z[1:], 2
+    by_key = gradient(
+        lambda k: losses.info_nce(query, k, torch.tensor([match]), temperature=T), key
     )
-    torch.testing.assert_close(-g[2], g.sum() - g[2] + torch.zeros(1, dtype=torch.float64))
+    by_similarity = (by_key * query).sum(dim=1)  # s_j = query . key_j, and the query is a unit
+    negatives = torch.arange(len(key)) != match
+    torch.testing.assert_close(-by_similarity[match], by_similarity[negatives].sum())
+    assert by_similarity[negatives].min() > 0
+    p = (key @ query[0] / T).softmax(0)
+    torch.testing.assert_close(by_similarity, (p - (~negatives).double()) / T)
 
 
 def test_dcl_is_nt_xent_without_its_positive():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import write_run
+from support.run_folders import write_run
 
 from contrapose import paired
 from contrapose.report import read_run, write_report

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_cli import contrapose
+from support.command import contrapose
 
 from contrapose import losses
 from contrapose.partials import public_functions

@@ -1,6 +1,6 @@
 """Processes that are killed at one of their file operations: for the tests of crash safety.
 
-    python tests/killing.py FOLDER EVERY
+    python tests/support/killing.py FOLDER EVERY
 
 The first process imports torch once; each run is a fork of it. It trains a whole run, then one run
 for each file operation that this one made, killed (SIGKILL) at that operation, resumed, and
