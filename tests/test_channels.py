@@ -142,7 +142,11 @@ def test_a_run_on_many_channels_whitens_each_and_shows_the_named_colours(tmp_pat
     images = api.request_of(run).open("train")
     few = torch.arange(2)
     shown = pictures.thumbs(images, few)
-    assert (shown == stored(images)[:2, [2, 1, 0]].transpose(0, 2, 3, 1)).all()
+    colours = stored(images)[:, [2, 1, 0]].transpose(0, 2, 3, 1)
+    bright = np.rint(colours * (255 / np.quantile(colours, 0.99))).clip(0, 255)
+    assert bright.mean() > 2 * colours.mean()  # dark as they are stored
+    assert abs(shown - bright[:2]).max() <= 1
+    assert open_images((x // 256).astype(np.uint8)).brighter == 1
     embedded, _ = api.embed(run, x[:5], device="cpu")
     assert embedded.h.shape == (5, 256)
     plain = how | {"out": tmp_path / "plain", "changes": ["views=crop_flip"]}

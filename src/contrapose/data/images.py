@@ -7,6 +7,7 @@ one law: `batch(index)` is the images at `index`, in that order, whatever the de
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -226,10 +227,27 @@ class ImageSet:
         return self.rgb or tuple(range(3 if self.shown >= 3 else 1))
 
     def picture(self, x: Shaped[Tensor, "*B C H W"]) -> Shaped[Tensor, "*B c H W"]:
-        """The pictured channels of a batch."""
+        """The pictured channels of a batch, `brighter` where the set is dark."""
         if self.rgb is not None:
-            return x[..., list(self.rgb), :, :]
-        return x[..., : len(self.pictured), :, :]
+            x = x[..., list(self.rgb), :, :]
+        else:
+            x = x[..., : len(self.pictured), :, :]
+        if self.brighter == 1:
+            return x
+        if x.is_floating_point():
+            return x.mul(self.brighter).clamp_(0, 1)
+        return x.float().mul_(self.brighter).round_().clamp_(0, 255).to(x.dtype)
+
+    @cached_property
+    def brighter(self) -> float:
+        """Factor for pictures of a set whose values use the darker half of their range only: 1 %
+        of the pictured pixels of a sample become white. 1 for images of 8 bits."""
+        if self.value_range is None or not len(self):
+            return 1.0
+        some = torch.linspace(0, len(self) - 1, min(len(self), 64)).long()
+        x = self.batch(some)[:, list(self.pictured)].cpu().numpy()
+        white = float(np.quantile(x, 0.99))
+        return 255 / white if 0 < white < 128 else 1.0
 
     @property
     def in_memory(self) -> bool:
