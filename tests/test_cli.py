@@ -138,8 +138,20 @@ def test_every_error_repeats_the_request_and_says_what_to_do(desk):
     assert not (desk / "runs").exists()
 
 
+def test_a_verdict_is_wrapped_with_an_indent_and_no_word_is_lost(capsys):
+    from contrapose.commands import console
+
+    sentence = " ".join(f"word{i}" for i in range(60))
+    console.print_findings([{"state": "no better", "level": "warn", "sentence": sentence}])
+    _, first, *others = capsys.readouterr().out.rstrip().splitlines()
+    assert first.startswith("  no better: word0") and len(others) > 2
+    assert all(line.startswith("    word") for line in others)
+    assert " ".join(line.strip() for line in (first, *others)) == f"no better: {sentence}"
+
+
 def test_list_names_everything():
     done = contrapose("list")
+    assert "…" not in done.stdout
     for name in ("simclr", "supcon", "cifar10", "digits", "resnet18", "small_conv", "nt_xent"):
         assert name in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80

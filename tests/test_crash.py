@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import contrapose
-from contrapose import augment, encoders, losses
+from contrapose import api, augment, encoders, losses
 from contrapose.data import open_images
 from contrapose.data.composed import write_sheet
 from contrapose.encoders import Encoder, read_weights
@@ -116,6 +116,15 @@ def test_a_kill_between_checkpoint_and_encoder_file_leaves_no_earlier_weights(
     contrapose.resume(run, recipe=tiny(), images=digits, device="cpu")
     assert weights(run) == weights(finished)
     assert Run.open(run).status()["state"] == "finished"
+
+
+def test_an_interrupted_run_inside_a_study_names_no_inner_folder(tmp_path, digits):
+    def press(progress):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(InterruptedTraining, match=r"stopped at step 2 of 10, saved; the same comm"):
+        api.encoder_in(tmp_path / "inner", tiny(), digits, "cpu", press)
 
 
 def test_training_state_that_cannot_be_read_falls_back_to_the_older_checkpoint_once_and_is_kept(

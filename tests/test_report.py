@@ -15,6 +15,7 @@ from contrapose.report import read_run, write_report
 from contrapose.report.classes import Classes
 from contrapose.report.numbers import compare_recipes, compare_scores, number, over_seeds, short
 from contrapose.report.page import json_block
+from contrapose.report.panels import training_panels
 from contrapose.report.sprites import sprite
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -195,6 +196,17 @@ def test_scores_of_another_split_are_another_line(tmp_path: Path, run: Path) -> 
     (other / "evaluation.json").write_text(json.dumps(scores))
     rows = compare_scores([read_run(run), read_run(other)])
     assert sum(None in row.cells for row in rows) == 2
+
+
+def test_a_constant_is_drawn_with_room_in_proportion_to_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=40)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) | {"temperature": 0.2} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panels = {p.id: p for p in training_panels([read_run(run)])}
+    assert panels["temperature"].figure["layout"]["yaxis"]["range"] == pytest.approx([0.1, 0.3])
+    assert "range" not in panels["uniformity"].figure["layout"]["yaxis"]
+    assert "part_size" not in panels  # nothing was recorded, and nothing is missed
 
 
 def test_scores_of_another_set_stand_under_its_name(tmp_path: Path) -> None:

@@ -218,13 +218,19 @@ def encoder_in(
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> Encoder:
     """The recipe's encoder after training on all the images, from a run in `folder`: one that is
-    begun, goes on where it was stopped, or is finished already."""
-    if not unfinished(folder):
-        run = resume(folder, recipe=recipe, images=images, device=device, watch=watch, begin=begin)
-    else:
-        run = train(
-            recipe, images, out=folder, device=device, held_out=0.0, watch=watch, begin=begin
-        )
+    begun, goes on where it was stopped, or is finished already.
+
+    Raises InterruptedTraining that names no folder: who asked for the encoder goes on with it.
+    """
+    how: dict[str, Any] = {"device": device, "watch": watch, "begin": begin}
+    try:
+        if not unfinished(folder):
+            run = resume(folder, recipe=recipe, images=images, **how)
+        else:
+            run = train(recipe, images, out=folder, held_out=0.0, **how)
+    except loop.InterruptedTraining as error:
+        words = str(error).partition("; continue with")[0]
+        raise loop.InterruptedTraining(f"{words}; the same command goes on from there") from None
     encoder = build(recipe, images)  # as `Encoder.load`, for recipes of the user's own too
     encoder.load_state_dict(read_weights(run.path)[0])
     return encoder

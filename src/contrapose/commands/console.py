@@ -1,5 +1,6 @@
 """What the command line shows: progress, tables, the verdict; readable at 80 columns."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,14 @@ def print_scores(scores: Sequence["Score"]) -> None:
 
 
 def print_findings(findings: Sequence[dict[str, str]]) -> None:
-    """The verdict in words: one line of sentence each, its state in front."""
+    """The verdict in words: a paragraph each, its state in front, further lines indented."""
     console.print(Text("Verdict", style="bold"))
     for finding in findings:
-        mark = Text(f"  {finding['state']}: ", style=STYLES[finding["level"]])
-        console.print(mark + Text(finding["sentence"]))
+        mark = f"{finding['state']}: "
+        lines = textwrap.wrap(
+            mark + finding["sentence"], max(40, console.width), initial_indent="  ",
+            subsequent_indent="    ", break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+        text = Text("\n".join(lines))
+        text.stylize(STYLES[finding["level"]], 2, 2 + len(mark))
+        console.print(text, soft_wrap=True)

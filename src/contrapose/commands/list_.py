@@ -26,7 +26,7 @@ def print_inventory() -> None:
         console.print(Text(title, style="bold"))
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=max(23, *(len(name) + 2 for name in rows)), no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column()
         for name, says in rows.items():
             table.add_row(Text(f"  {name}"), Text(says))
         console.print(table)

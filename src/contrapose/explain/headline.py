@@ -48,7 +48,7 @@ def headline(scores: Sequence[dict[str, Any]]) -> Finding | None:
         f"h {h['value']:.1%} of {h['n']:,} test images, the most common class {guess['value']:.1%}"
     ]
     told += [
-        f"{c.evidence} for {WORDS[name]}"
+        f"{WORDS[name]} {c.evidence}"
         for name, c in ((PIXELS, pixels), (UNTRAINED, untrained))
         if c is not None
     ]

@@ -68,6 +68,8 @@ def curve_chart(
     layout["hovermode"] = "x unified"
     if log:
         layout["yaxis"] |= {"type": "log"} | _log_ticks(traces)
+    elif level := _level(traces):
+        layout["yaxis"] |= {"range": level}
     if share:
         layout["yaxis"] |= {"tickformat": ".0%", "range": [0, 1.02]}
     return {"data": traces, "layout": layout}
@@ -305,6 +307,18 @@ def _kept(n: int, most: int) -> list[int]:
 
 def _short(name: str) -> str:
     return name if len(name) <= 14 else f"{name[:13]}…"
+
+
+def _level(traces: Sequence[Figure]) -> list[float]:
+    """A range about values that are all the same, half of them below and above; else nothing.
+
+    Left alone, plotly draws one unit about them, whatever they are.
+    """
+    values = {v for trace in traces for v in trace["y"] if v is not None}
+    if len(values) != 1:
+        return []
+    (value,) = values
+    return [value - (abs(value) / 2 or 1.0), value + (abs(value) / 2 or 1.0)]
 
 
 def _log_ticks(traces: Sequence[Figure]) -> dict[str, list[Any]]:

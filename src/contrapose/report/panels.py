@@ -28,7 +28,7 @@ class _Quantity:
     reading: str
     lines: tuple[tuple[str, str, str], ...]  # metric, words, dash
     equation: str = ""
-    missing: str = "not recorded"
+    missing: str = "not recorded"  # "": a panel that is left out where there is no record
     log: bool = False
     share: bool = False
 
@@ -37,8 +37,8 @@ QUANTITIES = (
     _Quantity(
         id="loss",
         title="Loss",
-        reading="Should fall clearly below the dotted line, the loss of an encoder that "
-        "cannot tell images apart.",
+        reading="Should fall from where it began. The dotted line is the loss of one embedding "
+        "for all images: at a low temperature an encoder that learns may stay above it.",
         equation="chance for NT-Xent: ln(2B − 1)",
         lines=(("loss", "loss", "solid"), ("chance", "chance", "dot")),
     ),
@@ -97,7 +97,7 @@ QUANTITIES = (
         reading="The whole batch until the encoder has been asked what it confuses; afterwards the "
         "groups of a batch, if anything was found suppressed.",
         lines=(("part_size", "images", "solid"),),
-        missing="batches were drawn, and all of a batch repel each other",
+        missing="",
     ),
     _Quantity(
         id="temperature",
@@ -135,12 +135,14 @@ QUANTITIES = (
 
 
 def training_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Every quantity as a panel; those without a record stay in the list and say why."""
+    """Every quantity as a panel; those without a record say why, or are left out."""
     panels = []
     for q in QUANTITIES:
         recorded = any(
             name in run.curves for run in runs for name, _, _ in q.lines if name != "chance"
         )
+        if not (recorded or q.missing):
+            continue
         panels.append(
             Panel(
                 id=q.id,

@@ -31,7 +31,7 @@ function draw(element) {
   const touch = coarse ? { dragmode: false } : {};
   if (innerWidth < 600) for (const axis of [layout.xaxis, layout.yaxis]) thin(axis, 16);
   const config = {
-    responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
+    responsive: true, displaylogo: false, displayModeBar: !coarse && element.classList.contains("large-plot") ? "hover" : false,
     showSendToCloud: false, plotlyServerURL: "", // nothing leaves the page
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
