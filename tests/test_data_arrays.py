@@ -79,7 +79,7 @@ def test_what_could_mean_two_things_is_refused(x: object, words: str) -> None:
     ("y", "words"),
     [
         ([0, 1], "2 labels for 6 images"),
-        (np.zeros((6, 2)), r"shape \[6, 2\]"),
+        (np.full((6, 2), 3), r"shape \[6, 2\] with values from 3 to 3"),
         (np.full(6, 0.5), "type float64"),
         ([0, 1, -3, 0, 0, 0], "value -3 at position 2"),
     ],

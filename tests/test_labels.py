@@ -320,3 +320,36 @@ def test_a_table_beside_images_is_no_set_of_shards(folder: Path) -> None:
     pq.write_table(pa.table({"file": ["a/1.png"], "score": [0.5]}), folder / "scores.parquet")
     images = open_images(folder)
     assert len(images) == 4 and images.notes[".parquet files ignored"] == 1
+
+
+# ---- several labels for each image
+
+
+@pytest.mark.parametrize(
+    "told_as", ["matrix", "npz", "words", "lists", "list column", "words in a column"]
+)
+def test_several_labels_are_a_matrix_however_they_are_told(folder: Path, told_as: str) -> None:
+    """cat and dog, dog, not told, neither; a word cannot say neither."""
+    rows = [["cat", "dog"], ["dog"], None, []]
+    matrix = np.array([[1, 1], [0, 1], [np.nan, np.nan], [0, 0]])
+    if told_as == "matrix":
+        images = open_images(folder, labels=matrix)
+    elif told_as == "npz":
+        pixels = random.integers(0, 256, (4, 6, 6, 3), np.uint8)
+        np.savez(folder.parent / "x.npz", images=pixels, labels=matrix)
+        images = open_images(folder.parent / "x.npz")
+    elif told_as == "words":
+        images = by_table(folder, "file,label\na/1.png,cat|dog\na/2.png,dog\nb/3.png,\n")
+    elif told_as == "lists":
+        images = open_images(folder, labels=rows)
+    elif told_as == "list column":
+        images = by_column(folder.parent, pa.array(rows))
+    else:
+        images = by_column(folder.parent, pa.array(["cat | dog", "dog", None, ""]))
+    last = [-1, -1] if told_as in ("words", "words in a column") else [0, 0]
+    assert images.labels is not None and images.label is None
+    assert images.labels.tolist() == [[1, 1], [0, 1], [-1, -1], last]
+    assert images.classes == (("0", "1") if told_as in ("matrix", "npz") else ("cat", "dog"))
+    assert images.subset(torch.tensor([1, 0])).labels.tolist() == [[0, 1], [1, 1]]
+    other = open_images(folder, labels=1 - np.nan_to_num(matrix))
+    assert other.fingerprint != images.fingerprint

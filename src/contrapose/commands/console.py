@@ -24,6 +24,7 @@ console = Console(highlight=False)
 def print_images(images: "ImageSet") -> None:
     """What was opened, and what was left out of it."""
     classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
+    classes += ", several for each image" if images.labels is not None else ""
     shape = f"{images.channels} x {images.size} x {images.size}"
     console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
     for note, count in images.notes.items():

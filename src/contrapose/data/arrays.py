@@ -22,6 +22,7 @@ from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import encode
 from contrapose.data.load import Listing
 from contrapose.data.numpy_files import open_npz, read_npy
+from contrapose.data.several import several
 from contrapose.data.values import is_deep, scaled
 from contrapose.errors import UserError
 
@@ -120,6 +121,8 @@ def from_array(
     could mean two things; `channels` tells how many there are."""
     y = None if y is None else _numpy(y, "labels")
     rows = _rows(_numpy(x, what), what, n=None if y is None else len(y), channels=channels)
+    if y is not None and (more := several(y, len(rows))) is not None:
+        return Listing(rows, split, None, more[1], labels=more[0])
     label, classes = (None, ()) if y is None else encode(y, len(rows))
     return Listing(rows, split, label, classes)
 
@@ -162,7 +165,10 @@ def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
             return Listing(rows, name)
         others = [file.read(k) for k in label_keys.values() if k and k != label_key]
         y = file.read(label_key)
-        label, classes = encode(y, len(rows), also=others, what=f"{path}:{label_key}")
+        what = f"{path}:{label_key}"
+        if (more := several(y, len(rows), also=others, what=what)) is not None:
+            return Listing(rows, name, None, more[1], labels=more[0])
+        label, classes = encode(y, len(rows), also=others, what=what)
     return Listing(rows, name, label, classes)
 
 

@@ -28,7 +28,7 @@ class Content:
     """All that a fingerprint is made of, and the source to make another kind of it from."""
 
     pixels: Pixels
-    label: Int[Tensor, " N"] | None
+    label: Int[Tensor, "N *K"] | None  # one or several of each image
     classes: tuple[str, ...]
     source: Source | None  # None = arrays, which have no other kind
     good: Sequence[int]  # positions of the images in the source

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, Int8, Shaped, UInt8
 from torch import Tensor
 
 from contrapose.data.decode import Header, Reading
@@ -184,6 +184,7 @@ class ImageSet:
     fingerprint: str
     skipped: tuple[Skipped, ...] = ()  # files left out
     notes: Mapping[str, int] = field(default_factory=dict)  # what was converted -> images
+    labels: Int8[Tensor, "N K"] | None = None  # several for each, in place of `label`: 1, 0, -1 = ?
     features: Mapping[str, Int[Tensor, " N"]] = field(default_factory=dict)  # composed: all labels
     constant: int = 0  # of the channels, the last ones that hold one value per image: no picture
     names: Names = ()  # of all images of the source, those that were left out too
@@ -195,6 +196,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         labels = [*self.features.values(), *([] if self.label is None else [self.label])]
+        labels += [] if self.labels is None else [self.labels]
         assert all(len(label) == len(self.pixels) for label in labels)
 
     def __len__(self) -> int:
@@ -203,6 +205,7 @@ class ImageSet:
     def __repr__(self) -> str:
         shape = f"{self.channels} x {self.size} x {self.size}"
         labels = f"{len(self.classes)} classes" if self.classes else "no labels"
+        labels += ", several for each image" if self.labels is not None else ""
         made = "decoded" if isinstance(self.pixels, OnAccess) else "composed"
         where = "in memory" if self.in_memory else f"{made} on access"
         parts = [f"{self.name} ({self.split})", f"{len(self):,} images {shape}", labels, where]
@@ -284,6 +287,7 @@ class ImageSet:
             self,
             pixels=self.pixels.subset(place),
             label=None if self.label is None else self.label[place],
+            labels=None if self.labels is None else self.labels[place],
             group=None if self.group is None else self.group[place],
             origin=self.index[place],
             features={name: label[place] for name, label in self.features.items()},

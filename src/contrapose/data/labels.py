@@ -81,28 +81,42 @@ def read_labels(
     A table holds one label a line in the order of the images, or a column of files and one of
     labels (`column`); see `label_table`. Also returns what is to be said: how many got no label.
     """
-    notes: dict[str, int] = {}
-    what = "labels"
-    if isinstance(labels, str | Path):
-        path = Path(labels).expanduser()
-        what = f"labels={str(path)!r}"
-        if not path.exists():
-            raise FileNotFoundError(f"labels={str(labels)!r}: no such file; use a .npy or a .csv")
-        if not path.is_file():
-            raise ValueError(f"{what}: not a plain file; save the labels as a .npy or a .csv")
-        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
-            words, notes = read_table(path, names, column)
-            y: Any = _numbers(words)
-        elif path.suffix.lower() == ".npy":
-            y = read_npy(path, what)
-        else:
-            raise ValueError(f"{what}: expected a .npy, .csv or .tsv file")
-    else:
-        y = labels
-    label, classes = encode(y, len(names), what=what)
+    values, what, notes = told(labels, names, column)
+    label, classes = encode(values, len(names), what=what)
     if without := int((label < 0).sum()):
         notes["without a label"] = without
     return label, classes, notes
+
+
+def told(
+    labels: object, names: Sequence[str], column: str | None = None
+) -> tuple[Any, str, dict[str, int]]:
+    """(the labels as they were given or stand in the file, what to call them, what to say)."""
+    if not isinstance(labels, str | Path):
+        return labels, "labels", {}
+    path = Path(labels).expanduser()
+    what = f"labels={str(path)!r}"
+    if not path.exists():
+        raise FileNotFoundError(f"labels={str(labels)!r}: no such file; use a .npy or a .csv")
+    if not path.is_file():
+        raise ValueError(f"{what}: not a plain file; save the labels as a .npy or a .csv")
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        words, notes = read_table(path, names, column)
+        return numbers(words), what, notes
+    if path.suffix.lower() == ".npy":
+        return read_npy(path, what), what, {}
+    raise ValueError(f"{what}: expected a .npy, .csv or .tsv file")
+
+
+def numbers(words: list[Any]) -> np.ndarray | list[Any]:
+    """The words as integers where every one is (1, or 1.0 as pandas writes them beside a gap);
+    007 stays a word."""
+    number: dict[str, int] = {}
+    for word in {word for word in words if word not in NO_LABEL}:
+        if not isinstance(word, str) or not _WHOLE.fullmatch(word):
+            return words
+        number[word] = int(word.partition(".")[0])
+    return np.array([number.get(word, UNLABELLED) for word in words], np.int64)
 
 
 def _plain(y: np.ndarray, what: str) -> np.ndarray:
@@ -209,14 +223,3 @@ def _as_words(y: np.ndarray) -> np.ndarray:
     if y.dtype.kind == "U":
         return y
     return np.where(y < 0, "", y.astype(str))
-
-
-def _numbers(words: list[str]) -> np.ndarray | list[str]:
-    """The words as integers where every one is (1, or 1.0 as pandas writes them beside a gap);
-    007 stays a word."""
-    number: dict[str, int] = {}
-    for word in {word for word in words if word not in NO_LABEL}:
-        if not _WHOLE.fullmatch(word):
-            return words
-        number[word] = int(word.partition(".")[0])
-    return np.array([number.get(word, UNLABELLED) for word in words], np.int64)

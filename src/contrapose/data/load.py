@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Int8, UInt8
 from torch import Tensor
 
 from contrapose.data.cache import Decoded, keep, recall
@@ -58,6 +58,7 @@ class Listing:
     skipped: tuple[Skipped, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
     names: Names = ()  # of the images, for people; () = by number
+    labels: Int8[Tensor, "N K"] | None = None  # several for each image: 1, 0, -1 = unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,15 +156,21 @@ def load(
     label = None if listing.label is None else listing.label[good]
     if label is not None and not (label >= 0).any():
         label = None
-    classes = () if label is None else listing.classes
+    labels = None if listing.labels is None else listing.labels[good]
+    if labels is not None and not (labels >= 0).any():
+        labels = None
+    classes = () if label is None and labels is None else listing.classes
     ranged = () if over is None else (str(over), over.of_bytes)
     again = source if source.on_disk or not isinstance(pixels, InMemory) else None
-    content = Content(pixels, label, classes, again, good, (reading.fit, *ranged))
+    content = Content(
+        pixels, label if labels is None else labels, classes, again, good, (reading.fit, *ranged)
+    )
     return ImageSet(
         name=readable(name),
         split=listing.split,
         pixels=pixels,
         label=label,
+        labels=labels,
         classes=classes,
         channels=pixels.channels,
         size=pixels.side,

@@ -17,11 +17,12 @@ from contrapose.data.composed.spec import COMPOSED, is_call, open_call, usage
 from contrapose.data.decode import SUFFIXES, Fit, Reading
 from contrapose.data.folder import from_folder
 from contrapose.data.images import ImageSet, NoSuchSplit
-from contrapose.data.labels import read_labels
+from contrapose.data.labels import encode, told
 from contrapose.data.load import Encoded, Listing, load
 from contrapose.data.named import NAMED, ReadParquet, from_named
 from contrapose.data.parquet import from_parquet, shards
 from contrapose.data.parquet_columns import has_images
+from contrapose.data.several import several
 from contrapose.data.values import ValueRange, as_range, as_rgb
 from contrapose.data.walk import holds_images
 from contrapose.errors import UserError
@@ -171,8 +172,17 @@ def _relabel(listing: Listing, labels: object, column: str | None) -> Listing:
     names = source.names if isinstance(source, Encoded) else None
     if names is None:
         names = [source.name(i) for i in range(len(source))]
-    label, classes, notes = read_labels(labels, names, column)
-    return replace(listing, label=label, classes=classes, notes={**listing.notes, **notes})
+    values, what, notes = told(labels, names, column)
+    if (more := several(values, len(names), what=what)) is not None:
+        return replace(
+            listing, label=None, labels=more[0], classes=more[1], notes={**listing.notes, **notes}
+        )
+    label, classes = encode(values, len(names), what=what)
+    if without := int((label < 0).sum()):
+        notes["without a label"] = without
+    return replace(
+        listing, label=label, labels=None, classes=classes, notes={**listing.notes, **notes}
+    )
 
 
 def _unknown(source: str, path: Path, where: Path) -> Exception:

@@ -27,9 +27,11 @@ from contrapose.data.parquet_columns import (
     choose,
     damaged,
     labels_of,
+    lists_of,
     open_shard,
     read_column,
 )
+from contrapose.data.several import several
 from contrapose.data.walk import files_with, readable, walk
 
 
@@ -117,13 +119,14 @@ def from_parquet(
     if columns.label is None:
         return Listing(source, found, notes=notes, names=short)
     others = [file for part in by_split.values() if part is not chosen for file in part]
-    label, classes = encode(
-        labels_of(chosen, columns.label),
-        len(names),
-        names=columns.classes,
-        also=[] if columns.classes is not None else [labels_of(others, columns.label)],
-        what=f"{root}: column {columns.label!r}",
-    )
+    what = f"{root}: column {columns.label!r}"
+    read = lists_of if (lists := lists_of(chosen, columns.label)) is not None else labels_of
+    told = labels_of(chosen, columns.label) if lists is None else lists
+    also = [] if columns.classes is not None else [read(others, columns.label)]
+    more = several(told, len(names), names=columns.classes, also=also, what=what)
+    if more is not None:
+        return Listing(source, found, None, more[1], notes=notes, names=short, labels=more[0])
+    label, classes = encode(told, len(names), names=columns.classes, also=also, what=what)
     return Listing(source, found, label, classes, notes=notes, names=short)
 
 

@@ -115,6 +115,20 @@ def labels_of(files: list[Path], column: str) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
+def lists_of(files: list[Path], column: str) -> list[Any] | None:
+    """The labels of the shards as a list for each row, None for rows without; None where the column
+    holds one label each."""
+    rows: list[Any] = []
+    for file in files:
+        values = read_column(file, column)
+        kind = values.type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            if not pa.types.is_fixed_size_list(kind):
+                return None
+        rows += values.to_pylist()
+    return rows or None
+
+
 def holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return any(f.name == "bytes" and holds_bytes(f.type) for f in kind)
@@ -193,5 +207,6 @@ def _features(schema: Any) -> dict[str, Any]:
 
 def _class_names(features: dict[str, Any], column: str | None) -> tuple[str, ...] | None:
     said = features.get(column or "")
+    said = said.get("feature", said) if isinstance(said, dict) else said  # of a list of classes
     names = said.get("names") if isinstance(said, dict) else None
     return tuple(map(str, names)) if names else None
