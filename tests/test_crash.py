@@ -18,6 +18,7 @@ import torch
 
 import contrapose
 from contrapose import api, augment, encoders, losses
+from contrapose.bench.run import new_folder
 from contrapose.data import open_images
 from contrapose.data.composed import write_sheet
 from contrapose.encoders import Encoder, read_weights
@@ -27,6 +28,7 @@ from contrapose.experiments.running.folders import JobFolder, begin, finish, not
 from contrapose.explain.embeddings import write_embeddings
 from contrapose.files import HeldElsewhere, held, replace_file, unfinished, was_killed
 from contrapose.report import write_report
+from contrapose.studies import shortcuts, tuning
 from contrapose.training import optim
 from contrapose.training.loop import InterruptedTraining
 from contrapose.training.recipe import Recipe
@@ -288,8 +290,8 @@ def test_damage_that_does_no_harm_is_said_and_passed_over(run, finished, digits,
     "where, new", [("0", 3), ("0.metric", GONE), ("0.value", "x"), ("0.n", -1.5)]
 )
 def test_damaged_scores_are_named_by_diagnose(run, digits, where, new):
-    scores = [{"metric": "kNN accuracy", "features": "h", "n": 9}]
-    scores[0] |= {"value": 0.5, "low": 0.4, "high": 0.6}
+    scores = [{"metric": "kNN accuracy", "features": "h", "n": 9, "split": "test", "seed": 0}]
+    scores[0] |= {"value": 0.5, "low": 0.4, "high": 0.6, "confidence": 0.95, "protocol": "votes"}
     (run / "evaluation.json").write_text(json.dumps(scores))
     damage(run / "evaluation.json", where, new)
     with pytest.raises(UserError, match=r"evaluation\.json\[0\].*evaluate again"):
@@ -441,3 +443,26 @@ def test_a_place_that_cannot_be_written_is_named(run):
     (run / "file").write_text("")
     with pytest.raises(OSError, match=r"file/report\.html could not be written|run/file could not"):
         write_report([run], run / "file" / "report.html")
+
+
+LEFT = {"nothing": [], "half a file": [".request.json.4194303.new", ".lock"]}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_other_folders_that_a_kill_left_begun_are_taken_over(tmp_path, digits, left):
+    """Of shortcuts, of a search, of a control, of a benchmark."""
+    for name in ("shortcuts", "tune", "control", "bench"):
+        (tmp_path / name).mkdir()
+        for file in LEFT[left]:
+            (tmp_path / name / file).write_text("{")
+    shortcuts._claim(tmp_path / "shortcuts", {"data": "digits"})
+    search = tuning.prepared("digits", out=tmp_path / "tune", encoder="small_conv", epochs=0.5)
+    assert search.is_file()
+    recipe = tiny(epochs=0.125)
+    for _ in range(2):  # trained, then found
+        encoder = api.encoder_in(tmp_path / "control", recipe, digits, device="cpu")
+    assert isinstance(encoder, Encoder) and new_folder(tmp_path / "bench").is_dir()
+    names = [
+        p.name for name in ("shortcuts", "tune", "control") for p in (tmp_path / name).iterdir()
+    ]
+    assert not any(name.endswith(".new") for name in names)

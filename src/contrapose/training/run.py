@@ -66,8 +66,8 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
 }  # fmt: skip
 SCORE: dict[str, Any] = {  # of one score in evaluation.json
     "metric": str, "features": str, "n": int, "value": float | None, "low": float | None,
-    "high": float | None, "confidence?": float, "images?": str, "right?": str, "group?": str,
-    "groups?": int | None,
+    "high": float | None, "confidence": float, "protocol": str, "split": str, "seed": int,
+    "images?": str, "right?": str, "group?": str, "groups?": int | None,
 }  # fmt: skip
 STATUS: dict[str, Any] = {
     "state": str, "step?": int, "steps?": int, "epoch?": float, "epochs?": float,
