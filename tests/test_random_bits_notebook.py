@@ -7,17 +7,15 @@ import torch
 
 from contrapose.encoders import notebook_conv
 from contrapose.experiments.form import Results
-from contrapose.experiments.suppression import random_bits_details
-from contrapose.experiments.suppression import random_bits_notebook as notebook
-from contrapose.experiments.suppression.random_bits_notebook import (
-    EXPERIMENT,
-    PUBLISHED,
+from contrapose.experiments.suppression import notebook, random_bits_details
+from contrapose.experiments.suppression.notebook import (
     Network,
     cell,
     cross_view,
     folded_layer,
     tfds_order,
 )
+from contrapose.experiments.suppression.random_bits_notebook import EXPERIMENT, PUBLISHED
 
 
 @pytest.mark.parametrize("bits", [0, 7])

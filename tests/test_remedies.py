@@ -12,7 +12,7 @@ import contrapose
 from contrapose import api, encoders, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import unit
-from contrapose.experiments.suppression.random_bits_notebook import Network, cross_view
+from contrapose.experiments.suppression.notebook import Network, cross_view
 from contrapose.experiments.suppression.remedies import (
     EXPERIMENT,
     Seen,

@@ -15,6 +15,7 @@ from contrapose import api, augment, recipes
 from contrapose.data import open_images
 from contrapose.evaluation import easy_features as easy
 from contrapose.studies import shortcuts
+from contrapose.studies.candidates import against, candidates
 
 DIGITS = open_images("digits")
 PIXELS = DIGITS.batch(torch.arange(len(DIGITS)))[:, 0].numpy()
@@ -39,10 +40,10 @@ def with_blue():
 
 def bits(images, names, *, taken=()):
     """{feature: bits} of two views of 500 images, by the recipe for digits."""
-    found = {c.name: c for c in shortcuts.candidates(images)}
+    found = {c.name: c for c in candidates(images)}
     recipe = api.beside_constants(recipes.recipe_for("simclr", 8, 1), images)
     chosen = [found[name] for name in taken]
-    policy = partial(shortcuts.against(recipe.views, images, chosen), size=images.size)
+    policy = partial(against(recipe.views, images, chosen), size=images.size)
     some = images.subset(torch.arange(500))
     return {n: shortcuts._shared(found[n], some, policy, 0)[0].bits.value for n in names}
 
@@ -108,7 +109,7 @@ def test_colours_of_a_few_hues_are_found_and_turned_away():
 
 
 def test_plain_digits_share_nothing_planted():
-    found = {c.name for c in shortcuts.candidates(DIGITS)}
+    found = {c.name for c in candidates(DIGITS)}
     assert found == {"intensity", "position", "detail"}
     assert max(bits(DIGITS, found).values()) < shortcuts.CLEARLY
 

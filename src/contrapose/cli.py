@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import time
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -76,7 +77,7 @@ def refuse_many_processes(command: str) -> None:
 
 
 def main() -> None:
-    """The entry point: errors of the user are one message, not a traceback."""
+    """The entry point: an error that the user can mend is one message; faults keep a traceback."""
     # OpenMP threads that spin while they wait make a shared machine two to three times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
@@ -91,9 +92,30 @@ def main() -> None:
             raise
         if isinstance(error, Interrupted):
             _stop(str(error), 130, "")
+        if _of_memory(error):
+            first = str(error).strip().partition("\n")[0]
+            _stop(
+                f"there is not enough memory ({first}); use a smaller --batch-size, --size or "
+                "--encoder, or --set chunk=64, which bounds a batch by time in place of memory",
+                2,
+            )
         if isinstance(error, ValueError | OSError | ImportError | ArithmeticError):
             _stop(str(error), 2)
-        raise
+        traceback.print_exc()
+        _stop(
+            f"{type(error).__name__}: {error}. This is a fault of contrapose and not of yours: "
+            "please report it with the lines above",
+            70,
+        )
+
+
+def _of_memory(error: Exception) -> bool:
+    """True if memory ran out: Python's error, CUDA's, or that of torch's allocator on the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )
 
 
 def _stop(message: str, code: int, prefix: str = "error: ") -> Any:

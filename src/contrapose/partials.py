@@ -44,6 +44,15 @@ MOVED = {  # names that older recipes, encoder files and job folders hold, and w
     "contrapose.experiments.trained.local_separation": (
         "contrapose.experiments.measures.local_separation"
     ),
+    "contrapose.experiments.random_bits_notebook.cell": (
+        "contrapose.experiments.suppression.notebook.cell"
+    ),
+    "contrapose.experiments.random_bits_notebook.Details": (
+        "contrapose.experiments.suppression.notebook.Details"
+    ),
+    "contrapose.experiments.random_bits_notebook.cross_view": (
+        "contrapose.experiments.suppression.notebook.cross_view"
+    ),
     "contrapose.experiments.chen_luo_li": "contrapose.experiments.suppression.protocol",
     "contrapose.experiments.wang_liu": "contrapose.experiments.temperature.protocol",
     "contrapose.experiments.temperature_claims": "contrapose.experiments.temperature.claims",

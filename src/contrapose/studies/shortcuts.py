@@ -11,8 +11,7 @@ import io
 import math
 import pprint
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from contrapose.files import as_json_bytes, clear, replace_file, said_of, unfini
 from contrapose.machine import choose_device
 from contrapose.partials import describe
 from contrapose.report import write_shortcuts
+from contrapose.studies.candidates import Candidate, against, candidates
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
@@ -41,103 +41,15 @@ from contrapose.version import __version__
 
 FORMAT = 1
 FILE, PICTURES, RECIPE = "shortcuts.json", "shortcuts.npz", "hardened.py"
+
+
 SIDE = 64  # px at most at which images are stored where no size is asked for
 COUNT = 1000  # images whose views are compared
+
+
 LEAST = 32  # images
 CLEARLY, PARTLY = 2.0, 1.0  # bits about the image from which a feature counts as shared
 QUERIES, SHOWN, THUMB = 6, 5, 64  # of the evidence: views asked with, found for each; px
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """An easy feature, and what on top of the views would take it away."""
-
-    name: str
-    title: str
-    words: str  # what alone finds an image's other view
-    feature: easy.Feature
-    asked: easy.Feature  # of the image itself, in few numbers: what h is asked for
-    suggestion: str
-    settings: dict[str, Any] = field(default_factory=dict)  # of `augment.hardened`
-    blank: tuple[int, ...] = ()  # channels for `augment.blanked`
-
-
-def candidates(images: ImageSet) -> list[Candidate]:
-    """Features that these images can have: colours where there are any, a border where one is."""
-    constant = easy.constant_channels(images)
-    seen = partial(_picture, channels=images.pictured, constant=constant)
-    found = [
-        Candidate(
-            name="intensity", title="Grey levels", words="the histogram of its grey levels",
-            feature=partial(_of, feature=easy.intensity, seen=seen),
-            asked=partial(_of, feature=easy.moments, seen=seen),
-            suggestion="jitter of brightness and contrast (0.8) on every view",
-            settings={"intensity": 0.8},
-        ),
-        Candidate(
-            name="position", title="Position and size", words="place and size of what it shows",
-            feature=partial(_of, feature=easy.position, seen=seen),
-            asked=partial(_of, feature=easy.position, seen=seen),
-            suggestion="a first crop of area 0.25 to 1", settings={"area": 0.25},
-        ),
-        Candidate(
-            name="detail", title="Sharpness and compression",
-            words="how much fine detail it has beside coarse",
-            feature=partial(_of, feature=easy.detail, seen=seen),
-            asked=partial(_of, feature=easy.detail, seen=seen),
-            suggestion="Gaussian blur on every view", settings={"blur": 1.0},
-        ),
-    ]  # fmt: skip
-    if len(images.pictured) == 3:
-        found.append(
-            Candidate(
-                name="colour", title="Colours", words="the histogram of its colours",
-                feature=partial(_of, feature=easy.colour, seen=seen),
-                asked=partial(_of, feature=easy.tints, seen=seen),
-                suggestion="jitter of hue and saturation (1.0) on every view, grey in one of five",
-                settings={"colour": 1.0},
-            )
-        )  # fmt: skip
-    if width := easy.border_width(images):
-        edges = partial(easy.edges, width=width / images.size)
-        found.append(
-            Candidate(
-                name="border", title="Border", words="the colour of its edges",
-                feature=partial(_of, feature=edges, seen=seen),
-                asked=partial(_of, feature=edges, seen=seen),
-                suggestion=f"{width} px of {images.size} cut from every side",
-                settings={"border": width},
-            )
-        )  # fmt: skip
-    if constant:
-        named = ", ".join(str(c + 1) for c in constant[:6]) + (" ..." if constant[6:] else "")
-        found.append(
-            Candidate(
-                name="channels", title="Constant channels",
-                words=f"the level of channel{'s' if constant[1:] else ''} {named}",
-                feature=partial(easy.levels, channels=constant),
-                asked=partial(easy.levels, channels=constant),
-                suggestion=f"channel{'s' if constant[1:] else ''} {named} of "
-                f"{images.channels} left out, in use as well", blank=constant,
-            )
-        )  # fmt: skip
-    return found
-
-
-def against(policy: Callable[..., Tensor], images: ImageSet, found: Sequence[Candidate]) -> Any:
-    """The policy with the suggestions of these candidates on top of it."""
-    settings = {k: v for c in found for k, v in c.settings.items()}
-    if settings:
-        settings |= {} if images.rgb is None else {"rgb": images.rgb}
-        if getattr(policy, "func", None) is augment.on_channels:
-            below = policy.keywords["views"]  # type: ignore[attr-defined]
-            hard = partial(augment.hardened, views=below, **settings)
-            policy = partial(augment.on_channels, views=hard, channels=images.shown)
-        else:
-            policy = partial(augment.hardened, views=policy, **settings)
-    if blank := tuple(k for c in found for k in c.blank):
-        policy = partial(augment.blanked, views=policy, channels=blank)
-    return policy
 
 
 def examine(
@@ -237,8 +149,6 @@ def examine(
     replace_file(folder / FILE, as_json_bytes(found))
     return found, write_shortcuts(folder)
 
-
-# ---- its parts -----------------------------------------------------------------------------------
 
 Compared = tuple[easy.Shared, Float[Tensor, "V B C S S"]]
 
@@ -397,22 +307,6 @@ def _stem(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name) or "images"
 
 
-def _picture(
-    view: Float[Tensor, "B C H W"], *, channels: tuple[int, ...], constant: Sequence[int]
-) -> Float[Tensor, "B c H W"]:
-    """These channels as a picture, black where they are constant."""
-    picture = view[:, list(channels)]
-    hidden = [k for k, c in enumerate(channels) if c in constant]
-    if hidden:
-        picture = picture.clone()
-        picture[:, hidden] = 0
-    return picture
-
-
-def _of(view: Tensor, *, feature: easy.Feature, seen: Callable[[Tensor], Tensor]) -> Tensor:
-    return feature(seen(view))
-
-
 def _of_run(run: Path, hard: Recipe) -> str:
     """The recipe of a run with the suggestions on top of its views, whole."""
     lines = [
@@ -464,9 +358,6 @@ def _recipe_file(
     if blank:
         lines.append(f"    views = partial(augment.blanked, views=views, channels={blank!r})")
     return "\n".join([*lines, "    return replace(found, views=views)", ""])
-
-
-# ---- pictures ------------------------------------------------------------------------------------
 
 
 def _drawings(

@@ -20,13 +20,8 @@ from contrapose.augment import draw_box
 from contrapose.encoders import keras_defaults
 from contrapose.experiments.evidence import spread
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
-from contrapose.experiments.suppression.random_bits_notebook import (
-    MEASURES,
-    NOTEBOOK,
-    PUBLISHED,
-    Details,
-    cell,
-)
+from contrapose.experiments.suppression.notebook import NOTEBOOK, Details, cell
+from contrapose.experiments.suppression.random_bits_notebook import MEASURES, PUBLISHED
 from contrapose.losses import nt_xent
 
 BITS = (0, 5, 10)

@@ -26,7 +26,7 @@ from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.evidence import all_of, higher, spread
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.running.folders import note_progress
-from contrapose.experiments.suppression.random_bits_notebook import (
+from contrapose.experiments.suppression.notebook import (
     NOTEBOOK,
     Digits,
     Network,
