@@ -347,7 +347,10 @@ def test_training_and_evaluation_take_the_bits_unchanged(tmp_path):
     assert encoder.channels == 4
     described = run.read("recipe.json")["recipe"]["views"]
     assert described["channels"] == 1 and described["views"]["area"] == [0.6, 1]
-    scores = {score.metric: score for score in explain.evaluate(run, device="cpu")}
+    found = explain.evaluate(run, device="cpu")
+    scores = {score.metric: score for score in found if score.features == "h"}
+    before = {score.metric: score for score in found if score.features == "untrained h"}
+    assert {name for name in scores if ":" in name} <= before.keys()  # each beside its control
     for name in ("image", "bit 0", "bit 1", "bit 2"):
         assert f"{name}: linear probe accuracy" in scores
     assert scores["bit 0: linear probe accuracy"].value > 0.95

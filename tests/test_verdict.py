@@ -113,6 +113,15 @@ def test_the_headline_tests_pairs_where_intervals_overlap():
     assert verdict(rows(), other)[0].state == "no better than raw pixels"
 
 
+def test_what_neighbours_share_is_said_beside_the_most_common_class():
+    signals = {"classes": 2, "most_common_class": 0.9}
+    said = {f.state: f.sentence for f in verdict(rows(knn=0.9), signals=signals)}
+    assert said["accuracy"].endswith(
+        "a class in 90.0% of cases; the most common class has 90.0% of them."
+    )
+    assert "one class" in states(rows(knn=1.0), signals={"classes": 1, "most_common_class": 1.0})
+
+
 def test_at_chance_is_said_against_the_untrained_encoder_and_not_against_one_point():
     signals = {"images": 400, "task_accuracy": 0.3, "task_accuracy_untrained": 0.05}
     signals["task_gain_p"] = 1e-9

@@ -26,6 +26,7 @@ def probes_of_features(
     device: torch.device | str = "cpu",
     seed: int = 0,
     split: str | None = None,
+    of: scores.Features = "h",
 ) -> dict[str, Score]:
     """{feature: accuracy on `test` of a linear probe of h fitted on `train`}.
 
@@ -37,7 +38,7 @@ def probes_of_features(
     size = train.size if size is None else size
     h, of_test = (embed(encoder, images, size=size, device=device).h for images in (train, test))
     return read_features(
-        h, train, of_test, test, names=features, l2=l2, seed=seed, split=split or test.split
+        h, train, of_test, test, names=features, l2=l2, seed=seed, split=split or test.split, of=of
     )
 
 

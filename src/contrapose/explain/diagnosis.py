@@ -55,7 +55,7 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
     before, _ = embed_views(subject, shown, untrained=True)
     signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
-    signals |= repeat_signals(subject)
+    signals |= repeat_signals(subject) | class_signals(subject.train.label)
     scored, status = subject.run.scores(subject.file("evaluation")), subject.run.status()
     findings = verdict(subject.run.metrics(), scored, status=status, signals=signals)
     found = {"verdict": as_json(findings), "signals": signals}
@@ -116,6 +116,17 @@ def task_signals(
         "task_accuracy": float(now.double().mean()),
         "task_accuracy_untrained": float(then.double().mean()),
         "task_gain_p": gain.p,
+    }
+
+
+def class_signals(label: Int[Tensor, " N"] | None) -> dict[str, float]:
+    """How many classes the training labels have, and the share of the most common one."""
+    known = torch.empty(0, dtype=torch.long) if label is None else label[label >= 0]
+    if not len(known):
+        return {}
+    return {
+        "classes": len(torch.unique(known)),
+        "most_common_class": most_common(known) / len(known),
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from contrapose.augment import center
 from contrapose.data import ImageSet, evenly
+from contrapose.encoders import Encoder
 from contrapose.evaluation import probes, scores
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.features import probes_of_features
@@ -83,11 +84,16 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
                 confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
             )
     if subject.train.features:
-        found += probes_of_features(
-            subject.encoder, spread(subject.train, PIXELS_FROM), subject.test,
-            size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
-            split=subject.split,
-        ).values()  # fmt: skip
+        encoders: list[tuple[Encoder, scores.Features]] = [
+            (subject.encoder, "h"),
+            (subject.untrained, "untrained h"),
+        ]
+        for encoder, features in encoders:
+            found += probes_of_features(
+                encoder, spread(subject.train, PIXELS_FROM), subject.test,
+                size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
+                split=subject.split, of=features,
+            ).values()  # fmt: skip
     subject.run.write(subject.file("evaluation"), [asdict(score) for score in found])
     return found
 

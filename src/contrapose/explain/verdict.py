@@ -14,7 +14,7 @@ from contrapose.explain.headline import PIXELS, compared, headline
 
 AT_CHANCE = 0.03  # share of the first loss by which it must fall to count as learning
 TASK_GAIN = 0.01  # gain of held-out contrastive accuracy over the untrained encoder, at least
-MANY_COPIES = 0.02  # share of test images that training holds too, above which scores mislead
+MANY_COPIES = 0.02  # share of images that repeat one, above which it matters
 SEPARATE = 0.99  # groups for each test image, above which they need no word
 SURE = 0.01  # p of that gain
 ROW_GAIN = 0.1  # gain of contrastive accuracy in batches over the first row, where only it is known
@@ -56,7 +56,7 @@ def verdict(
         findings.append(Finding("no measurements", "info", nothing, "metrics.jsonl has no rows"))
     if rows or signals:
         findings += [_geometry(last, signals, width), _modes(last, signals, status or {})]
-        findings += [_shortcut(rows, last, scores), _readable(last, scores)]
+        findings += [_shortcut(rows, last, scores), _readable(last, scores, signals)]
         findings += [_repeats(signals), _groups(signals)]
     if rows:
         findings += [_parts(rows), _trend(rows, last)]
@@ -76,7 +76,7 @@ def verdict_of_embeddings(signals: dict[str, Any]) -> list[Finding]:
         sentence = f"The embeddings use few of their {width} dimensions."
         findings = [Finding("few dimensions", "warn", sentence, evidence)]
     else:
-        findings = [Finding("spread", "good", "The embeddings use many dimensions.", evidence)]
+        findings = [Finding("spread", "info", "The embeddings use many dimensions.", evidence)]
     mean = signals["mean_similarity"]
     if mean > ONE_SIDED:
         sentence = "All rows share one direction; subtracting the mean would spread them."
@@ -293,7 +293,9 @@ def _shortcut(
     return None
 
 
-def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Finding | None:
+def _readable(
+    last: dict[str, float], scores: Sequence[dict[str, Any]], signals: dict[str, Any]
+) -> Finding:
     """How many classes are named, always beside what guessing would give."""
     best = score_of(scores, "linear probe", "h") or score_of(scores, "kNN", "h")
     if best:
@@ -312,8 +314,13 @@ def _readable(last: dict[str, float], scores: Sequence[dict[str, Any]]) -> Findi
                 f"guessing {even['value']:.1%}."
             )
         return Finding("accuracy", "info", sentence, evidence)
+    classes, common = signals.get("classes"), signals.get("most_common_class")
+    if classes == 1:
+        sentence = "All labelled images are of one class, so there is nothing to tell apart."
+        return Finding("one class", "info", sentence, "no accuracy of one class means anything")
     if last.get("knn") is not None:
-        sentence = f"Neighbours among training images share a class in {last['knn']:.1%} of cases."
+        sentence = f"Neighbours among training images share a class in {last['knn']:.1%} of cases"
+        sentence += "." if common is None else f"; the most common class has {common:.1%} of them."
         return Finding("accuracy", "info", sentence, "online kNN, k = 20, training images")
     sentence = "Without labels it cannot be said whether these features fit your task."
     return Finding("no labels", "info", sentence, "no evaluation with labels")
@@ -344,7 +351,8 @@ def _repeats(signals: dict[str, Any]) -> Finding | None:
     )
     evidence = f"{exact:,} byte for byte, {near:,} nearly"
     evidence += f"; {compared:,} of {n:,} training images were compared" if compared < n else ""
-    return Finding("copies", "warn", sentence, evidence)
+    level: Literal["warn", "info"] = "warn" if exact + near > MANY_COPIES * n else "info"
+    return Finding("copies", level, sentence, evidence)
 
 
 def _groups(signals: dict[str, Any]) -> Finding | None:
