@@ -164,6 +164,16 @@ def test_rgb_that_the_images_do_not_have_is_refused() -> None:
         open_images(x[:, :1], rgb=(0, 1, 2))
 
 
+def test_composed_sets_take_many_channels_or_refuse_them(tmp_path: Path) -> None:
+    x = random.integers(0, 256, (16, 6, 24, 24), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=x)
+    bits = open_images(f"random-bits({tmp_path / 'x.npz'}, bits=2)", rgb=(2, 1, 0))
+    assert (bits.channels, bits.shown, bits.pictured) == (8, 6, (2, 1, 0))
+    for call in ("coloured({})", "many-digits({})"):
+        with pytest.raises(ValueError, match="6"):
+            open_images(call.format(tmp_path / "x.npz"))
+
+
 def test_a_channel_that_the_range_leaves_empty_is_said() -> None:
     x = random.integers(0, 4096, (5, 6, 16, 16)).astype(np.uint16)
     x[:, 2] = 700 + x[:, 2] % 30

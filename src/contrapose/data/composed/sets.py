@@ -27,6 +27,7 @@ from contrapose.data.composed.canvas import (
 )
 from contrapose.data.composed.parts import Labels, assembled, named_as, with_features
 from contrapose.data.images import ImageSet, Pixels
+from contrapose.errors import UserError
 
 CORNERS = (0.15, 0.45, 0.75)  # of the side: 33, 100 and 168 of 224 px (the notebook)
 PRESENCE = 100  # classes up to which the presence of each is a feature
@@ -208,6 +209,10 @@ def coloured(
     if not 0 < saturation <= 1:
         raise ValueError(f"coloured: saturation={saturation}; use a number above 0, up to 1")
     _refuse_bits("coloured", images)
+    if images.shown not in (1, 3):
+        raise UserError(
+            f"coloured: {images.name} has {images.shown} channels; colour is of one or three"
+        )
     which = draws.below(_key("coloured", images, seed), len(images), 1, colours)[:, 0]
     own = {"colour": (which, tuple(f"hue {360 * k / colours:.0f}" for k in range(colours)))}
     named = named_as(coloured, images.name, colours=colours, saturation=saturation, seed=seed)
