@@ -179,3 +179,9 @@ def test_what_was_taken_is_said_and_what_fails_is_one_message(tmp_path):
     lost = contrapose("diagnose", "x.npz", "--key", "w", cwd=tmp_path)
     assert lost.returncode == 2 and lost.stderr.count("\n") == 1
     assert "x.npz: --key w: no such array; it has h ([6 x 4]), z" in lost.stderr
+
+
+def test_the_names_of_classes_beside_labels_are_no_labels(tmp_path):
+    names = np.array(["cat", "dog"])
+    np.savez(tmp_path / "e.npz", h=X, label=[0, 1, 0, -1, 1, 0], classes=names)
+    assert read_embeddings(tmp_path / "e.npz").label.tolist() == [0, 1, 0, -1, 1, 0]

@@ -87,12 +87,21 @@ def choose_labels(contents: Contents, chosen: str, key: str | None) -> str | Non
         which = part[1] or part[2]
         own = [n for n in there if _without(n.lower(), which) in LABEL_HEADS and which in n.lower()]
         usual = own or usual
+    if len(usual) > 1:  # the names of the classes are labels of no row
+        rows = _length(contents.matrices.get(chosen, ""))
+        usual = [n for n in usual if _length(there[n]) in (rows, None)] or usual
     if len(usual) > 1:
         raise UserError(
             f"{contents.file}: which {contents.word} holds the labels? Say so with --label-column "
             f"NAME: {', '.join(usual)}"
         )
     return usual[0] if usual else None
+
+
+def _length(shape: str) -> int | None:
+    """The rows of a shape in words, `[359 x 64]`; None of a column, whose rows are the table's."""
+    found = re.search(r"\[(\d+)", shape)
+    return None if found is None else int(found[1])
 
 
 def numbered(names: Sequence[str]) -> dict[str, list[str]]:
