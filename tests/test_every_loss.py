@@ -17,7 +17,9 @@ from contrapose.verification.inputs import data, keywords
 
 EVERY = dict(inspect.getmembers(losses, inspect.isfunction))
 PARAMETERS = {name: inspect.signature(f).parameters for name, f in EVERY.items()}
-ON_GROUPS = [name for name in EVERY if {"group", "key"} & set(PARAMETERS[name]) == {"group"}]
+ON_GROUPS = [
+    name for name in EVERY if {"group", "key", "labels"} & {*PARAMETERS[name]} == {"group"}
+]
 TEMPERED = [name for name in EVERY if {"temperature", "scale"} & set(PARAMETERS[name])]
 
 # What a loss is exempt from by its definition.

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from support.oracles import ORACLE
 from torch.nn.functional import cross_entropy, normalize
 
 from contrapose import losses
@@ -292,3 +293,25 @@ def test_a_cap_on_positives_above_their_number_is_supcon():
 def test_a_cap_on_positives_needs_to_know_the_views():
     with pytest.raises(ValueError, match="max_positives=1 with image=None"):
         losses.supcon(z, label, temperature=T, max_positives=1)
+
+
+def test_rows_that_share_one_of_several_labels_are_positives():
+    """The formula on whole matrices, value and gradient; with one label each it is SupCon."""
+    rows = torch.Generator().manual_seed(3)
+    x = normalize(torch.randn(12, 5, generator=rows).double(), dim=1)
+    several = torch.randint(-1, 2, (12, 4), generator=rows).to(torch.int8)
+    image = torch.arange(6).repeat(2)
+    found = []
+    for loss in (losses.supcon_shared, ORACLE["supcon_shared"]):
+        own = x.clone().requires_grad_()
+        value = loss(own, image, several, temperature=T)
+        value.backward()
+        found.append((value.detach(), own.grad))
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-12)
+    one = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0, 1, 2]).repeat(2)).to(torch.int8)
+    torch.testing.assert_close(
+        losses.supcon_shared(x, image, one, temperature=T),
+        losses.supcon(x, one.argmax(dim=1), temperature=T),
+    )
+    none = losses.supcon_shared(x, image, -one, temperature=T)
+    torch.testing.assert_close(none, losses.nt_xent(x, image, temperature=T))

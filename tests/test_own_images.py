@@ -113,3 +113,32 @@ def test_a_run_whose_names_are_no_utf8_opens_again(tmp_path: Path) -> None:
     assert "ni\\xf1o" in write_report([run.path]).read_text()
     assert len(explain.write_embeddings(run, data, tmp_path / "e.parquet")) == 16
     api.resume(path, device="cpu")
+
+
+def test_images_with_several_labels_train_by_shared_ones_and_are_scored_by_mean_average_precision(
+    tmp_path: Path,
+) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, (60, 3))
+    x = random.integers(0, 60, (60, 8, 8))
+    x[:, :4, :4] += 190 * labels[:, 0, None, None]  # the pixels show two of the three labels
+    x[:, 4:, 4:] += 190 * labels[:, 1, None, None]
+    np.savez(tmp_path / "x.npz", images=x.astype(np.uint8), labels=labels)
+    shared = ["positives=shared", "loss=supcon_shared", "loss.temperature=0.2"]
+    run = contrapose.train(
+        "simclr", tmp_path / "x.npz", out=tmp_path / "run", changes=shared, **BRIEF
+    )
+    assert run.read("recipe.json")["data"]["held_out"] == 0.2  # it saw labels
+    found = {(s.metric, s.features): s for s in explain.evaluate(run)}
+    name = "mean average precision"
+    assert set(found) == {
+        *((name, f) for f in ("h", "untrained h", "pixels")), (f"{name} of chance", "none"),
+    }  # fmt: skip
+    chance = found[f"{name} of chance", "none"]
+    held = api.train_and_test(run)[1].labels
+    assert chance.value == pytest.approx(held.double().mean(dim=0).mean().item())
+    assert found[name, "pixels"].value > 0.75 and chance.low < chance.value < chance.high
+    explain.diagnose(run)
+    write_report([run.path])
+    with pytest.raises(ValueError, match="positives=shared takes images with several labels"):
+        contrapose.train("simclr", "digits", changes=shared, **BRIEF)

@@ -132,7 +132,7 @@ def _prepared(
     )
     chosen = beside_constants(chosen, source)
     if held_out is None:
-        untested = chosen.positives == "class" and not request.like(source).has_test(source)
+        untested = chosen.positives != "image" and not request.like(source).has_test(source)
         held_out = request.held_out or (HELD_OUT if untested else 0.0)
     request = dataclasses.replace(request, held_out=held_out)
     data = request.as_json(source)
@@ -386,7 +386,7 @@ def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, st
     if images is not None and request.open("train").fingerprint != written["data"]["fingerprint"]:
         return train_images, test, f"{train_images.name}, {words}"
     if words.startswith("held-out") and not request.held_out:
-        labelled = "with" if written["recipe"]["positives"] == "class" else "without"
+        labelled = "with" if written["recipe"]["positives"] != "image" else "without"
         words += f", which the encoder saw {labelled} labels"
     return train_images, test, words
 

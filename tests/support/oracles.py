@@ -35,6 +35,14 @@ def supcon(z, group, *, temperature):
     return over(lse(s, a) - pull(s, p), p.any(1))
 
 
+def supcon_shared(z, group, labels, *, temperature):
+    p, _, a = relations(group)
+    shared = torch.tensor([[bool(((x == 1) & (y == 1)).any()) for y in labels] for x in labels])
+    p = (p | shared.reshape(p.shape)) & a
+    s = z @ z.T / temperature
+    return over(lse(s, a) - pull(s, p), p.any(1))
+
+
 def supcon_in(z, group, *, temperature):
     p, _, a = relations(group)
     i = p.any(1)
@@ -377,6 +385,7 @@ ORACLE = {
         f.__name__: f
         for f in (
             supcon,
+            supcon_shared,
             supcon_in,
             supcon_one_positive,
             nt_xent_pairs,

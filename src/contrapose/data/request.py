@@ -236,7 +236,8 @@ def _told(groups: str | Path | None) -> str | None:
 def serves(test: ImageSet, train: ImageSet) -> bool:
     """False for a test split without labels beside labelled training images, as competitions give
     them: nothing can be scored on it."""
-    return test.label is not None or train.label is None
+    told = [images.label is not None or images.labels is not None for images in (test, train)]
+    return told[0] or not told[1]
 
 
 def of_other_values(test: ImageSet, train: ImageSet) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from contrapose.augment import center
@@ -17,6 +17,7 @@ from contrapose.evaluation import probes, scores
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.features import probes_of_features
 from contrapose.evaluation.scores import Score
+from contrapose.evaluation.several import mean_average_precision, prevalence
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.explain import pictures
 from contrapose.explain.subject import (
@@ -94,6 +95,8 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
                 size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
                 split=subject.split, of=features,
             ).values()  # fmt: skip
+    if subject.train.labels is not None and subject.test.labels is not None:
+        found += _of_several(subject, split)
     subject.run.write(subject.file("evaluation"), [asdict(score) for score in found])
     return found
 
@@ -159,6 +162,35 @@ def _score(
             for value, protocol, features in by_class
         ]  # fmt: skip
     return found, votes.argmax(dim=1), (of_train, of_test)
+
+
+def _of_several(subject: Subject, split: str) -> list[Score]:
+    """Mean average precision where images have several labels: of h, of an untrained encoder and of
+    raw pixels from the same PIXELS_FROM training images at most, and that of chance."""
+    few, test = spread(subject.train, PIXELS_FROM), subject.test
+    assert few.labels is not None
+    given, wanted = few.labels, _columns(test, few.classes)
+    told: dict[str, Any] = {"split": split, "seed": subject.recipe.seed}
+    features: list[tuple[Tensor, Tensor, scores.Features]] = [
+        (subject.embed(few).h, subject.embed(test).h, "h"),
+        (*(subject.embed(x, untrained=True).h for x in (few, test)), "untrained h"),  # type: ignore[list-item]
+        (pixels(few), pixels(test), "pixels"),
+    ]
+    found = [
+        mean_average_precision(x, given, x_test, wanted, features=name, **told)
+        for x, x_test, name in features
+    ]
+    return [s for s in (*found, prevalence(wanted, **told)) if s is not None]
+
+
+def _columns(images: ImageSet, classes: Sequence[str]) -> Int8[Tensor, "N K"]:
+    """The labels of the images in the order of these classes; -1 for one that they do not know."""
+    assert images.labels is not None
+    place = {name: k for k, name in enumerate(images.classes)}
+    blank = torch.full((len(images),), -1, dtype=torch.int8)
+    return torch.stack(
+        [images.labels[:, place[c]] if c in place else blank for c in classes], dim=1
+    )
 
 
 def uneven(label: Int[Tensor, " N"]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from contrapose.partials import given
@@ -61,6 +61,18 @@ class Within(InBatch):
 
     def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
         return z, Pairs("same", self.part, self.part, self.group, self.group), None
+
+
+@dataclass(frozen=True, eq=False)
+class Sharing(InBatch):
+    """The other rows of the batch, with the labels of each: loss(z, group, labels)."""
+
+    labels: Int8[Tensor, "N K"]
+
+    takes: ClassVar[tuple[str, ...]] = ("z", "group", "labels")
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        return loss(z=z, group=self.group, labels=self.labels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,12 @@ def check(recipe: Recipe, images: ImageSet) -> None:
             f"{images.name} has {len(images)} images, fewer than a batch of {recipe.batch_size}; "
             f"use --batch-size {max(2, len(images) // 4)} or so"
         )
+    if recipe.positives == "shared" and images.labels is None:
+        raise UserError(
+            f"positives=shared takes images with several labels, and those of {images.name} have "
+            f"{'one' if images.label is not None else 'none'}; tell them as a matrix of 0 and 1, "
+            "as lists, or as words such as cat|dog"
+        )
     if recipe.positives == "class":
         positive_groups(recipe, images.label, len(images), torch.device("cpu"))
         assert images.label is not None
@@ -205,6 +211,7 @@ class _Training:
         label = None
         if self.images.label is not None:
             label = self.images.label[index].to(self.device)
+        labels = self.images.labels
         seen = step(
             self.encoder,
             self.optimizer,
@@ -215,6 +222,7 @@ class _Training:
             index=index.to(self.device),
             source=self.source,
             part=part_of(self.batches.size, len(index), self.device),
+            labels=None if labels is None else labels[index].to(self.device),
             bf16=self.bf16,
         )
         self.at += 1

@@ -38,7 +38,8 @@ class Recipe:
         default=None,
         metadata={"like": "contrapose.training.batches.conditional", "keep": False},
     )
-    positives: Literal["image", "class"] = "image"
+    # shared: images that have a label in common, where each has several
+    positives: Literal["image", "class", "shared"] = "image"
     number_of_views: int = 2
     size: int = 32  # px, side of a view
     batch_size: int = 256  # images per step
@@ -75,10 +76,14 @@ class Recipe:
             raise ValueError(
                 f"perplexity={perplexity}: use an effective number of negatives above 1, such as 50"
             )
-        if self.batches is not None and (self.keys is not None or self.positives == "class"):
+        if self.keys is not None and self.positives == "shared":
+            raise ValueError(
+                "positives=shared is of the batch alone; leave out keys from elsewhere"
+            )
+        if self.batches is not None and (self.keys is not None or self.positives != "image"):
             raise ValueError(
                 "batches decides which images of a batch repel each other; leave it out with keys "
-                "from elsewhere and with positives=class"
+                f"from elsewhere and with positives={self.positives}"
             )
         if self.warmup > self.epochs:
             raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")

@@ -42,7 +42,9 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
             view = make_views(policy, images.batch(few).cpu(), generator, n=recipe.number_of_views)
         with _part("backbone and head"):
             width = trial(view.flatten(0, 1))[1].shape[1]
-        contrast: Contrast = in_batch(group, None, recipe.number_of_views)
+        labels = images.labels if recipe.positives == "shared" else None
+        labels = None if labels is None else labels[index]
+        contrast: Contrast = in_batch(group, None, recipe.number_of_views, labels)
         z = _random_rows(len(index) * recipe.number_of_views, width)
         with _part("keys"):
             source = source_of_keys(recipe, trial, len(images))

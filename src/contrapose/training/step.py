@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from contrapose.augment import views as make_views
 from contrapose.encoders import Encoder
 from contrapose.keys import chunked
-from contrapose.keys.contrast import Contrast, InBatch, Within
+from contrapose.keys.contrast import Contrast, InBatch, Sharing, Within
 from contrapose.keys.sources import Entries, Source
 from contrapose.losses.checks import RowsOutOfRange
 from contrapose.training.recipe import Recipe
@@ -47,6 +47,7 @@ def step(
     index: Int[Tensor, " B"] | None = None,
     source: Source | None = None,
     part: Int[Tensor, " B"] | None = None,
+    labels: Int8[Tensor, "B K"] | None = None,
     bf16: bool = False,
 ) -> Step:
     """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights.
@@ -54,6 +55,7 @@ def step(
     source, index: where keys come from if not from the batch, and which images these are. The
     source is left as it was: `source.update(encoder, seen.entries)` takes the batch's keys in.
     part: which part of the batch an image belongs to, where parts contrast on their own.
+    labels: several of each image, where the positives share one.
     """
     view = make_views(recipe.policy, image, generator, n=recipe.number_of_views)
     query = view if source is None else source.queries(view)
@@ -62,7 +64,8 @@ def step(
     entries = None
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         h, z = encoder(rows) if recipe.chunk is None else chunked(encoder, rows, chunk=recipe.chunk)
-        contrast = in_batch(group, part, len(query))
+        shared = labels if recipe.positives == "shared" else None
+        contrast = in_batch(group, part, len(query), shared)
         if source is not None:
             assert index is not None
             entries = source.entries(view, z, index, lasting_groups(recipe, label, index))
@@ -88,9 +91,16 @@ def step(
     return Step(value, size, h, z, group.repeat(len(query)), repeated, contrast, entries)
 
 
-def in_batch(group: Int[Tensor, " B"], part: Int[Tensor, " B"] | None, views: int) -> Contrast:
+def in_batch(
+    group: Int[Tensor, " B"],
+    part: Int[Tensor, " B"] | None,
+    views: int,
+    labels: Int8[Tensor, "B K"] | None = None,
+) -> Contrast:
     """What V views of B images are compared with: all others, or those of their part."""
     of = torch.arange(len(group), device=group.device).repeat(views)
+    if labels is not None:
+        return Sharing(group.repeat(views), of, labels.repeat(views, 1))
     if part is None:
         return InBatch(group.repeat(views), of)
     return Within(group.repeat(views), of, part.repeat(views))
@@ -99,12 +109,13 @@ def in_batch(group: Int[Tensor, " B"], part: Int[Tensor, " B"] | None, views: in
 def positive_groups(
     recipe: Recipe, label: Int[Tensor, " B"] | None, batch: int, device: torch.device
 ) -> Int[Tensor, " B"]:
-    """Which images are positives of each other: each alone, or those of one class.
+    """Which images are positives of each other: each alone, or those of one class. Those that share
+    one of several labels form no groups: here each is alone.
 
     A class keeps its number. An image without a label (-1) is alone in its group.
     """
     alone = torch.arange(batch, device=device)
-    if recipe.positives == "image":
+    if recipe.positives != "class":
         return alone
     if label is None:
         raise ValueError(
@@ -121,7 +132,7 @@ def lasting_groups(
 
     An image without a label has a number of its own, above those of classes.
     """
-    if recipe.positives == "image" or label is None:
+    if recipe.positives != "class" or label is None:
         return index
     return torch.where(label < 0, ABOVE_CLASSES + index, label)
 

@@ -56,6 +56,8 @@ def data(
     numbers = torch.arange(len(z), device=z.device)
     if "key_group" in parameters:
         return z[:half], group[:half], z[half:], group.flip(0)[half:]
+    if "labels" in parameters:  # here none is shared; `Problem` has some that are
+        return z, group, torch.zeros(len(z), 2, dtype=torch.int8, device=z.device)
     if "group" in parameters:
         return z, group
     if "time" in parameters:

@@ -1,0 +1,44 @@
+"""SupCon for images with several labels: rows that share a label are positives of each other."""
+
+import torch
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
+from contrapose.similarity import everyone, logsumexp, others
+
+
+def supcon_shared(
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    labels: Int8[Tensor, "N K"],
+    *,
+    temperature: float | Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """SupCon (arXiv 2004.11362, eq. 2) whose positives share at least one of several labels.
+
+    mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  mean_{p in P(i)} s_ip/t
+    with P(i) the other rows of i's group (views of one image) and those with a label in common.
+    labels: 1 = has it; 0 and -1 (unknown) are no label in common. O(N M) memory for N rows and the
+    M of all processes: sharing is no partition, so that no sum over groups says it.
+    Raises ValueError for a matrix that is not one row of labels for each row of z.
+    """
+    z, group = check_groups("supcon_shared", z, group)
+    check_positive("supcon_shared", temperature=temperature)
+    if labels.ndim != 2 or len(labels) != len(z):
+        raise ValueError(
+            f"supcon_shared: labels of shape {tuple(labels.shape)} for {len(z)} rows; give [N, K]"
+        )
+    every, rules = everyone(z), others(len(z), z.device)
+    has = (labels > 0).to(z.dtype)
+    with torch.autocast(z.device.type, enabled=False):
+        positive = has @ everyone(has).T > 0
+    positive |= group[:, None] == everyone(group)[None, :]
+    assert rules.row_id is not None and rules.col_id is not None
+    positive &= rules.row_id[:, None] != rules.col_id[None, :]
+    count = positive.sum(dim=1)
+    with torch.autocast(z.device.type, enabled=False):
+        mean = positive.to(z.dtype) @ every / count.clamp(min=1)[:, None]
+    pull = (z * mean).sum(dim=1) / temperature
+    push = logsumexp(z, every, scale=1 / temperature, pairs=rules)
+    return mean_over_anchors("supcon_shared", push - pull, count > 0)
