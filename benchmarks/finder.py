@@ -5,7 +5,8 @@
 Trains SimCLR plainly on 4,000 images of 16 px (the digits of scikit-learn: 1,797 of 8 px; grey
 photographs of 64 px: 1,500), `small_conv` of width 64, AdamW at 2e-3, 16 epochs of a cosine, seed
 0, at loss temperatures of 0.07 to 1 and batches of 64 to 512. Asks the finder after 1, 2, 4, 8 and
-16 epochs. Sets without bits must get no groups at any of them; those with 8 bits or more, groups.
+16 epochs. Expect no groups on sets without bits at any of them, and groups on those with 8 bits or
+more after some 20 steps.
 A minute a run on a core; what is done is kept in --out and not done again.
 
 `clothes` are drawn: 6 kinds of silhouettes on black with continuous widths, lengths, brightness,
