@@ -104,6 +104,18 @@ def test_npz_by_the_usual_names(tmp_path: Path) -> None:
     assert (test.split, test.label.tolist()) == ("test", [2, 3])
 
 
+def test_arrays_of_an_npz_that_no_split_reads_are_said(tmp_path: Path) -> None:
+    y = np.zeros(6, int)
+    np.savez(tmp_path / "x.npz", x_train=COLOUR, y_train=y, x_test=COLOUR, x_val=COLOUR, y_val=y)
+    for split in ("train", "test"):
+        notes = open_images(tmp_path / "x.npz", split).notes
+        key = f"x_{split}"
+        assert notes[f"images read from {key!r}; not read: x_val, y_val"] == 6
+    assert open_images(tmp_path / "x.npz", "test").label is None  # y_val is of x_val
+    np.savez(tmp_path / "y.npz", images=COLOUR, labels=y, y=y)
+    assert open_images(tmp_path / "y.npz").notes == {"images read from 'images'; not read: y": 6}
+
+
 def test_npz_without_images_lists_what_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", pictures=COLOUR, other=[1])
     with pytest.raises(ValueError, match="found other, pictures"):

@@ -158,18 +158,36 @@ def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
                 f"{path}: no images; expected an array named {names}, found {_listed(found)}"
             )
         rows = _rows(file.read(key), f"{path}:{key}", channels=channels)
-        label_keys = {kind: _first(found, names) for kind, names in LABEL_KEYS.items()}
+        label_keys = {
+            kind: _first(found, _labels_beside(keys[kind], names))
+            for kind, names in LABEL_KEYS.items()
+        }
         name = "train" if part == "all" and keys["test"] else part
         label_key = label_keys[part]
+        beside = _not_read(found, {*keys.values(), *label_keys.values()})
+        notes = {f"images read from {key!r}; not read: {beside}": len(rows)} if beside else {}
         if label_key is None:
-            return Listing(rows, name)
+            return Listing(rows, name, notes=notes)
         others = [file.read(k) for k in label_keys.values() if k and k != label_key]
         y = file.read(label_key)
         what = f"{path}:{label_key}"
         if (more := several(y, len(rows), also=others, what=what)) is not None:
-            return Listing(rows, name, None, more[1], labels=more[0])
+            return Listing(rows, name, None, more[1], notes=notes, labels=more[0])
         label, classes = encode(y, len(rows), also=others, what=what)
-    return Listing(rows, name, label, classes)
+    return Listing(rows, name, label, classes, notes=notes)
+
+
+def _labels_beside(key: str | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the names of labels those of the same part as the images: y_val is not of x_test."""
+    return tuple(name for name in names if ("val" in name) == ("val" in (key or "")))
+
+
+def _not_read(found: set[str], read: set[str | None]) -> str:
+    """Arrays that are called like images or labels and that no split takes."""
+    usual = [
+        name for table in (IMAGE_KEYS, LABEL_KEYS) for names in table.values() for name in names
+    ]
+    return ", ".join(name for name in usual if name in found and name not in read)
 
 
 def _numpy(x: object, what: str) -> np.ndarray:
