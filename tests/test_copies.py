@@ -13,7 +13,9 @@ from contrapose import explain
 from contrapose.data import Request, hold_out, open_images
 from contrapose.data.copies import copies, groups_told, repeated
 from contrapose.evaluation.scores import accuracy, effective_number, wilson
+from contrapose.experiments.trained import both_splits
 from contrapose.explain.verdict import verdict
+from contrapose.studies import tuning
 
 
 def clips(folder, noise: int, clips: int = 20, frames: int = 6):
@@ -100,6 +102,16 @@ def test_a_run_keeps_groups_together_and_its_intervals_count_them(tmp_path):
     assert "groups" in states and "not readable" in states
     data = {k: v for k, v in written.items() if k not in ("groups", "copies_together")}
     assert not Request.from_json(data).copies_together  # of an older run: held out as it was then
+
+
+def test_a_search_holds_out_whole_groups_too(tmp_path):
+    data = {"source": str(clips(tmp_path, 90, frames=3)), "groups": r"clip(\d+)_"}
+    images = tuning.opened("train", data=data, most=50)
+    train, test = both_splits(
+        lambda split: tuning.opened(split, data=data, most=50), None, None, None
+    )
+    assert len(train) + len(test) == len(images) == 50
+    assert {f[:8] for f in train.files}.isdisjoint({f[:8] for f in test.files})
 
 
 def test_examples_that_repeat_count_once():

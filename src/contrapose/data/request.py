@@ -131,15 +131,18 @@ class Request:
         return hold_out(replace(train, group=together), share, seed, together)
 
     def together(self, images: ImageSet, also: ImageSet | None = None) -> Int[Tensor, " N"] | None:
-        """Which images belong together, as copies or by `groups`; None where each is alone.
+        """Which images belong together, as copies, by `groups` or by their own `group`; None where
+        each is alone.
 
         also: the images of another split, which a table of groups may list too.
         """
         group = np.arange(len(images))
         if self.copies_together:
             group = copies(images).group.numpy()
+        known = [] if images.group is None else [as_places(images.group.numpy())]
         if self.groups is not None:
-            told = as_places(groups_told(images, self.groups, also))
+            known.append(as_places(groups_told(images, self.groups, also)))
+        for told in known:
             group = joined(group, np.stack([np.arange(len(images)), told], axis=1))
         return None if len(np.unique(group)) == len(group) else torch.from_numpy(group)
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose import api, recipes
-from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, balanced, few_labels, hold_out
+from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, balanced, few_labels
 from contrapose.encoders import Encoder, linear, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded, embed, embed_views
@@ -189,7 +189,7 @@ def both_splits(
                 f"{train.name}: its test split has other classes than its training split"
             )
     except NoSuchSplit:
-        train, test = hold_out(train, HELD_OUT, seed=0)
+        train, test = asked.divided(train, HELD_OUT, seed=0)
     train = train if subset is None else balanced(train, subset)
     return train, test if test_subset is None else balanced(test, test_subset)
 

@@ -14,7 +14,7 @@ file.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 
 from contrapose import api, experiments, recipes
-from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, evenly, hold_out
+from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, evenly
+from contrapose.data.copies import as_places, groups_told
 from contrapose.errors import UserError
 from contrapose.experiments import measures as standard
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
@@ -148,7 +149,11 @@ def opened(split: str, *, data: Mapping[str, Any], most: int) -> ImageSet:
     """At most so many images of the training split; there is no other, so a fifth is held out."""
     if split != "train":
         raise NoSuchSplit("a search holds out images of the training split")
-    found = Request(**data).open("train")
+    request = Request(**data)
+    found = request.open("train")
+    if request.groups is not None:
+        told = as_places(groups_told(found, request.groups))
+        found = replace(found, group=torch.from_numpy(told))
     return found if len(found) <= most else found.subset(evenly(len(found), most))
 
 
@@ -190,7 +195,7 @@ def prepared(
     asked = Request.of(data, **how)
     source = asked.open("train")
     source = source if len(source) <= images else source.subset(evenly(len(source), images))
-    kept, _ = hold_out(source, HELD_OUT, seed=0)
+    kept, _ = asked.divided(source, HELD_OUT, seed=0)
     chosen = recipes.recipe_for(recipe, source.size, source.channels)
     for t in (grid[0], grid[-1]):
         loop.check(api.changed(chosen, kept, encoder, epochs, None, t, 0, changes), kept)
