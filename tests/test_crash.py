@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import contrapose
 from contrapose import api, augment, encoders, losses
@@ -167,6 +168,27 @@ def test_damaged_weights_are_read_from_the_file_that_is_good(run, finished, caps
         file.write_bytes(b"half")
     with pytest.raises(ValueError, match=r"encoder\.safetensors is damaged"):
         Encoder.load(run)
+
+
+NAMED = '{"backbone": "%s", "head": "contrapose.encoders.none"}'
+
+
+@pytest.mark.parametrize(
+    "written, says",
+    [
+        ("{", "Expecting property name"),
+        ("[]", "not an object"),
+        ('{"backbone": "x"}', "lacks head"),
+        (NAMED % "os.system", "not a function of this"),
+        (NAMED % "contrapose.encoders.resnet18", "holds other weights than its backbone"),
+    ],
+)
+def test_an_encoder_file_of_another_shape_is_named(run, written, says):
+    weights, _, _ = read_weights(run)
+    file = run.parent / "other.safetensors"
+    save_file(weights, file, metadata={"encoder": written})
+    with pytest.raises(UserError, match=rf"other\.safetensors.*{says}"):
+        Encoder.load(file)
 
 
 def test_a_finished_run_whose_checkpoints_were_removed_is_finished(run, finished, digits):

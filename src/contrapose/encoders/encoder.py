@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from contrapose.encoders.weights import FINAL, read_weights
 from contrapose.errors import UserError
+from contrapose.files import conform
 from contrapose.partials import describe, revive
 
 
@@ -73,11 +74,22 @@ class Encoder(nn.Module):
         written = metadata.get("encoder")
         if written is None:
             raise UserError(f"{file} names no architecture; was it written by contrapose?")
-        architecture = json.loads(written)
-        mean, std = (weights[name].tolist() for name in ("mean", "std"))
-        backbone, head = (revive(architecture[part], own) for part in ("backbone", "head"))
-        encoder = cls.build(backbone, head, mean, std)
-        encoder.load_state_dict(weights)
+        try:
+            architecture = conform(
+                json.loads(written), {"backbone": str | dict, "head": str | dict}, "architecture"
+            )
+            mean, std = (weights[name].tolist() for name in ("mean", "std"))
+            backbone, head = (revive(architecture[part], own) for part in ("backbone", "head"))
+            encoder = cls.build(backbone, head, mean, std)
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            raise UserError(f"{file} holds no encoder that can be built: {error}") from error
+        try:
+            encoder.load_state_dict(weights)
+        except RuntimeError as error:  # torch lists every weight
+            raise UserError(
+                f"{file} holds other weights than its backbone and head have: "
+                f"{architecture['backbone']}, {architecture['head']}"
+            ) from error
         return encoder.eval()
 
     def to_bytes(self, final_step: int | None = None) -> bytes:
