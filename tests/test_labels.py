@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from contrapose.data import ImageSet, open_images
+from contrapose.data import ImageSet, Request, open_images
 from contrapose.data.labels import encode
 
 random = np.random.default_rng(0)
@@ -197,6 +197,15 @@ def test_a_column_of_a_table_is_asked_for_by_name(folder: Path) -> None:
         by_table(folder, text, label_column="size")
 
 
+def test_a_column_that_nothing_has_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"label_column='x': .*set has no columns"):
+        open_images(folder, label_column="x")
+    with pytest.raises(ValueError, match=r"image_column='x': .*set has no columns"):
+        open_images(folder, image_column="x", labels=[0, 1, 0, 1])
+    with pytest.raises(ValueError, match="label_column='x': these labels have no columns"):
+        open_images(folder, label_column="x", labels=[0, 1, 0, 1])
+
+
 # ---- arrays
 
 
@@ -353,3 +362,15 @@ def test_several_labels_are_a_matrix_however_they_are_told(folder: Path, told_as
     assert images.subset(torch.tensor([1, 0])).labels.tolist() == [[0, 1], [1, 1]]
     other = open_images(folder, labels=1 - np.nan_to_num(matrix))
     assert other.fingerprint != images.fingerprint
+
+
+def test_the_column_of_a_table_for_train_is_not_asked_of_the_test_split(folder: Path) -> None:
+    for name in ("train/1.png", "train/2.png", "test/1.png"):
+        path = folder.parent / "parts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png())
+    table = folder.parent / "labels.csv"
+    table.write_text("file,breed,colour\n1.png,cat,red\n2.png,dog,red\n")
+    request = Request(folder.parent / "parts", labels=table, label_column="breed")
+    assert told(request.open("train")) == ["cat", "dog"]
+    assert request.open("test").label is None

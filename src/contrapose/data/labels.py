@@ -21,6 +21,7 @@ from contrapose.data.label_table import read_table
 from contrapose.data.numpy_files import read_npy
 
 UNLABELLED = -1
+TABLES = (".csv", ".tsv", ".txt")
 NO_LABEL = frozenset(
     {"", "-1", "-1.0", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "NaT"}
 )  # not `none` and `NA`, which are classes somewhere (no defect; Namibia)
@@ -92,6 +93,9 @@ def told(
     labels: object, names: Sequence[str], column: str | None = None
 ) -> tuple[Any, str, dict[str, int]]:
     """(the labels as they were given or stand in the file, what to call them, what to say)."""
+    table = isinstance(labels, str | Path) and Path(labels).suffix.lower() in TABLES
+    if column is not None and not table:
+        raise ValueError(f"label_column={column!r}: these labels have no columns; it is for a .csv")
     if not isinstance(labels, str | Path):
         return labels, "labels", {}
     path = Path(labels).expanduser()
@@ -100,7 +104,7 @@ def told(
         raise FileNotFoundError(f"labels={str(labels)!r}: no such file; use a .npy or a .csv")
     if not path.is_file():
         raise ValueError(f"{what}: not a plain file; save the labels as a .npy or a .csv")
-    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+    if table:
         words, notes = read_table(path, names, column)
         return numbers(words), what, notes
     if path.suffix.lower() == ".npy":

@@ -91,14 +91,26 @@ def open_images(
         return open_call(
             source, split, again, size=size, channels=channels, rgb=three, value_range=over
         )
+    columns = {
+        "label_column": None if labels is not None else label_column,
+        "image_column": image_column,
+    }
+    of_shards: list[Path] = []
+
+    def read(path: Path, split: str) -> Listing:
+        of_shards.append(path)
+        return from_parquet(path, split, memory, **columns)
+
     if isinstance(source, str | PathLike):
-        read = partial(
-            from_parquet, memory=memory, label_column=label_column if labels is None else None,
-            image_column=image_column,
-        )  # fmt: skip
         name, listing = _from_name(str(source), split, root, download, read, channels)
     else:
         name, listing = "array", _from_values(source, split, channels)
+    for argument, column in columns.items():
+        if column is not None and not of_shards:
+            raise UserError(
+                f"{argument}={column!r}: {name} has no columns; it is for Parquet"
+                f"{', and for labels in a .csv' if argument == 'label_column' else ''}"
+            )
     if labels is not None:
         listing = _relabel(listing, labels, label_column)
     return load(

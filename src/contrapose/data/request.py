@@ -215,9 +215,12 @@ class Request:
         if callable(self.source):
             found: ImageSet = self.source(split=split)
             return found
+        # labels that were told apart are those of train, and so is the column of their table
+        elsewhere = self.labels is not None and split != "train"
         return open_images(
             self.source, split=split, size=self.size, channels=self.channels,
-            labels=self.labels if split == "train" else None, label_column=self.label_column,
+            labels=self.labels if split == "train" else None,
+            label_column=None if elsewhere else self.label_column,
             image_column=self.image_column, value_range=self.value_range, rgb=self.rgb,
             max_pixels=self.max_pixels, download=self.download, max_bad_share=self.max_bad_share,
         )  # fmt: skip
