@@ -99,7 +99,7 @@ def main() -> None:
                 "--encoder, or --set chunk=64, which bounds a batch by time in place of memory",
                 2,
             )
-        if isinstance(error, ValueError | OSError | ImportError | ArithmeticError):
+        if isinstance(error, UserError | OSError | ImportError | ArithmeticError):
             _stop(str(error), 2)
         traceback.print_exc()
         _stop(

@@ -23,6 +23,7 @@ from contrapose.data import ImageSet, open_images
 from contrapose.data.labels import encode
 from contrapose.data.values import ValueRange, as_range, learnt_range, scaled
 from contrapose.encoders import Encoder
+from contrapose.errors import UserError
 from contrapose.evaluation.embed import embed
 from contrapose.machine import choose_device
 from contrapose.recipes import recipe_for
@@ -71,7 +72,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def fit(self, X: Any, y: Any = None) -> "ContrastiveEncoder":
         if self.features not in ("h", "z"):
-            raise ValueError(f"features={self.features!r}: use 'h' or 'z'")
+            raise UserError(f"features={self.features!r}: use 'h' or 'z'")
         array = self._check(X, reset=True)
         over = as_range(self.value_range)
         if over is None:
@@ -126,7 +127,7 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self, X, reset=reset, allow_nd=True, ensure_min_samples=least
         )
         if array.ndim not in (2, 3, 4):
-            raise ValueError(
+            raise UserError(
                 f"X has shape {array.shape}; images are [n pixels], [n H W], [n H W C] or [n C H W]"
             )
         return array

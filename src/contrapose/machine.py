@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from contrapose.errors import UserError
 from contrapose.version import __version__
 
 
@@ -34,18 +35,18 @@ def choose_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
     if device != "cpu" and (kind != "cuda" or (":" in device and not number.isdecimal())):
-        raise ValueError(f"--device {device}: use auto, cpu, cuda or cuda:N")
+        raise UserError(f"--device {device}: use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+        raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
     if number and int(number) >= torch.cuda.device_count():
-        raise ValueError(f"--device {device}: there are {torch.cuda.device_count()}, from 0")
+        raise UserError(f"--device {device}: there are {torch.cuda.device_count()}, from 0")
     return device
 
 
 def choose_bf16(precision: str, device: str) -> bool:
     """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
     if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"--precision {precision}: use auto, fp32 or bf16")
+        raise UserError(f"--precision {precision}: use auto, fp32 or bf16")
     if precision != "auto":
         return precision == "bf16"
     if device.startswith("cuda"):

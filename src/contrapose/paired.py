@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from contrapose.errors import UserError
+
 CLEAR = 0.05  # two-sided p below which two accuracies are said to differ
 
 
@@ -59,7 +61,7 @@ def difference(
 
     n = len(a)
     if len(b) != n or n == 0 or (group is not None and len(group) != n):
-        raise ValueError(f"difference: {n} and {len(b)} images; give the same images, one at least")
+        raise UserError(f"difference: {n} and {len(b)} images; give the same images, one at least")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     value = (only_a - only_b) / n
@@ -104,7 +106,7 @@ def unpacked(text: str, n: int) -> Bool[np.ndarray, " N"]:
     """The first n bits of what `packed` wrote; ValueError where there are fewer."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
     if len(bits) < n:
-        raise ValueError(f"{len(bits)} bits for {n} images")
+        raise UserError(f"{len(bits)} bits for {n} images")
     return bits[:n].astype(bool)
 
 

@@ -83,7 +83,7 @@ def describe(value: Any) -> Any:
         return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, functools.partial):
         if value.args:
-            raise ValueError(f"{value}: give its arguments by name; positions have none to note")
+            raise UserError(f"{value}: give its arguments by name; positions have none to note")
         return {"call": describe(value.func), **{k: describe(v) for k, v in value.keywords.items()}}
     if callable(value):
         named = value if hasattr(value, "__qualname__") else type(value)
@@ -117,7 +117,7 @@ def revive(described: Any, own: types.ModuleType | None = None) -> Any:
             if not any(_fits(value, each) for each in _kinds(kind)):
                 raise UserError(f"{described['call']}: {name} is {value!r}, not {_words(kind)}")
         return functools.partial(function, **keywords)
-    raise ValueError(f"{described!r} describes no function: expected a name, or {{'call': name}}")
+    raise UserError(f"{described!r} describes no function: expected a name, or {{'call': name}}")
 
 
 def up_to_date(described: Any) -> Any:
@@ -169,7 +169,7 @@ def assign(recipe: Any, path: str, text: str) -> Any:
     name, _, argument = path.partition(".")
     fields = [f.name for f in dataclasses.fields(recipe)]
     if name not in fields:
-        raise ValueError(f"--set {path}={text}: the recipe has no {unknown(name, fields)}")
+        raise UserError(f"--set {path}={text}: the recipe has no {unknown(name, fields)}")
     value = getattr(recipe, name)
     if not argument:
         field = next(f for f in dataclasses.fields(recipe) if f.name == name)
@@ -185,13 +185,13 @@ def assign(recipe: Any, path: str, text: str) -> Any:
         field = next(f for f in dataclasses.fields(recipe) if f.name == name)
         like = field.metadata.get("like", "").rpartition(".")[2]
         hint = f"; put --set {name}={like} before it, for instance" if like else ""
-        raise ValueError(
+        raise UserError(
             f"--set {path}={text}: {name} is a value ({value!r}) without arguments{hint}"
         )
     partial = value if isinstance(value, functools.partial) else functools.partial(value)
     settable = arguments(partial.func)
     if argument not in settable and not _takes_any(partial.func):
-        raise ValueError(
+        raise UserError(
             f"--set {path}={text}: {partial.func.__name__} has no {unknown(argument, settable)}"
         )
     new = parse(text, settable.get(argument, Any), f"--set {path}={text}")
@@ -222,8 +222,8 @@ def parse(text: str, annotation: Any, request: str) -> Any:
     wanted = " or ".join(getattr(k, "__name__", str(k)) for k in _alternatives(annotation))
     if typing.get_origin(annotation) is typing.Literal:
         values = map(str, typing.get_args(annotation))
-        raise ValueError(f"{request}: there is no {unknown(text, values)}")
-    raise ValueError(f"{request}: {text!r} is not of type {wanted}")
+        raise UserError(f"{request}: there is no {unknown(text, values)}")
+    raise UserError(f"{request}: {text!r} is not of type {wanted}")
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
@@ -306,14 +306,12 @@ def _other_function(value: Any, path: str, text: str, metadata: Mapping[str, Any
     kept = value.keywords if isinstance(value, functools.partial) else {}
     home = _home(current)
     if home is None:
-        raise ValueError(
-            f"--set {path}={text}: {path} is your own function; change it in your file"
-        )
+        raise UserError(f"--set {path}={text}: {path} is your own function; change it in your file")
     choices = alike(current)
     if metadata.get("any"):
         choices |= public_functions(importlib.import_module(home))
     if text not in choices:
-        raise ValueError(f"--set {path}={text}: {home} has no {unknown(text, choices)}")
+        raise UserError(f"--set {path}={text}: {home} has no {unknown(text, choices)}")
     names = arguments(choices[text]) if metadata.get("keep", True) else {}
     return functools.partial(choices[text], **{k: v for k, v in kept.items() if k in names})
 
@@ -332,7 +330,7 @@ def _function(name: str, own: types.ModuleType | None) -> Callable[..., Any]:
         function = getattr(importlib.import_module(module), attribute, None)
         if inspect.isfunction(function) and not attribute.startswith("_") and _home(function):
             return function
-    raise ValueError(
+    raise UserError(
         f"{name!r} is not a function of this library, so it is not called from a file. "
         "If it is your own, give the recipe file again with --recipe FILE.py"
     )

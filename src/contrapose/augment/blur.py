@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from contrapose.augment.draw import chance, uniform
 from contrapose.augment.resample import multiply
+from contrapose.errors import UserError
 
 SMALL = 64  # px; up to this side a CPU multiplies by whole matrices
 
@@ -36,7 +37,7 @@ class Blur:
         appendix A). Raises ValueError unless 0 < sigma[0] <= sigma[1] and 0 <= p <= 1.
         """
         if not 0 < sigma[0] <= sigma[1]:
-            raise ValueError(f"Blur.draw: asked for sigma={sigma} px; use 0 < low <= high")
+            raise UserError(f"Blur.draw: asked for sigma={sigma} px; use 0 < low <= high")
         width = uniform(count, *sigma, generator)
         return Blur(
             sigma=torch.where(chance(count, p, generator), width, 0.0), radius=side // 10 // 2

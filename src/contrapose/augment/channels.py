@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
+from contrapose.errors import UserError
+
 
 def on_channels(
     pixels: Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"],
@@ -21,7 +23,7 @@ def on_channels(
     ValueError where there are fewer channels.
     """
     if not 1 <= channels <= pixels.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"on_channels: views of {channels} channels, but the images have {pixels.shape[1]}"
         )
     seen = views(pixels[:, :channels], generator, size=size)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from contrapose.augment.draw import chance, uniform
+from contrapose.errors import UserError
 
 RGB = tuple[int, int, int]
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -53,7 +54,7 @@ class Jitter:
         """
         strengths = (brightness, contrast, saturation)
         if min(strengths) < 0 or not 0 <= hue <= 0.5:
-            raise ValueError(
+            raise UserError(
                 f"Jitter.draw: asked for brightness, contrast, saturation = {strengths}, hue={hue};"
                 " use strengths >= 0 and 0 <= hue <= 0.5"
             )
@@ -219,7 +220,7 @@ class Solarise:
 def _on_three(step: Callable[[Tensor], None], image: Tensor, rgb: RGB, what: str) -> None:
     """`step` of these three channels, as red, green and blue; the others stay."""
     if len(set(rgb)) != 3 or not all(0 <= c < image.shape[1] for c in rgb):
-        raise ValueError(
+        raise UserError(
             f"{what}: rgb={rgb} of images with {image.shape[1]} channels; name three different ones"
             f" from 0 to {image.shape[1] - 1}"
         )
@@ -230,7 +231,7 @@ def _on_three(step: Callable[[Tensor], None], image: Tensor, rgb: RGB, what: str
 
 def _check(image: Tensor, what: str) -> None:
     if image.shape[1] not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"{what}: asked to change the colour of {image.shape[1]} channels; name those that are"
             " red, green and blue, counted from 0 (--rgb 3,2,1, rgb=(3, 2, 1)), or take views"
             " without colour (--set views=crop_flip)"

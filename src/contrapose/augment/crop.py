@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from contrapose.augment.draw import uniform
 from contrapose.augment.resample import Filter, gather_rows, matrix, multiply, taps
+from contrapose.errors import UserError
 
 ATTEMPTS = 10  # boxes tried before the centre is taken, as in torchvision
 SMALL = 64  # px; up to this side a CPU is faster with whole matrices than with taps
@@ -29,9 +30,9 @@ def draw_box(
     Raises ValueError unless 0 < area[0] <= area[1] and 0 < ratio[0] <= ratio[1].
     """
     if not 0 < area[0] <= area[1]:
-        raise ValueError(f"draw_box: asked for area={area}; use 0 < low <= high")
+        raise UserError(f"draw_box: asked for area={area}; use 0 < low <= high")
     if not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"draw_box: asked for ratio={ratio}; use 0 < low <= high")
+        raise UserError(f"draw_box: asked for ratio={ratio}; use 0 < low <= high")
     share = uniform(count, *area, generator, ATTEMPTS) * (height * width)
     aspect = uniform(count, math.log(ratio[0]), math.log(ratio[1]), generator, ATTEMPTS).exp()
     place = uniform(count, 0.0, 1.0, generator, 2)
@@ -67,9 +68,9 @@ def draw_box_tf(
     Raises ValueError unless 0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1].
     """
     if not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f"draw_box_tf: asked for area={area}; use 0 < low <= high <= 1")
+        raise UserError(f"draw_box_tf: asked for area={area}; use 0 < low <= high <= 1")
     if not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"draw_box_tf: asked for ratio={ratio}; use 0 < low <= high")
+        raise UserError(f"draw_box_tf: asked for ratio={ratio}; use 0 < low <= high")
     smallest, largest = (share * height * width for share in area)
     aspect = uniform(count, *ratio, generator, ATTEMPTS)
     low, high = ((size / aspect).sqrt().round() for size in (smallest, largest))
@@ -113,7 +114,7 @@ def resized_crop(
     overshoots); uint8 input counts 255 as 1. Raises ValueError when size < 1.
     """
     if size < 1:
-        raise ValueError(f"resized_crop: asked for size={size} px; use at least 1")
+        raise UserError(f"resized_crop: asked for size={size} px; use at least 1")
     if image.device.type != "cpu" or max(size, *image.shape[2:]) <= SMALL:
         out = _crop_by_matrix(image, box, size, flip, filter)
     else:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from contrapose.errors import UserError
+
 
 def uniform(
     count: int, low: float, high: float, generator: Generator, *more: int
@@ -20,5 +22,5 @@ def uniform(
 def chance(count: int, p: float, generator: Generator) -> Bool[Tensor, "B"]:
     """True with probability p for each image. Raises ValueError unless 0 <= p <= 1."""
     if not 0 <= p <= 1:
-        raise ValueError(f"chance: asked for probability p={p}; use 0 <= p <= 1")
+        raise UserError(f"chance: asked for probability p={p}; use 0 <= p <= 1")
     return torch.rand(count, generator=generator, device=generator.device) < p

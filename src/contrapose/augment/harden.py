@@ -13,6 +13,7 @@ from contrapose.augment.blur import Blur
 from contrapose.augment.colour import RGB, Grayscale, Jitter
 from contrapose.augment.crop import draw_box, resized_crop
 from contrapose.augment.policies import Image
+from contrapose.errors import UserError
 
 
 def hardened(
@@ -39,9 +40,9 @@ def hardened(
     """
     height, width = image.shape[2:]
     if not 0 <= 2 * border < min(height, width):
-        raise ValueError(f"hardened: border={border} px of images of {height} x {width} px")
+        raise UserError(f"hardened: border={border} px of images of {height} x {width} px")
     if not 0 < area <= 1 or not 0 <= blur <= 1:
-        raise ValueError(f"hardened: area={area}, blur={blur}; give shares, area above 0")
+        raise UserError(f"hardened: area={area}, blur={blur}; give shares, area above 0")
     n = len(image)
     if border:
         image = image[:, :, border : height - border, border : width - border]
@@ -72,7 +73,7 @@ def blanked(
 ) -> Float[Tensor, "B C size size"]:
     """`views` with these channels set to 0, counted from 0. ValueError for one that is missing."""
     if not all(0 <= c < image.shape[1] for c in channels):
-        raise ValueError(
+        raise UserError(
             f"blanked: channels={tuple(channels)} of images with {image.shape[1]} channels"
         )
     view = views(image, generator, size=size)

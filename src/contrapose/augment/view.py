@@ -12,6 +12,7 @@ from contrapose.augment.chunks import in_pieces, room
 from contrapose.augment.colour import Jitter
 from contrapose.augment.crop import resized_crop
 from contrapose.augment.resample import Filter
+from contrapose.errors import UserError
 
 
 @runtime_checkable
@@ -86,7 +87,7 @@ def views(
     One call of the policy on n copies of the batch. Raises ValueError when n < 1.
     """
     if n < 1:
-        raise ValueError(f"views: asked for n={n} views of an image; use at least 1")
+        raise UserError(f"views: asked for n={n} views of an image; use at least 1")
     if image.device.type == "cpu":
         kind = np.uint8 if image.dtype == torch.uint8 else np.float32
         copies = room((n, *image.shape), kind).copy_(image).flatten(0, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from contrapose.bench import contenders as by
+from contrapose.errors import UserError
 from contrapose.partials import unknown
 
 DIM = 128
@@ -270,5 +271,5 @@ def chosen(only: Sequence[str]) -> list[Case]:
     """The cases named, or all; ValueError that names the nearest for an unknown one."""
     for name in only:
         if name not in CASES:
-            raise ValueError(f"bench --only {name}: no case {unknown(name, CASES)}")
+            raise UserError(f"bench --only {name}: no case {unknown(name, CASES)}")
     return [case for name, case in CASES.items() if name in (only or CASES)]

@@ -17,6 +17,7 @@ from contrapose.bench.limits import DEADLINE, PACKAGES, SHARE, present, unfit
 from contrapose.bench.measure import Measured, Settings, answer, ceiling, memory, once, times
 from contrapose.bench.page import pages
 from contrapose.bench.record import Record
+from contrapose.errors import UserError
 from contrapose.files import as_json_bytes, replace_file, said_of, unfinished
 from contrapose.machine import choose_bf16, choose_device, cores, environment, free_memory
 
@@ -46,12 +47,12 @@ def bench(
     cases = chosen(only)
     least = max(case.smallest for case in cases)
     if any(n < least or n % 2 for n in sizes):
-        raise ValueError(
+        raise UserError(
             f"bench --sizes {','.join(map(str, sizes))}: use even sizes of at least {least}, which "
             f"every case asked for can do ({', '.join(case.name for case in cases)})"
         )
     if repeats < 1 or (threads is not None and threads < 1):
-        raise ValueError(f"bench --repeats {repeats} --threads {threads}: use at least 1")
+        raise UserError(f"bench --repeats {repeats} --threads {threads}: use at least 1")
     device = choose_device(device)
     settings = Settings(
         device=device,

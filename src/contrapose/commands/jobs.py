@@ -12,6 +12,7 @@ from rich.text import Text
 
 from contrapose import experiments
 from contrapose.commands.console import console
+from contrapose.errors import UserError
 from contrapose.experiments.form import Experiment
 from contrapose.experiments.running.collect import collect
 from contrapose.experiments.running.engine import Standing, errors, reproduce
@@ -144,7 +145,7 @@ def print_experiments() -> None:
 def _resource(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"--resource {text}: write it as KEY=VALUE, such as timeout_min=600")
+        raise UserError(f"--resource {text}: write it as KEY=VALUE, such as timeout_min=600")
     for kind in (int, float):
         try:
             number = kind(value)

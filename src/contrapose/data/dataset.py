@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from contrapose.data.composed.parts import features_of
 from contrapose.data.images import ImageSet
+from contrapose.errors import UserError
 
 
 class Images(Dataset[tuple[Any, dict[str, int]]]):
@@ -29,7 +30,7 @@ class Images(Dataset[tuple[Any, dict[str, int]]]):
         every = features_of(images)
         missing = sorted(set(features or ()) - every.keys())
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{images.name}: no feature {missing[0]!r}; it has {', '.join(every) or 'none'}"
             )
         self.images, self.transform = images, transform

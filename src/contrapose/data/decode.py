@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from contrapose.data import tiff
 from contrapose.data.values import Scaled, ValueRange, is_deep, scaled
+from contrapose.errors import UserError
 
 Fit = Literal["crop", "pad"]
 BinaryFile = io.BytesIO | io.BufferedReader
@@ -212,13 +213,13 @@ def from_values(
         alpha = False
     made = scaled((x[..., :-1] if alpha else x)[None], how.over, nodata)
     if made.empty[0]:
-        raise ValueError(EMPTY)
+        raise UserError(EMPTY)
     pixels = upright(made.pixels[0], orientation)
     notes = said_of(made, 0) if is_deep(x.dtype) else ()
     if channels not in (1, 3) or pixels.shape[2] not in (1, 3):
         planes = [Image.fromarray(np.ascontiguousarray(p)) for p in np.moveaxis(pixels, 2, 0)]
         if len(planes) < channels:
-            raise ValueError(f"it has {len(planes)} channels, not {channels}")
+            raise UserError(f"it has {len(planes)} channels, not {channels}")
         return np.stack([np.asarray(_fitted(p, side, how.fit)) for p in planes[:channels]]), notes
     if alpha:
         opaque = _eight_bit(upright(x[..., -1:], orientation))
@@ -257,7 +258,7 @@ def _start(file: BinaryFile) -> bytes:
     file.seek(0)
     start = file.read(32)
     if not start:
-        raise ValueError("the file is empty")
+        raise UserError("the file is empty")
     file.seek(0)
     return start
 
@@ -312,7 +313,7 @@ def _deep_png(file: BinaryFile, alpha: bool) -> _Values:
     for suffix in ("16B", "16L"):
         with open_image(file) as image:
             if image.tile[0].args != f"{image.mode};16B":  # type: ignore[attr-defined]
-                raise ValueError("grey of 16 bits with transparency; save it without transparency")
+                raise UserError("grey of 16 bits with transparency; save it without transparency")
             image.tile = [t._replace(args=f"{image.mode};{suffix}") for t in image.tile]  # type: ignore[attr-defined]
             orientation = image.getexif().get(_ORIENTATION, 1)
             planes.append(np.asarray(image).astype(np.uint16))

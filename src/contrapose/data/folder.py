@@ -21,6 +21,7 @@ from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import UNLABELLED
 from contrapose.data.load import Encoded, Listing
 from contrapose.data.walk import Found, holds_images, readable, subfolders, walk
+from contrapose.errors import UserError
 
 SPLITS = {
     "train": ("train", "training"),
@@ -139,11 +140,11 @@ def _report_nothing(part: Path, found: Found) -> None:
         return
     if found.skipped:
         first = found.skipped[0]
-        raise ValueError(f"{part}: no readable image; {first.path} is {first.reason}")
+        raise UserError(f"{part}: no readable image; {first.path} is {first.reason}")
     if not found.ignored:
-        raise ValueError(f"{part}: the folder is empty; put images in it, or name another")
+        raise UserError(f"{part}: the folder is empty; put images in it, or name another")
     listed = ", ".join(f"{n:,} {suffix}" for suffix, n in found.ignored.most_common(5))
-    raise ValueError(
+    raise UserError(
         f"{part}: no image in the folder or below, only {listed};"
         f" readable are {' '.join(sorted(SUFFIXES))}"
     )

@@ -150,7 +150,7 @@ class OnAccess:
             failed, _ = self.source.squares(wanted[chunk.start : chunk.stop], part, self.how)
             for place, error in failed.items():
                 name = self.source.name(wanted[chunk.start + place])
-                raise ValueError(
+                raise UserError(
                     f"{name}: its header was readable but decoding failed ({reason(error)});"
                     " repair or remove the file and open the set again"
                 ) from error

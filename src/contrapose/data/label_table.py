@@ -12,6 +12,7 @@ from pathlib import Path
 
 from contrapose.data.file_names import FileNames
 from contrapose.data.text_files import read_text
+from contrapose.errors import UserError
 
 FILE_HEADS = frozenset(
     "file files filename file_name filenames path filepath file_path image images image_path"
@@ -39,7 +40,7 @@ def read_table(
     rows = _rows(path, text, images)
     notes = {} if encoding is None else {f"lines of {path.name} read as {encoding}": len(rows)}
     if not any(row.cells for row in rows):
-        raise ValueError(f"{_at(path)}: the file is empty")
+        raise UserError(f"{_at(path)}: the file is empty")
     if max(len(row.cells) for row in rows) == 1:
         return _one_a_line(path, rows, len(names), column), notes
     rows = [row for row in rows if row.cells]
@@ -51,7 +52,7 @@ def read_table(
     for row, i in zip(rows, place, strict=True):
         word = row.cells[label]
         if i in line and words[i] != word:
-            raise ValueError(
+            raise UserError(
                 f"{_at(path, row.line)}: {row.cells[file]!r} has the label {word!r}, but"
                 f" {words[i]!r} on line {line[i]}; keep one of them"
             )
@@ -84,7 +85,7 @@ def _rows(path: Path, text: str, images: FileNames) -> list[_Row]:
             return cut[","]
         rows = [row for row in cut[max(uneven, key=text.count)] if row.cells]
         other = next(row for row in rows if len(row.cells) != len(rows[0].cells))
-        raise ValueError(
+        raise UserError(
             f"{_at(path, other.line)}: {len(other.cells)} columns, but {len(rows[0].cells)} on line"
             f" {rows[0].line}; put quotes around a label that holds the delimiter"
         )
@@ -106,7 +107,7 @@ def _cut(path: Path, text: str, delimiter: str) -> list[_Row]:
             stripped = [cell.strip() for cell in cells]
             rows.append(_Row(reader.line_num, stripped if any(stripped) else []))
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{_at(path, max(1, reader.line_num))}: {error}; check the quotes"
         ) from None
     while rows and not rows[-1].cells:
@@ -127,14 +128,14 @@ def _one_a_line(path: Path, rows: list[_Row], n: int, column: str | None) -> lis
     heads = LABEL_HEADS | ({column.lower()} if column else set())
     headed = full[0].lower() in heads and full.count(full[0]) == 1
     if column is not None and full[0] != column:
-        raise ValueError(f"{_at(path, 1)}: no column {column!r}; the heading is {full[0]!r}")
+        raise UserError(f"{_at(path, 1)}: no column {column!r}; the heading is {full[0]!r}")
     for words in (every, full):
         if len(words) == n + 1:
             return words[1:]
         if len(words) == n and not headed:
             return words
     count = len(every) - headed
-    raise ValueError(f"{_at(path)}: {count:,} labels for {n:,} images; expected one for each")
+    raise UserError(f"{_at(path)}: {count:,} labels for {n:,} images; expected one for each")
 
 
 def _columns(
@@ -154,7 +155,7 @@ def _columns(
     if not headed:
         if column is not None or len(head) != 2:
             asked = f"asked for column {column!r}, but" if column else f"{len(head)} columns, but"
-            raise ValueError(
+            raise UserError(
                 f"{_at(path, rows[0].line)}: {asked} no heading names them; put a line such as"
                 " `file,label` on top"
             )
@@ -163,12 +164,12 @@ def _columns(
     if column is not None:
         if rows[0].cells.count(column) != 1:
             problem = "no column" if column not in rows[0].cells else "two columns"
-            raise ValueError(f"{_at(path, 1)}: {problem} {column!r}; the columns are {listed}")
+            raise UserError(f"{_at(path, 1)}: {problem} {column!r}; the columns are {listed}")
         return file, rows[0].cells.index(column), body
     usual = [k for k, cell in enumerate(head) if cell in LABEL_HEADS and k != file]
     label = usual[0] if len(usual) == 1 else 1 - file if len(head) == 2 else None
     if label is None:
-        raise ValueError(
+        raise UserError(
             f"{_at(path, 1)}: which of the columns {listed} holds the labels? Say so with"
             " --label-column NAME (label_column=)"
         )
@@ -190,7 +191,7 @@ def _places(
     for (line, file), matches in zip(files, found, strict=True):
         if len(matches) != 1:
             what = "several images" if matches else "no image"
-            raise ValueError(
+            raise UserError(
                 f"{_at(path, line)}: {file!r} names {what} of the set (whose first is"
                 f" {images.first!r})"
             )

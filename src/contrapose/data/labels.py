@@ -19,6 +19,7 @@ from torch import Tensor
 
 from contrapose.data.label_table import read_table
 from contrapose.data.numpy_files import read_npy
+from contrapose.errors import UserError
 
 UNLABELLED = -1
 TABLES = (".csv", ".tsv", ".txt")
@@ -45,7 +46,7 @@ def encode(
     """
     found = plain(y, what)
     if len(found) != n:
-        raise ValueError(f"{what}: {len(found):,} labels for {n:,} images; expected one for each")
+        raise UserError(f"{what}: {len(found):,} labels for {n:,} images; expected one for each")
     others = [plain(other, what) for other in also]
     if any(part.dtype.kind == "U" for part in (found, *others) if len(part)):
         found, *others = (_as_words(part) for part in (found, *others))
@@ -55,7 +56,7 @@ def encode(
         return label.long(), tuple(classes)
     if names is not None:
         if len(found) and found.max() >= len(names):
-            raise ValueError(
+            raise UserError(
                 f"{what}: class {int(found.max())} at position {int(found.argmax())}, but only"
                 f" {len(names)} class names (0 to {len(names) - 1})"
             )
@@ -95,7 +96,7 @@ def told(
     """(the labels as they were given or stand in the file, what to call them, what to say)."""
     table = isinstance(labels, str | Path) and Path(labels).suffix.lower() in TABLES
     if column is not None and not table:
-        raise ValueError(f"label_column={column!r}: these labels have no columns; it is for a .csv")
+        raise UserError(f"label_column={column!r}: these labels have no columns; it is for a .csv")
     if not isinstance(labels, str | Path):
         return labels, "labels", {}
     path = Path(labels).expanduser()
@@ -103,13 +104,13 @@ def told(
     if not path.exists():
         raise FileNotFoundError(f"labels={str(labels)!r}: no such file; use a .npy or a .csv")
     if not path.is_file():
-        raise ValueError(f"{what}: not a plain file; save the labels as a .npy or a .csv")
+        raise UserError(f"{what}: not a plain file; save the labels as a .npy or a .csv")
     if table:
         words, notes = read_table(path, names, column)
         return numbers(words), what, notes
     if path.suffix.lower() == ".npy":
         return read_npy(path, what), what, {}
-    raise ValueError(f"{what}: expected a .npy, .csv or .tsv file")
+    raise UserError(f"{what}: expected a .npy, .csv or .tsv file")
 
 
 def numbers(words: list[Any]) -> np.ndarray | list[Any]:
@@ -138,9 +139,9 @@ def _plain(y: np.ndarray, what: str) -> np.ndarray:
     if y.dtype.kind == "f":
         y = _of_floats(y, what)
     if y.dtype.kind not in "iu":
-        raise ValueError(f"{what}: values of type {y.dtype}; expected integers or strings")
+        raise UserError(f"{what}: values of type {y.dtype}; expected integers or strings")
     if len(y) and y.min() < UNLABELLED:
-        raise ValueError(
+        raise UserError(
             f"{what}: value {int(y.min())} at position {int(y.argmin())}; classes count from 0,"
             " and -1 means no label"
         )
@@ -156,11 +157,11 @@ def _one_axis(y: object, what: str) -> np.ndarray:
     try:
         array = y if isinstance(y, np.ndarray) else np.asarray(y)
     except ValueError:
-        raise ValueError(f"{what}: rows of different lengths; expected one label each") from None
+        raise UserError(f"{what}: rows of different lengths; expected one label each") from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        raise ValueError(f"{what}: shape {list(array.shape)}; expected one label for each, [N]")
+        raise UserError(f"{what}: shape {list(array.shape)}; expected one label for each, [N]")
     return array
 
 
@@ -169,7 +170,7 @@ def _of_objects(y: np.ndarray, what: str) -> np.ndarray:
     values = [None if _missing(value) else value for value in y.tolist()]
     kinds = {_kind(value, what, i) for i, value in enumerate(values) if value is not None}
     if len(kinds) > 1:
-        raise ValueError(f"{what}: {' and '.join(sorted(kinds))} mixed; use one of them")
+        raise UserError(f"{what}: {' and '.join(sorted(kinds))} mixed; use one of them")
     if kinds == {"strings"}:
         return np.array(["" if v is None else _word(v) for v in values], str)
     if kinds == {"bools"}:
@@ -200,7 +201,7 @@ def _kind(value: Any, what: str, i: int) -> str:
         return "numbers"
     if isinstance(value, float | np.floating | decimal.Decimal) and _whole(value):
         return "numbers"
-    raise ValueError(
+    raise UserError(
         f"{what}: {value!r} at position {i} is of type {type(value).__name__}; expected whole"
         " numbers or strings"
     )
@@ -216,7 +217,7 @@ def _of_floats(y: np.ndarray, what: str) -> np.ndarray:
     wrong = known & ~((np.abs(y) < 2**53) & (y == np.rint(y)))
     if wrong.any():
         first = int(wrong.argmax())
-        raise ValueError(
+        raise UserError(
             f"{what}: values of type {kind} such as {y[first]:g} at position {first}; expected"
             " whole numbers or strings"
         )

@@ -19,6 +19,7 @@ from contrapose.data.images import NoSuchSplit
 from contrapose.data.load import Listing
 from contrapose.data.parquet import shards
 from contrapose.data.split import stratified
+from contrapose.errors import UserError
 
 Read = Callable[[Path, str, bool], Listing]  # root, split, download
 ReadParquet = Callable[[Path, str], Listing]  # folder of shards, split
@@ -153,7 +154,7 @@ def from_named(
     if (root / name / "train").is_dir():
         return name, from_folder(root / name, split)
     if download and not entry.download:
-        raise ValueError(f"{name}: cannot be downloaded{_by_hand(name, root)}")
+        raise UserError(f"{name}: cannot be downloaded{_by_hand(name, root)}")
     try:
         listing = entry.read(root, split, download)
     except (FileNotFoundError, RuntimeError) as error:
@@ -179,7 +180,7 @@ def _parquet(name: str, root: Path) -> Path | None:
         return exact
     near = [p for p in sorted(root.glob(f"{name}-*")) if p.is_dir() and shards(p)]
     if len(near) > 1:
-        raise ValueError(
+        raise UserError(
             f"{name}: several sets of that name in {root}: {', '.join(p.name for p in near)};"
             " ask for one of these"
         )

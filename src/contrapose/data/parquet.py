@@ -33,6 +33,7 @@ from contrapose.data.parquet_columns import (
 )
 from contrapose.data.several import several
 from contrapose.data.walk import files_with, readable, walk
+from contrapose.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,9 @@ class _Column:
         names = self.path[chunk]
         name = names[row].as_py() if names is not None else None
         if not name:
-            raise ValueError("the row holds no image")
+            raise UserError("the row holds no image")
         if not (self.folder / name).resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"its path {name!r} leads out of the folder")
+            raise UserError(f"its path {name!r} leads out of the folder")
         return open(self.folder / name, "rb")
 
     def files(self) -> set[str]:
@@ -187,7 +188,7 @@ def _mapped(files: list[Path], column: str, size: int) -> list[Any]:
     """The column as an Arrow file in the cache folder, mapped into memory."""
     root = cache_root()
     if root is None:
-        raise ValueError(
+        raise UserError(
             f"{files[0].parent}: its images take {size / 2**30:.1f} GiB, more than `memory`, and"
             " CONTRAPOSE_CACHE=off leaves no place to map them from; raise one or the other"
         )

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contrapose.data.labels import plain
+from contrapose.errors import UserError
 
 IMAGE = ("image", "img", "images")
 LABEL = ("label", "labels", "fine_label", "class", "target")
@@ -36,7 +37,7 @@ def open_shard(file: Path) -> Any:
         with file.open("rb") as start:
             pointer = start.read(7) == b"version"
         why = "a Git LFS pointer; fetch the file itself" if pointer else str(error)
-        raise ValueError(f"{file}: not a whole Parquet file ({why})") from None
+        raise UserError(f"{file}: not a whole Parquet file ({why})") from None
 
 
 def read_column(file: Path, column: str) -> Any:
@@ -73,7 +74,7 @@ def choose(files: list[Path], *, image: str | None = None, label: str | None = N
     if chosen is None or chosen not in could:
         listed = ", ".join(f"{f.name} ({short(f.type)})" for f in first)
         asked = f"image_column={image!r}: " if image else ""
-        raise ValueError(
+        raise UserError(
             f"{files[0]}: {asked}no column of images; expected `image` as bytes or {{bytes, path}},"
             f" found {listed}"
         )
@@ -85,7 +86,7 @@ def choose(files: list[Path], *, image: str | None = None, label: str | None = N
         for column in (chosen, *([named] if named else [])):
             _once(file, schema, column)
         if named and _class_names(_features(schema), named) != _class_names(features, named):
-            raise ValueError(
+            raise UserError(
                 f"{file}: column {named!r} names other classes than in {files[0].name}; write the"
                 " shards with one list of classes"
             )
@@ -104,7 +105,7 @@ def labels_of(files: list[Path], column: str) -> np.ndarray:
             told.setdefault("words" if found.dtype.kind == "U" else "numbers", file)
         parts.append(found)
     if len(told) > 1:
-        raise ValueError(
+        raise UserError(
             f"column {column!r} holds words in {told['words']} and numbers in {told['numbers']};"
             " write the shards with one type"
         )
@@ -154,7 +155,7 @@ def _one(
         return asked
     found = next((names for names in (usual, marked, others) if names), [])
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"{file}: which of the columns {', '.join(found)} holds the {what}s? Say so with"
             f" --{what}-column NAME ({what}_column=)"
         )
@@ -166,9 +167,9 @@ def _one(
 def _once(file: Path, schema: Any, column: str) -> None:
     count = schema.names.count(column)
     if count == 0:
-        raise ValueError(f"{file}: no column {column!r}; it has {', '.join(schema.names)}")
+        raise UserError(f"{file}: no column {column!r}; it has {', '.join(schema.names)}")
     if count > 1:
-        raise ValueError(f"{file}: {count} columns are called {column!r}; rename or drop one")
+        raise UserError(f"{file}: {count} columns are called {column!r}; rename or drop one")
 
 
 def values_of(file: Path, column: str, values: Any) -> Any:
@@ -185,7 +186,7 @@ def values_of(file: Path, column: str, values: Any) -> Any:
     )  # fmt: skip
     view = str(kind) in ("string_view", "binary_view")
     if not view and not any(is_kind(kind) for is_kind in plain_kinds):
-        raise ValueError(
+        raise UserError(
             f"{file}: column {column!r} is of type {kind}, which names no classes; write whole"
             " numbers or strings, or choose another column with --label-column NAME"
         )

@@ -14,6 +14,7 @@ from jaxtyping import Int8
 from torch import Tensor
 
 from contrapose.data.labels import NO_LABEL, UNLABELLED, numbers, plain
+from contrapose.errors import UserError
 
 SEPARATOR = "|"
 Matrix = Int8[Tensor, "N K"]
@@ -39,7 +40,7 @@ def several(
         _same_length(len(matrix), n, what)
         classes = tuple(names or map(str, range(matrix.shape[1])))
         if len(classes) != matrix.shape[1]:
-            raise ValueError(f"{what}: {matrix.shape[1]} columns but {len(classes)} class names")
+            raise UserError(f"{what}: {matrix.shape[1]} columns but {len(classes)} class names")
         return torch.from_numpy(matrix), classes
     rows = _lists(y)
     if rows is None:
@@ -50,7 +51,7 @@ def several(
     known: list[Any] = sorted({*plain(numbers(every), what).tolist()} - {UNLABELLED, ""})
     if names is not None and all(isinstance(k, int) for k in known):
         if known and known[-1] >= len(names):
-            raise ValueError(f"{what}: class {known[-1]}, but only {len(names)} class names")
+            raise UserError(f"{what}: class {known[-1]}, but only {len(names)} class names")
         place, classes = {k: k for k in range(len(names))}, tuple(names)
     else:
         place, classes = {k: i for i, k in enumerate(known)}, tuple(map(str, known))
@@ -74,10 +75,10 @@ def _matrix(y: object, what: str) -> np.ndarray | None:
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] < 2:
         return None
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{what}: shape {list(array.shape)} of type {array.dtype}; give 0 and 1")
+        raise UserError(f"{what}: shape {list(array.shape)} of type {array.dtype}; give 0 and 1")
     values = np.nan_to_num(array.astype(np.float64), nan=UNLABELLED)
     if not np.isin(values, (0, 1, UNLABELLED)).all():
-        raise ValueError(
+        raise UserError(
             f"{what}: shape {list(array.shape)} with values from {values.min():g} to"
             f" {values.max():g}; expected one label for each, [N], or 0 and 1 for several, [N, K]"
         )
@@ -104,4 +105,4 @@ def _lists(y: object, always: bool = False) -> list[list[Any] | None] | None:
 
 def _same_length(found: int, n: int, what: str) -> None:
     if found != n:
-        raise ValueError(f"{what}: labels of {found:,} images for {n:,}; expected one row for each")
+        raise UserError(f"{what}: labels of {found:,} images for {n:,}; expected one row for each")

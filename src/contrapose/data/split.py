@@ -29,9 +29,9 @@ def hold_out(
     (0, 1) or one image.
     """
     if not 0 < share < 1:
-        raise ValueError(f"hold_out: share={share} must lie between 0 and 1")
+        raise UserError(f"hold_out: share={share} must lie between 0 and 1")
     if len(images) < 2:
-        raise ValueError(f"hold_out: {images.name} has {len(images)} image; two are needed")
+        raise UserError(f"hold_out: {images.name} has {len(images)} image; two are needed")
     kept, held = stratified(
         images.label, len(images), share, seed, None if group is None else group.numpy()
     )
@@ -53,7 +53,7 @@ def few_labels(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
     Raises ValueError for images without labels and for n beyond what there is.
     """
     if images.label is None:
-        raise ValueError(f"few_labels: {images.name} has no labels to keep")
+        raise UserError(f"few_labels: {images.name} has no labels to keep")
     kept = _balanced("few_labels", images, n, seed)
     label = torch.full_like(images.label, -1)
     label[kept] = images.label[kept]
@@ -65,7 +65,7 @@ def _balanced(caller: str, images: ImageSet, n: int, seed: int) -> Int[Tensor, "
     y = np.zeros(len(images), np.int64) if images.label is None else images.label.numpy()
     usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.arange(len(y))
     if not 1 <= n <= len(usable):
-        raise ValueError(f"{caller}: {n} of {images.name}; it has {len(usable)} images to give")
+        raise UserError(f"{caller}: {n} of {images.name}; it has {len(usable)} images to give")
     drawn = np.random.default_rng(seed).permutation(usable)
     drawn = drawn[np.argsort(y[drawn], kind="stable")]  # class by class, shuffled within
     first = np.searchsorted(y[drawn], y[drawn])

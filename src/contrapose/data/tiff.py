@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 
 from contrapose.data.values import is_deep
+from contrapose.errors import UserError
 
 # what tifffile logs of a damaged file is no line on the terminal: the file is refused by name
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -45,10 +46,10 @@ def look(file: Any) -> Look:
         page = opened.pages.first
         kind = np.dtype(page.dtype or np.uint8)
         if kind.kind not in "buif":
-            raise ValueError(f"values of type {kind} are not pixels")
+            raise UserError(f"values of type {kind} are not pixels")
         ends = zip(page.dataoffsets, page.databytecounts, strict=False)
         if any(offset + count > length for offset, count in ends):
-            raise ValueError("the file is cut off")
+            raise UserError("the file is cut off")
         samples = int(page.samplesperpixel)
         extra = tuple(int(e) for e in page.extrasamples)
         alpha = len(extra) == 1 and extra[0] in _ALPHA
@@ -91,7 +92,7 @@ def read(file: Any, channels: int) -> np.ndarray:
                 x, axes = page.asarray(), page.axes
     except ValueError as error:
         if "imagecodecs" in str(error):
-            raise ValueError(f"{error}; pip install 'contrapose[tiff]'") from None
+            raise UserError(f"{error}; pip install 'contrapose[tiff]'") from None
         raise
     return _last(x, axes, channels)
 

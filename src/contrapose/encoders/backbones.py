@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from contrapose.errors import UserError
+
 Stem = Literal["imagenet", "cifar"]
 M = TypeVar("M", bound=nn.Module)
 
@@ -82,7 +84,7 @@ def small_conv(*, channels: int = 1, width: int = 256) -> nn.Module:
     is F; the layers have width/8, width/4, width/2 and width channels.
     """
     if width < 8 or width % 8:
-        raise ValueError(f"small_conv: width={width}; use a positive multiple of 8")
+        raise UserError(f"small_conv: width={width}; use a positive multiple of 8")
     return _SmallConv(channels, width)
 
 
@@ -105,7 +107,7 @@ def timm(*, name: str, channels: int = 3, **options: Any) -> nn.Module:
         o for o in options if o.startswith(("pretrained", "checkpoint", "features", "cache"))
     ]
     if refused or {"num_classes", "in_chans"} & options.keys():
-        raise ValueError(f"timm({name!r}): {', '.join(options)} cannot all be set here")
+        raise UserError(f"timm({name!r}): {', '.join(options)} cannot all be set here")
     try:
         library = importlib.import_module("timm")
     except ImportError as error:
@@ -115,7 +117,7 @@ def timm(*, name: str, channels: int = 3, **options: Any) -> nn.Module:
     names = library.list_models()
     if name.split(".")[0] not in names:
         near = ", ".join(difflib.get_close_matches(name, names, n=5)) or "see timm.list_models()"
-        raise ValueError(f"timm: no network is called {name!r}; nearest: {near}")
+        raise UserError(f"timm: no network is called {name!r}; nearest: {near}")
     network: Any = library.create_model(
         name, pretrained=False, num_classes=0, in_chans=channels, **options
     )
@@ -151,9 +153,9 @@ class _ResNet(ResNet):  # type: ignore[misc]
         zero_init: bool,
     ) -> None:
         if stem not in ("imagenet", "cifar"):
-            raise ValueError(f"resnet: stem={stem!r}; use 'imagenet' or 'cifar'")
+            raise UserError(f"resnet: stem={stem!r}; use 'imagenet' or 'cifar'")
         if width_multiple < 1 or channels < 1:
-            raise ValueError(
+            raise UserError(
                 f"resnet: width_multiple={width_multiple}, channels={channels}; "
                 "both must be at least 1"
             )
@@ -193,7 +195,7 @@ class _SmallConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < 4:
-            raise ValueError(f"small_conv: images of {tuple(x.shape[2:])} px; needs at least 4 px")
+            raise UserError(f"small_conv: images of {tuple(x.shape[2:])} px; needs at least 4 px")
         features: Tensor = self.layers(x)
         return features.mean(dim=(2, 3))
 
@@ -212,6 +214,6 @@ class _NotebookConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (28, 28):
-            raise ValueError(f"notebook_conv: images of {tuple(x.shape[2:])} px; it takes 28 px")
+            raise UserError(f"notebook_conv: images of {tuple(x.shape[2:])} px; it takes 28 px")
         h: Tensor = self.layers(x)
         return h

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
-            raise ValueError(
+            raise UserError(
                 f"Encoder: mean {tuple(mean)} and std {tuple(std)} must have one number per "
                 "channel each, and every std must be positive"
             )
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
     def represent(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
         """h, the representation that is kept after training; x is float in [0, 1]."""
         if x.ndim != 4 or x.shape[1] != self.channels or not x.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"Encoder: got {x.dtype} of shape {tuple(x.shape)}; needs float images in [0, 1] "
                 f"of shape [B {self.channels} H W]"
             )

@@ -10,6 +10,8 @@ from typing import Literal
 
 from torch import nn
 
+from contrapose.errors import UserError
+
 
 def none(width: int, *, unit_length: bool = True) -> nn.Module:
     """z is h itself."""
@@ -29,7 +31,7 @@ def classifier(width: int, *, classes: int) -> nn.Module:
     Raises ValueError for fewer than two classes.
     """
     if classes < 2:
-        raise ValueError(f"classifier: classes={classes}; a choice needs at least 2")
+        raise UserError(f"classifier: classes={classes}; a choice needs at least 2")
     return _said(nn.Linear(width, classes), False)
 
 
@@ -49,9 +51,9 @@ def mlp(
     has a bias. `hidden` is the width of the hidden layers, by default that of h.
     """
     if layers < 1 or dim < 1:
-        raise ValueError(f"mlp: layers={layers}, dim={dim}; both must be at least 1")
+        raise UserError(f"mlp: layers={layers}, dim={dim}; both must be at least 1")
     if batch_norm not in (True, False, "hidden"):
-        raise ValueError(f"mlp: batch_norm={batch_norm!r}; use True, False or 'hidden'")
+        raise UserError(f"mlp: batch_norm={batch_norm!r}; use True, False or 'hidden'")
     widths = [width, *[hidden or width] * (layers - 1), dim]
     modules: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):

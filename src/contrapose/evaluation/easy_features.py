@@ -23,6 +23,7 @@ from torch import Tensor
 from contrapose.augment.colour import gray_of
 from contrapose.data import ImageSet, evenly, exact_duplicates
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 from contrapose.evaluation import scores
 from contrapose.evaluation.histograms import intensity_histogram
 from contrapose.evaluation.scores import Score
@@ -212,7 +213,7 @@ def shared(
     """
     n = len(a)
     if n < 2:
-        raise ValueError(f"shared: {n} images; two are needed to be told apart")
+        raise UserError(f"shared: {n} images; two are needed to be told apart")
     a, b = a.double(), b.double()
     within = ((a - b).square().mean(dim=0) / 2).sqrt()
     total = torch.cat([a, b]).std(dim=0, correction=0)
@@ -285,7 +286,7 @@ def readable(
     """
     n = len(h)
     if n < 8:
-        raise ValueError(f"readable: {n} rows; a regression needs at least 8")
+        raise UserError(f"readable: {n} rows; a regression needs at least 8")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     fit, test = order[: n // 2], order[n // 2 :]
     x, y = h.double(), feature.double()

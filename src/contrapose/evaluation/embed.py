@@ -13,6 +13,7 @@ from torch import Tensor
 from contrapose.augment import center, views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, modes_kept
+from contrapose.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def embed(
     and where an output is not finite.
     """
     if len(images) == 0:
-        raise ValueError(f"embed: {images.name} ({images.split}) has no images")
+        raise UserError(f"embed: {images.name} ({images.split}) has no images")
     if precision not in ("fp32", "bf16", "fp64"):
-        raise ValueError(f"embed: precision={precision!r}; use 'fp32', 'bf16' or 'fp64'")
+        raise UserError(f"embed: precision={precision!r}; use 'fp32', 'bf16' or 'fp64'")
     device = torch.device(device)
     encoder.to(device)
     if precision == "fp64":
@@ -62,7 +63,7 @@ def embed(
     found = Embedded(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     bad = int((~(found.h.isfinite().all(dim=1) & found.z.isfinite().all(dim=1))).sum())
     if bad:
-        raise ValueError(
+        raise UserError(
             f"embed: {bad} of {len(images)} images of {images.name} have a representation that is "
             "not finite: the weights diverged, or bf16 overflowed (try precision='fp32')"
         )

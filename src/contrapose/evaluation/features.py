@@ -10,6 +10,7 @@ from torch import Tensor
 from contrapose.data import ImageSet
 from contrapose.data.composed import features_of
 from contrapose.encoders import Encoder
+from contrapose.errors import UserError
 from contrapose.evaluation import probes, scores
 from contrapose.evaluation.embed import embed
 from contrapose.evaluation.scores import Score
@@ -59,7 +60,7 @@ def read_features(
     for name in names or ():
         if name not in label or name not in test_label:
             both = [known for known in label if known in test_label]
-            raise ValueError(
+            raise UserError(
                 f"features: {train.name} has no {name!r} in train and test; it has "
                 f"{', '.join(both) or 'none'}"
             )

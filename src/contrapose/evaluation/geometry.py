@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 from contrapose.similarity import logsumexp, negatives, others, positive_similarity, topk
 
 
@@ -111,10 +112,10 @@ def effective_negatives(
     Raises ValueError where all rows are of one group.
     """
     if not 0 < temperature < math.inf:
-        raise ValueError(f"effective_negatives: temperature={temperature}; must be positive")
+        raise UserError(f"effective_negatives: temperature={temperature}; must be positive")
     x = _unit("effective_negatives", x, rows=2)
     if len(group) != len(x) or bool((group == group[0]).all()):
-        raise ValueError(
+        raise UserError(
             f"effective_negatives: {len(x)} rows, {len(group)} group numbers, "
             f"{len(torch.unique(group))} different; needs rows of two groups at least"
         )
@@ -155,7 +156,7 @@ def local_separation(
     x = _unit("local_separation", x)
     x, group, count = _grouped("local_separation", x, group)
     if k < 1 or len(x) - int(count.max()) < k:
-        raise ValueError(
+        raise UserError(
             f"local_separation: k={k} negatives of {len(x)} rows, {int(count.max())} of one group; "
             f"use k from 1 to {len(x) - int(count.max())}"
         )
@@ -189,7 +190,7 @@ def similarity_histogram(
     """
     x = _unit("similarity_histogram", x, rows=2)
     if len(group) != len(x) or (label is not None and len(label) != len(x)):
-        raise ValueError(
+        raise UserError(
             f"similarity_histogram: {len(x)} rows, {len(group)} group numbers, "
             f"{None if label is None else len(label)} labels"
         )
@@ -212,7 +213,7 @@ def similarity_histogram(
 
 def _unit(name: str, x: Tensor, rows: int = 1) -> Tensor:
     if len(x) < rows:
-        raise ValueError(f"{name}: got {len(x)} rows; needs {rows} at least")
+        raise UserError(f"{name}: got {len(x)} rows; needs {rows} at least")
     _finite(name, x)
     return unit(x.detach())
 
@@ -220,17 +221,17 @@ def _unit(name: str, x: Tensor, rows: int = 1) -> Tensor:
 def _finite(name: str, x: Tensor) -> None:
     bad = int((~x.isfinite()).any(dim=1).sum())
     if bad:
-        raise ValueError(f"{name}: {bad} of {len(x)} rows hold a number that is not finite")
+        raise UserError(f"{name}: {bad} of {len(x)} rows hold a number that is not finite")
 
 
 def _grouped(name: str, x: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows with a group, group numbers without gaps, and the number of rows of each group."""
     if len(group) != len(x):
-        raise ValueError(f"{name}: {len(x)} rows, {len(group)} labels or group numbers")
+        raise UserError(f"{name}: {len(x)} rows, {len(group)} labels or group numbers")
     known = group >= 0
     values, compact, count = torch.unique(group[known], return_inverse=True, return_counts=True)
     if len(values) == 0 or int(count.max()) < 2:
-        raise ValueError(
+        raise UserError(
             f"{name}: no two of the {len(x)} rows are of one class or group "
             f"({len(values)} different, {int((~known).sum())} rows without one)"
         )

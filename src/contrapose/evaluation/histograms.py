@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet, evenly
+from contrapose.errors import UserError
 from contrapose.evaluation import scores
 from contrapose.evaluation.scores import Score
 from contrapose.similarity import topk
@@ -38,7 +39,7 @@ def intensity_histogram(
     """Shares of the intensities in `bins` equal parts of [0, 1], all channels together as in the
     figure, or channel after channel ([B C*bins], each summing to 1 / C)."""
     if bins < 2:
-        raise ValueError(f"intensity_histogram: bins={bins}; use at least 2")
+        raise UserError(f"intensity_histogram: bins={bins}; use at least 2")
     flat = view.flatten(2) if per_channel else view.flatten(1)[:, None]
     place = (flat * bins).long().clamp(0, bins - 1)
     count = torch.zeros(*flat.shape[:2], bins, device=view.device)
@@ -65,7 +66,7 @@ def identify_source(
     have `size` px, by default the side of the images.
     """
     if crops < 2 or len(images) < 2:
-        raise ValueError(
+        raise UserError(
             f"identify_source: crops={crops} of {len(images)} images; use at least 2 of each"
         )
     index = evenly(len(images), count)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -42,9 +44,9 @@ def kmeans(
     fewer points than clusters.
     """
     if not 1 <= clusters <= x.shape[1]:
-        raise ValueError(f"kmeans: {clusters} clusters of {x.shape[1]} points; use fewer clusters")
+        raise UserError(f"kmeans: {clusters} clusters of {x.shape[1]} points; use fewer clusters")
     if restarts < 1 or steps < 1:
-        raise ValueError(f"kmeans: restarts={restarts}, steps={steps}; use at least 1")
+        raise UserError(f"kmeans: restarts={restarts}, steps={steps}; use at least 1")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     x = x.contiguous()
     best = _lloyd(x, _plus_plus(x, clusters, generator), spherical, steps)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from contrapose.augment import center
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, modes_kept
+from contrapose.errors import UserError
 from contrapose.evaluation.kmeans import Clusters, kmeans
 
 Labels = UInt8[Tensor, "N h w"]
@@ -60,7 +61,7 @@ def stages(encoder: Encoder, x: Float[Tensor, "B C H W"]) -> tuple[str, ...]:
         encoder.represent(x[:1])
     last = {out.shape[2:]: name for name, out in seen if name and out.shape[2:].numel() > 1}
     if not last:
-        raise ValueError(
+        raise UserError(
             "stages: no module of this encoder gives a map [B C h w]; name the modules to look at"
         )
     return tuple(dict.fromkeys(last.values()))
@@ -81,14 +82,14 @@ def feature_maps(
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, out: object) -> None:
             if not isinstance(out, Tensor) or out.ndim != 4:
-                raise ValueError(f"feature_maps: {name!r} gives no map [B C h w]")
+                raise UserError(f"feature_maps: {name!r} gives no map [B C h w]")
             found[name] = out.float()
 
         return hook
 
     for name in names:
         if name not in modules:
-            raise ValueError(f"feature_maps: the backbone has no module {name!r}")
+            raise UserError(f"feature_maps: the backbone has no module {name!r}")
     with _hooked(encoder, {name: keep(name) for name in names}):
         encoder.represent(x)
     return {name: found[name] for name in names}
@@ -118,7 +119,7 @@ def local_maps(
     restarts: the best of so many starts. The control takes each position's pixels as they are.
     """
     if len(images) == 0 or not clusters or min(clusters) < 2 or max(clusters) > 255:
-        raise ValueError(
+        raise UserError(
             f"local_maps: clusters={tuple(clusters)} on {len(images)} images; use 2 to 255 clusters"
         )
     size = images.size if size is None else size
@@ -147,7 +148,7 @@ def local_maps(
                 label = label.view(len(x), *x.shape[2:]).byte().cpu()
                 parts.setdefault(stage, {}).setdefault(K, []).append(label)
     if not any(parts.values()):
-        raise ValueError(f"local_maps: no map has {min(clusters)} positions; use larger images")
+        raise UserError(f"local_maps: no map has {min(clusters)} positions; use larger images")
     labels = {s: {K: torch.cat(part) for K, part in by_k.items()} for s, by_k in parts.items()}
     how = f"all {len(images):,} images together" if joint else "each image by itself"
     fit = f", fitted on at most {sample:,} positions" if joint else ""
@@ -181,13 +182,13 @@ def told(
     class have nothing to tell and are left out; ValueError where that leaves none.
     """
     if of.shape != given.shape:
-        raise ValueError(f"told: labels of shape {tuple(of.shape)} and {tuple(given.shape)}")
+        raise UserError(f"told: labels of shape {tuple(of.shape)} and {tuple(given.shape)}")
     a, b = (x.long().reshape(1 if joint else len(x), -1) for x in (of, given))
     mixed = torch.rand(b.shape, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
     total = _entropy(a)
     known = total > 0
     if not bool(known.any()):
-        raise ValueError("told: the labels to be told are one class on every image")
+        raise UserError("told: the labels to be told are one class on every image")
 
     def share(by: Tensor) -> float:
         left = _entropy(a * (int(by.max()) + 1) + by) - _entropy(by)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from contrapose.augment import center
 from contrapose.data import ImageSet
+from contrapose.errors import UserError
 from contrapose.evaluation.local import LocalMaps
 from contrapose.evaluation.local_sheet import TILE, palette
 from contrapose.files import replace_file
@@ -100,12 +101,12 @@ def write_map_page(images: ImageSet, maps: Mapping[str, LocalMaps], path: Path |
     another number of images.
     """
     if not maps:
-        raise ValueError("write_map_page: no maps; give at least one")
+        raise UserError("write_map_page: no maps; give at least one")
     for name, found in maps.items():
         for by_k in found.labels.values():
             for label in by_k.values():
                 if len(label) != len(images):
-                    raise ValueError(
+                    raise UserError(
                         f"write_map_page: {name} has labels of {len(label)} images, {images.name} "
                         f"has {len(images)}"
                     )

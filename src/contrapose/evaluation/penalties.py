@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.evaluation.geometry import _unit
 from contrapose.losses.temperature import Tiles
 from contrapose.similarity import negatives
@@ -61,13 +62,13 @@ def penalties(
     """
     x = _unit("penalties", x, rows=2)
     if len(group) != len(x) or bool((group == group[0]).all()):
-        raise ValueError(
+        raise UserError(
             f"penalties: {len(x)} rows, {len(group)} group numbers, {len(torch.unique(group))} "
             "different; needs rows of two groups at least"
         )
     for t in temperatures:
         if not 0 < t < math.inf:
-            raise ValueError(f"penalties: temperature={t}; give a finite value above 0")
+            raise UserError(f"penalties: temperature={t}; give a finite value above 0")
     with torch.no_grad():
         tiles = Tiles(x, x, negatives(group))
         count = torch.zeros(bins, dtype=torch.float64, device=x.device)

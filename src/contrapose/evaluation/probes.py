@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 from contrapose.similarity import Pairs, topk
 
 DECADES = tuple(10.0**k for k in range(5, -4, -1))
@@ -40,12 +41,12 @@ def knn(
     """
     _check("knn", bank, bank_label)
     if not query.isfinite().all():
-        raise ValueError(f"knn: some of the {len(query)} queries hold a number that is not finite")
+        raise UserError(f"knn: some of the {len(query)} queries hold a number that is not finite")
     if not (k >= 1 and 0 < temperature < math.inf):
-        raise ValueError(f"knn: k={k}, temperature={temperature}; both must be positive")
+        raise UserError(f"knn: k={k}, temperature={temperature}; both must be positive")
     known = torch.nonzero(bank_label >= 0).flatten()
     if leave_one_out and (len(query) != len(bank) or len(known) < 2):
-        raise ValueError(
+        raise UserError(
             f"knn: leave_one_out needs the same rows on both sides and two with a label, got "
             f"{len(query)} queries and a bank of {len(bank)} rows, {len(known)} with a label"
         )
@@ -107,14 +108,14 @@ def linear_probe(
     x, label, dropped = _labelled("linear_probe", x, label)
     path = sorted([l2] if isinstance(l2, int | float) else l2, reverse=True)
     if not path or not all(0 < value < math.inf for value in path):
-        raise ValueError(f"linear_probe: l2={l2}; needs positive numbers")
+        raise UserError(f"linear_probe: l2={l2}; needs positive numbers")
     present, y, count = torch.unique(label, return_inverse=True, return_counts=True)
     number = int(label.max()) + 1 if classes is None else classes
     measured: list[tuple[float, float]] = []
     best = path[0]
     if len(path) > 1:
         if not 0 < held_out < 1 or int(count.min()) < 2:
-            raise ValueError(
+            raise UserError(
                 f"linear_probe: held_out={held_out} of every class, but classes "
                 f"{present[count < 2].tolist()[:10]} have a single row; give more rows or one l2"
             )
@@ -221,7 +222,7 @@ def _labelled(name: str, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor, int]
     known = label >= 0
     seen = torch.unique(label[known])
     if len(seen) < 2:
-        raise ValueError(
+        raise UserError(
             f"{name}: all {int(known.sum())} labelled rows are of class {int(seen[0])}; a "
             "classifier needs two classes"
         )
@@ -231,9 +232,9 @@ def _labelled(name: str, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor, int]
 
 def _check(name: str, x: Tensor, label: Tensor) -> None:
     if len(x) != len(label):
-        raise ValueError(f"{name}: {len(x)} rows of features, {len(label)} labels")
+        raise UserError(f"{name}: {len(x)} rows of features, {len(label)} labels")
     if not bool((label >= 0).any()):
-        raise ValueError(f"{name}: none of the {len(x)} rows has a label (all are -1)")
+        raise UserError(f"{name}: none of the {len(x)} rows has a label (all are -1)")
     bad = int((~x.isfinite()).any(dim=1).sum())
     if bad:
-        raise ValueError(f"{name}: {bad} of {len(x)} rows hold a number that is not finite")
+        raise UserError(f"{name}: {bad} of {len(x)} rows hold a number that is not finite")

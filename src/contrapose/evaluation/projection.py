@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def project(
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     if not x.isfinite().all() or len(x) == 0:
-        raise ValueError(f"project: {len(x)} rows, of which some are not finite or none is there")
+        raise UserError(f"project: {len(x)} rows, of which some are not finite or none is there")
     draw = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     index = draw[:max_points].sort().values
     chosen = unit(x.detach().cpu()[index]).double()

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose import paired
+from contrapose.errors import UserError
 
 Features = Literal["h", "z", "untrained h", "pixels", "none"]
 
@@ -137,7 +138,7 @@ def confusion(
     predicted, label = predicted[known], label[known]
     for name, x in (("predicted", predicted), ("label", label)):
         if len(x) and not 0 <= int(x.min()) <= int(x.max()) < classes:
-            raise ValueError(
+            raise UserError(
                 f"confusion: {name} runs from {int(x.min())} to {int(x.max())}, classes={classes}"
             )
     return torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, classes)
@@ -164,7 +165,7 @@ def effective_number(right: Bool[Tensor, " N"], group: Int[Tensor, " N"]) -> flo
 def wilson(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a share: inside [0, 1], and of sensible width at 0 and at 1."""
     if not 0 <= correct <= n or n < 1 or not 0 < confidence < 1:
-        raise ValueError(
+        raise UserError(
             f"wilson: correct={correct} of n={n} at confidence={confidence}; needs "
             "0 <= correct <= n, n >= 1, 0 < confidence < 1"
         )
@@ -181,9 +182,9 @@ def _z(confidence: float) -> float:
 
 def _labelled(name: str, scores: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if len(scores) != len(label):
-        raise ValueError(f"{name}: {len(scores)} rows of scores, {len(label)} labels")
+        raise UserError(f"{name}: {len(scores)} rows of scores, {len(label)} labels")
     label = label.to(scores.device)
     known = label >= 0
     if not known.any():
-        raise ValueError(f"{name}: none of the {len(label)} examples has a label")
+        raise UserError(f"{name}: none of the {len(label)} examples has a label")
     return scores[known], label[known], known

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.evaluation.probes import LinearProbe, _labelled, _spread
 
 
@@ -104,7 +105,7 @@ def sgd_probe(
             step = gradient + 0.9 * velocity if protocol.nesterov else velocity
             weight -= lr * step
     if not weight.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"sgd_probe: {protocol.name} with lr={protocol.lr:g} diverged on these features "
             f"(mean length {float(x[:, :-1].norm(dim=1).mean()):.3g}); use linear_probe"
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from contrapose.data import ImageSet
 from contrapose.data.composed import features_of
 from contrapose.encoders import Encoder
+from contrapose.errors import UserError
 from contrapose.evaluation import probes
 from contrapose.evaluation.features import probes_of_features
 
@@ -136,7 +137,7 @@ def explained(
     the untrained encoder's own by `lost`. Raises ValueError for fewer than 10 rows.
     """
     if len(x) != len(target) or len(x) < 10:
-        raise ValueError(f"explained: {len(x)} rows to learn from, {len(target)} targets; give 10")
+        raise UserError(f"explained: {len(x)} rows to learn from, {len(target)} targets; give 10")
     x, target, x_test, target_test = (t.double() for t in (x, target, x_test, target_test))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     held, kept = order.tensor_split([max(1, round(held_out * len(x)))])

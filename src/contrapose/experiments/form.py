@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from contrapose.errors import UserError
 from contrapose.partials import unknown
 
 SCALES = {
@@ -38,20 +39,20 @@ class Job:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*", self.name) or len(self.name) > 120:
-            raise ValueError(
+            raise UserError(
                 f"job {self.name!r}: a name is a folder; use up to 120 letters, digits and . _ + = "
                 ", - and begin with a letter or digit"
             )
         if not isinstance(self.call, functools.partial) or self.call.args:
-            raise ValueError(f"job {self.name}: call is a functools.partial with keywords only")
+            raise UserError(f"job {self.name}: call is a functools.partial with keywords only")
         if "<" in getattr(self.call.func, "__qualname__", "<object>"):
-            raise ValueError(
+            raise UserError(
                 f"job {self.name}: {self.call.func!r} is no function of a module, so another "
                 "process cannot find it; move it to the top level of its file"
             )
         for name, value in self.facts.items():
             if name == "seed" or not isinstance(value, str | int | float | bool | None):
-                raise ValueError(
+                raise UserError(
                     f"job {self.name}: fact {name}={value!r}; facts are strings, numbers, true, "
                     "false or None, and the seed stands apart"
                 )
@@ -96,7 +97,7 @@ class Results:
         every = [*self.rows, *self.missing]
         for name in facts:
             if every and not any(name in row for row in every):
-                raise ValueError(f"no job has the fact {unknown(name, self._facts())}")
+                raise UserError(f"no job has the fact {unknown(name, self._facts())}")
         return Results(
             rows=[row for row in self.rows if _has(row, facts)],
             missing=[row for row in self.missing if _has(row, facts)],
@@ -118,7 +119,7 @@ class Results:
         rows = [row for row in self.where(**facts).rows if _at(row, measure) is not None]
         for row in sorted(rows, key=lambda row: int(row["seed"])):
             if row["seed"] in found:
-                raise ValueError(
+                raise UserError(
                     f"{measure} at {worded(facts)} leaves open {self._open(rows)}; name one of each"
                 )
             found[row["seed"]] = _at(row, measure)
@@ -146,7 +147,7 @@ class Results:
         """Distinct values of a fact, sorted (numbers before words), of jobs done or missing."""
         every = [*self.rows, *self.missing]
         if every and not any(name in row for row in every):
-            raise ValueError(f"no job has the fact {unknown(name, self._facts())}")
+            raise UserError(f"no job has the fact {unknown(name, self._facts())}")
         values = {row[name] for row in every if name in row}
         return sorted(values, key=lambda v: (v is None, isinstance(v, str), v if v else 0))
 
@@ -165,7 +166,7 @@ class Results:
     def _check(self, measure: str) -> None:
         known = set(self.measures)
         if known and measure not in known and measure.partition(".")[0] not in known:
-            raise ValueError(f"the experiment has no measure {unknown(measure, known)}")
+            raise UserError(f"the experiment has no measure {unknown(measure, known)}")
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,10 @@ class Experiment:
     def __post_init__(self) -> None:
         for scale in self.costs:
             if scale not in SCALES:
-                raise ValueError(f"experiment {self.name}: no scale {unknown(scale, SCALES)}")
+                raise UserError(f"experiment {self.name}: no scale {unknown(scale, SCALES)}")
         for number in self.published:
             if number.measure not in self.measures:
-                raise ValueError(
+                raise UserError(
                     f"experiment {self.name}: published {number.source} is of no measure "
                     f"{unknown(number.measure, self.measures)}"
                 )

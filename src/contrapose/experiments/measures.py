@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data import balanced
+from contrapose.errors import UserError
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.sgd_probe import PROTOCOLS
@@ -27,7 +28,7 @@ def linear_probe(of: Trained, *, l2: float | None = None) -> dict[str, float]:
 def sgd_probe(of: Trained, *, protocol: str = "wang_liu") -> dict[str, float]:
     """Test accuracy of a linear classifier on h trained by a paper's protocol (PROTOCOLS)."""
     if protocol not in PROTOCOLS:
-        raise ValueError(f"sgd_probe: there is no protocol {unknown(protocol, PROTOCOLS)}")
+        raise UserError(f"sgd_probe: there is no protocol {unknown(protocol, PROTOCOLS)}")
     x, y = of.of_train.h.to(of.device), of.labels(of.train)
     fitted = by_sgd(x, y, PROTOCOLS[protocol], seed=of.seed)
     return {"sgd_probe": _share(fitted.predict(of.of_test.h.to(of.device)), of)}

@@ -72,9 +72,7 @@ class Trained:
 
     def labels(self, images: ImageSet) -> Int[Tensor, " N"]:
         if images.label is None:
-            raise ValueError(
-                f"{images.name} ({images.split}) has no labels; leave that measure out"
-            )
+            raise UserError(f"{images.name} ({images.split}) has no labels; leave that measure out")
         return images.label.to(self.device)
 
 
@@ -134,7 +132,7 @@ def trained(
     for measure in measures:
         new = measure(seen)
         if twice := sorted(found.keys() & new.keys()):
-            raise ValueError(f"{measure} gives {', '.join(twice)}, which was measured already")
+            raise UserError(f"{measure} gives {', '.join(twice)}, which was measured already")
         found |= new
     found["measure_seconds"] = round(time.monotonic() - measuring, 1)
     if run is not None:
@@ -167,7 +165,7 @@ def class_cross_entropy(
     The loop hands every loss z of unit length, so logits lie in [-1/T, 1/T].
     """
     if len(group) and not 0 <= int(group.min()) <= int(group.max()) < z.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"class_cross_entropy: classes {int(group.min())} to {int(group.max())}, z has "
             f"{z.shape[1]} columns; give the head as many as there are classes, and every image "
             "a label"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from contrapose import api
 from contrapose.data import ImageSet, evenly
+from contrapose.errors import UserError
 from contrapose.evaluation import geometry, probes
 from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
 from contrapose.explain.findings import as_json
@@ -81,7 +82,7 @@ def write_embeddings(
     among all images of the source, those that were left out counted.
     """
     if out.suffix not in (".npz", ".parquet"):
-        raise ValueError(f"--out {out}: name a file that ends in .npz or .parquet")
+        raise UserError(f"--out {out}: name a file that ends in .npz or .parquet")
     if out.exists():
         raise FileExistsError(f"--out {out} exists and is left as it is; name another file")
     if not out.parent.is_dir():

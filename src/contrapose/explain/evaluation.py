@@ -13,6 +13,7 @@ from torch import Tensor
 from contrapose.augment import center
 from contrapose.data import ImageSet, evenly
 from contrapose.encoders import Encoder
+from contrapose.errors import UserError
 from contrapose.evaluation import probes, scores
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.features import probes_of_features
@@ -51,7 +52,7 @@ def evaluate(
     of another set evaluation-NAME.json alone. Without labels the list is empty.
     """
     if protocol is not None and protocol not in PROTOCOLS:
-        raise ValueError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
+        raise UserError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
     with written_about(run, images, device, recipe) as subject:
         return _evaluation(subject, protocol)
 

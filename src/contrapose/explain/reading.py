@@ -112,7 +112,7 @@ def _labels(contents: Contents, name: str, rows: int, chosen: str) -> Int[Tensor
     try:
         found = contents.labels(name)
         if len(found) != rows:
-            raise ValueError(f"{what} holds {len(found):,} labels for {rows:,} rows of {chosen!r}")
+            raise UserError(f"{what} holds {len(found):,} labels for {rows:,} rows of {chosen!r}")
         return encode(found, rows, what=what)[0]
     except ValueError as error:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from contrapose import api
 from contrapose.data.composed import features_of
+from contrapose.errors import UserError
 from contrapose.evaluation.suppression import Suppression, suppression
 from contrapose.explain.subject import Subject, written_about
 from contrapose.files import as_json_bytes, replace_file
@@ -43,9 +44,9 @@ def _suppression(subject: Subject, features: Sequence[str] | None) -> dict[str, 
     names = list(label) if features is None else list(features)
     for name in names:
         if name not in label:
-            raise ValueError(f"{subject.train.name} has no feature {unknown(name, label)}")
+            raise UserError(f"{subject.train.name} has no feature {unknown(name, label)}")
     if not names:
-        raise ValueError(f"{subject.train.name} has no labels, so nothing is known to suppress")
+        raise UserError(f"{subject.train.name} has no labels, so nothing is known to suppress")
     taught = replace(
         subject.recipe, loss=partial(supcon, temperature=CONTROL), positives="class", keys=None,
         batches=None, number_of_views=max(2, subject.recipe.number_of_views),

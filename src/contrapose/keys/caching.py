@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from contrapose.errors import UserError
+
 
 def chunked(encode: nn.Module, x: Tensor, *, chunk: int) -> Any:
     """`encode(x)`, at most `chunk` rows of x at a time, keeping activations of one chunk alone.
@@ -28,7 +30,7 @@ def chunked(encode: nn.Module, x: Tensor, *, chunk: int) -> Any:
     wrapped. Raises ValueError for a chunk below 1.
     """
     if chunk < 1:
-        raise ValueError(f"chunked: chunk={chunk}; use at least 1 row")
+        raise UserError(f"chunked: chunk={chunk}; use at least 1 row")
     if len(x) <= chunk:
         return encode(x)
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrapose.errors import UserError
+
 
 class MomentumEncoder(nn.Module):
     """A copy whose weights follow: w <- m w + (1 - m) w_trained (MoCo, arXiv 1911.05722, eq. 2).
@@ -28,12 +30,12 @@ class MomentumEncoder(nn.Module):
         Raises ValueError for an m outside [0, 1] and for an encoder of another architecture.
         """
         if not 0 <= m <= 1:
-            raise ValueError(f"MomentumEncoder.update: m={m}; use 0 <= m <= 1")
+            raise UserError(f"MomentumEncoder.update: m={m}; use 0 <= m <= 1")
         weights: list[Tensor] = list(self.encoder.parameters())
         trained: list[Tensor] = list(encoder.parameters())
         buffers, theirs = list(self.encoder.buffers()), list(encoder.buffers())
         if [w.shape for w in weights + buffers] != [w.shape for w in trained + theirs]:
-            raise ValueError("MomentumEncoder.update: give the encoder that this is a copy of")
+            raise UserError("MomentumEncoder.update: give the encoder that this is a copy of")
         torch._foreach_lerp_(weights, trained, 1 - m)
         for buffer, new in zip(buffers, theirs, strict=True):
             buffer.copy_(new)

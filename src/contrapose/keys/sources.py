@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 from contrapose.keys.contrast import Contrast, Grouped, Matched
 from contrapose.keys.momentum import MomentumEncoder
 from contrapose.keys.stores import Bank, Queue
@@ -85,9 +86,9 @@ def queue(
     chunk below 1.
     """
     if chunk is not None and chunk < 1:
-        raise ValueError(f"keys.queue: chunk={chunk}; use at least 1 image, or none")
+        raise UserError(f"keys.queue: chunk={chunk}; use at least 1 image, or none")
     if not 0 <= momentum <= 1:
-        raise ValueError(f"keys.queue: momentum={momentum}; use 0 <= momentum <= 1")
+        raise UserError(f"keys.queue: momentum={momentum}; use 0 <= momentum <= 1")
     ring = Queue(size, dim)
     ring.push(unit(torch.randn(size, dim)), torch.full((size,), -1))
     return FromQueue(ring, MomentumEncoder(encoder), momentum, chunk)
@@ -130,7 +131,7 @@ class FromQueue(nn.Module):
 
     def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
         if len(view) < 2:
-            raise ValueError(
+            raise UserError(
                 "keys.queue needs two views of an image, a query and a key: --set number_of_views=2"
             )
         return view[:-1]

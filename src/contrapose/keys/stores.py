@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 from contrapose.similarity import everyone, whole_numbers
 
 
@@ -26,7 +27,7 @@ class Queue(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         if size < 1 or dim < 1:
-            raise ValueError(f"Queue: size={size}, dim={dim}; both must be at least 1")
+            raise UserError(f"Queue: size={size}, dim={dim}; both must be at least 1")
         self._key: Tensor
         self._index: Tensor
         self._group: Tensor
@@ -95,7 +96,7 @@ class Bank(nn.Module):
     def __init__(self, n: int, dim: int, momentum: float = 0.5) -> None:
         super().__init__()
         if n < 1 or dim < 1 or not 0 <= momentum < 1:
-            raise ValueError(
+            raise UserError(
                 f"Bank: n={n}, dim={dim}, momentum={momentum}; give at least one image and one "
                 "dimension, and 0 <= momentum < 1"
             )
@@ -118,7 +119,7 @@ class Bank(nn.Module):
         if index.device.type == "cpu" and len(index):
             low, high = (int(x) for x in index.aminmax())
             if low < 0 or high >= len(self):
-                raise ValueError(
+                raise UserError(
                     f"Bank.push: images {low} to {high} in a bank of {len(self)}; use 0 to "
                     f"{len(self) - 1}"
                 )
@@ -142,7 +143,7 @@ def _checked(name: str, key: Tensor, dim: int, *ids: Tensor) -> list[Tensor]:
     """The ids as int64; ValueError for keys of another width, ids of another length or type."""
     if key.ndim != 2 or key.shape[1] != dim or any(i.shape != key.shape[:1] for i in ids):
         shapes = ", ".join(str(tuple(i.shape)) for i in ids)
-        raise ValueError(
+        raise UserError(
             f"{name}: keys of shape {tuple(key.shape)} with ids of shape {shapes}; give keys "
             f"[N {dim}] and N ids"
         )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.similarity import anchor_mean, unlabelled_apart, whole_numbers, widen
 from contrapose.threads import alone
 
@@ -31,9 +32,9 @@ def check_groups(
     Raises RowsOutOfRange as `check_lengths` does.
     """
     if z.ndim != 2:
-        raise ValueError(f"{name}: z has shape {tuple(z.shape)}; give rows of embeddings [N, D]")
+        raise UserError(f"{name}: z has shape {tuple(z.shape)}; give rows of embeddings [N, D]")
     if group.shape != z.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{name}: {len(z)} rows of z but groups of shape {tuple(group.shape)}; give one group "
             "per row (V views of a batch, one after the other: group.repeat(V))"
         )
@@ -50,7 +51,7 @@ def check_towers(
     Returns both in float32 at least.
     """
     if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"{name}: shapes {tuple(query.shape)} and {tuple(key.shape)}; give rows of embeddings "
             "of the same width"
         )
@@ -81,7 +82,7 @@ def check_positive(name: str, **values: float | Tensor) -> None:
                 continue
             value = float(value.detach())
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: {what}={value}; give a finite value above 0")
+            raise UserError(f"{name}: {what}={value}; give a finite value above 0")
 
 
 @alone

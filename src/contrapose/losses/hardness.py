@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
 from contrapose.similarity import (
     everyone,
@@ -56,7 +57,7 @@ def hard_quantile(
     """
     z, group = _check("hard_quantile", z, group, temperature=temperature)
     if not 0 < alpha <= 1:
-        raise ValueError(f"hard_quantile: alpha={alpha}; give a share of negatives, 0 < alpha <= 1")
+        raise UserError(f"hard_quantile: alpha={alpha}; give a share of negatives, 0 < alpha <= 1")
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     k = (alpha * (len(every) - 1 - count)).round().clamp(min=1)
@@ -83,7 +84,7 @@ def hcl(
     beta >= 0 concentrates on near negatives; tau_plus is the share of negatives of the same class.
     """
     if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"hcl: beta={beta}; give a finite value of at least 0")
+        raise UserError(f"hcl: beta={beta}; give a finite value of at least 0")
     return _debiased("hcl", z, group, temperature, beta, tau_plus)
 
 
@@ -117,7 +118,7 @@ def ifm(
     """
     z, group = _check("ifm", z, group, temperature=temperature)
     if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"ifm: epsilon={epsilon}; give a finite value of at least 0")
+        raise UserError(f"ifm: epsilon={epsilon}; give a finite value of at least 0")
     every = everyone(z)
     similarity, count = positive_similarity(z, group, every)
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
@@ -212,7 +213,7 @@ def _debiased(
 ) -> Tensor:
     z, group = _check(name, z, group, temperature=temperature)
     if not 0 <= tau_plus < 1:
-        raise ValueError(f"{name}: tau_plus={tau_plus}; give a share, 0 <= tau_plus < 1")
+        raise UserError(f"{name}: tau_plus={tau_plus}; give a share, 0 <= tau_plus < 1")
     every, pairs = everyone(z), negatives(group)
     similarity, count = positive_similarity(z, group, every)
     pull = similarity / temperature

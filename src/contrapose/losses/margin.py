@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.losses.checks import (
     check_groups,
     check_lengths,
@@ -92,7 +93,7 @@ def triplet_ohem(
     Anchors as bad as the last one are kept with it. Raises ValueError unless 0 < share <= 1.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"triplet_ohem: share={share}; give a share of anchors, 0 < share <= 1")
+        raise UserError(f"triplet_ohem: share={share}; give a share of anchors, 0 < share <= 1")
     loss, same, different = _batch_hard("triplet_ohem", z, group, margin)
     usable = same.any(dim=1) & different.any(dim=1)
     losses = everyone(torch.where(usable, loss.detach(), -math.inf))
@@ -160,7 +161,7 @@ def time_contrastive(
     z, _ = check_groups("time_contrastive", z, time)
     time = whole_numbers("time_contrastive", "time", time)
     if not 0 < near <= far:
-        raise ValueError(f"time_contrastive: near={near}, far={far}; give 0 < near <= far")
+        raise UserError(f"time_contrastive: near={near}, far={far}; give 0 < near <= far")
     d, _, _ = _distances(z, time)
     apart = (time[:, None] - everyone(time)[None, :]).abs()
     other = others(len(z), z.device).mask()
@@ -225,12 +226,12 @@ def large_margin_softmax(
     """
     name = "large_margin_softmax"
     if m < 1 or not blend >= 0:
-        raise ValueError(f"{name}: m={m}, blend={blend}; give m >= 1 and blend >= 0")
+        raise UserError(f"{name}: m={m}, blend={blend}; give m >= 1 and blend >= 0")
     label = whole_numbers(name, "labels", label)
     if label.shape != x.shape[:1]:
-        raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(label.shape)}")
+        raise UserError(f"{name}: {len(x)} rows but labels of shape {tuple(label.shape)}")
     if label.device.type == "cpu" and len(label) and int(label.max()) >= len(classes):
-        raise ValueError(
+        raise UserError(
             f"{name}: label {int(label.max())} among {len(classes)} classes; use 0 to "
             f"{len(classes) - 1}, or -1 for no label"
         )

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
 from contrapose.similarity import everyone, logsumexp, others
 
@@ -26,7 +27,7 @@ def supcon_shared(
     z, group = check_groups("supcon_shared", z, group)
     check_positive("supcon_shared", temperature=temperature)
     if labels.ndim != 2 or len(labels) != len(z):
-        raise ValueError(
+        raise UserError(
             f"supcon_shared: labels of shape {tuple(labels.shape)} for {len(z)} rows; give [N, K]"
         )
     every, rules = everyone(z), others(len(z), z.device)

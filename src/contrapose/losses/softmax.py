@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.losses.capped import capped_supcon
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
 from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
@@ -78,7 +79,7 @@ def supcon(
     if max_positives is None:
         return _supcon("supcon", z, group, temperature, perplexity, per, anchor)
     if max_positives < 1 or image is None or image.shape != group.shape:
-        raise ValueError(
+        raise UserError(
             f"supcon: max_positives={max_positives} with image="
             f"{None if image is None else tuple(image.shape)} for {len(z)} rows; give at least 1, "
             "and the image of each row, so that views of one are known"

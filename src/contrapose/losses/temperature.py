@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.losses.checks import check_positive
 from contrapose.similarity import EVERY, Pairs, everyone, logsumexps, widen
 
@@ -72,7 +73,7 @@ def temperature_in_force(
     """
     if (temperature is None) == (perplexity is None):
         given = "neither" if temperature is None else "both"
-        raise ValueError(
+        raise UserError(
             f"{name}: got {given} of temperature={temperature} and perplexity={perplexity}; "
             "give exactly one of them"
         )
@@ -266,9 +267,9 @@ class _Entropy(torch.autograd.Function):
 
 def _check(name: str, perplexity: float, per: str) -> None:
     if per not in ("batch", "anchor"):
-        raise ValueError(f"{name}: per={per!r}; use 'batch' (one for all) or 'anchor' (one each)")
+        raise UserError(f"{name}: per={per!r}; use 'batch' (one for all) or 'anchor' (one each)")
     if not (math.isfinite(perplexity) and perplexity > 1):
-        raise ValueError(
+        raise UserError(
             f"{name}: perplexity={perplexity}; give a number of negatives above 1 (1 is the limit "
             "of temperature 0)"
         )
@@ -338,7 +339,7 @@ def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tenso
     none, cpu = count == 0, count.device.type == "cpu"
     if cpu and bool(((count <= perplexity) & ~none).any()):
         fewest = float(count[~none].min())
-        raise ValueError(
+        raise UserError(
             f"{name}: perplexity={perplexity:g} effective negatives, but there are {fewest:g} in "
             "all; give less than that, or larger batches"
         )

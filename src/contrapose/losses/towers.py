@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.losses.checks import (
     check_groups,
     check_keys,
@@ -157,7 +158,7 @@ def supcon_memory(
     check_positive("supcon_memory", temperature=temperature)
     z, group = check_groups("supcon_memory", z, group)
     if key.ndim != 2 or key.shape[1] != z.shape[1] or key_group.shape != key.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"supcon_memory: rows of shape {tuple(z.shape)} but keys of shape {tuple(key.shape)} "
             f"with groups of shape {tuple(key_group.shape)}; give keys [M {z.shape[1]}], M groups"
         )
@@ -183,7 +184,7 @@ def clip(
     image, text = check_towers("clip", image, text)
     check_positive("clip", scale=scale)
     if len(image) != len(text):
-        raise ValueError(f"clip: {len(image)} images but {len(text)} texts; give pairs of rows")
+        raise UserError(f"clip: {len(image)} images but {len(text)} texts; give pairs of rows")
     match = scale * paired(image, text)
     every_image, every_text = everyone(image), everyone(text)
     if every_text is text:  # one matrix serves both directions
@@ -209,7 +210,7 @@ def siglip(
     image, text = check_towers("siglip", image, text)
     check_positive("siglip", scale=scale)
     if len(image) != len(text):
-        raise ValueError(f"siglip: {len(image)} images but {len(text)} texts; give pairs of rows")
+        raise UserError(f"siglip: {len(image)} images but {len(text)} texts; give pairs of rows")
     match = scale * paired(image, text) + bias
     offset = torch.as_tensor(bias, dtype=match.dtype, device=match.device).expand(len(image))
     # log(1 + e^-x) = log(1 + e^x) - x turns the matches into ordinary terms
@@ -233,9 +234,9 @@ def nnclr(
     prediction, _ = check_towers("nnclr", prediction, support[:0])
     check_positive("nnclr", temperature=temperature)
     if len(z) != len(prediction):
-        raise ValueError(f"nnclr: {len(z)} rows but {len(prediction)} predictions; give pairs")
+        raise UserError(f"nnclr: {len(z)} rows but {len(prediction)} predictions; give pairs")
     if not len(support) and len(z):
-        raise ValueError(f"nnclr: {len(z)} rows but a support of none; push keys into it first")
+        raise UserError(f"nnclr: {len(z)} rows but a support of none; push keys into it first")
     nearest = support[topk(z, support, 1)[1][:, 0]] if len(support) else support
     pull = paired(nearest, prediction) / temperature
     return anchor_mean(logsumexp(nearest, everyone(prediction), scale=1 / temperature) - pull)
@@ -248,7 +249,7 @@ def n_pairs(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Ten
     Vectors of any length: the paper bounds them by an L2 penalty, which is left to the caller.
     """
     if query.shape != key.shape:
-        raise ValueError(f"n_pairs: shapes {tuple(query.shape)} and {tuple(key.shape)}; give pairs")
+        raise UserError(f"n_pairs: shapes {tuple(query.shape)} and {tuple(key.shape)}; give pairs")
     for rows in (query, key):
         check_lengths("n_pairs", rows, unit=False)
     query, key = widen(query), widen(key)
@@ -273,7 +274,7 @@ def relation_distillation(
         "relation_distillation", temperature=temperature, past_temperature=past_temperature
     )
     if len(z) != len(past):
-        raise ValueError(f"relation_distillation: {len(z)} rows but {len(past)} past rows")
+        raise UserError(f"relation_distillation: {len(z)} rows but {len(past)} past rows")
     mask = others(len(z), z.device).mask()
     assert mask is not None
     every, every_past = everyone(z), everyone(past)
@@ -294,7 +295,7 @@ def _check_keys(
         key = check_keys(name, key)
     match = whole_numbers(name, "matches", match)
     if match.shape != query.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{name}: {len(query)} queries but matches of shape {tuple(match.shape)}; "
             "give the index of one key per query"
         )
@@ -303,7 +304,7 @@ def _check_keys(
         and match.numel()
         and not 0 <= match.min() <= match.max() < len(key)
     ):
-        raise ValueError(
+        raise UserError(
             f"{name}: matches from {int(match.min())} to {int(match.max())} "
             f"among {len(key)} keys; use 0 to {len(key) - 1}"
         )
@@ -328,7 +329,7 @@ def _nearest(
     if not len(query) and not len(key):
         return query.new_zeros(0, k + 1)
     if not 1 <= k < len(key):
-        raise ValueError(f"{name}: k={k} negatives among {len(key)} keys; use 1 to {len(key) - 1}")
+        raise UserError(f"{name}: k={k} negatives among {len(key)} keys; use 1 to {len(key) - 1}")
     value, index = topk(query, key, k + 1, pairs=pairs)  # one more, since the match may be there
     own = (index == match[:, None]) & (value > -math.inf)
     surplus = torch.where(own.any(dim=1), own.int().argmax(dim=1), k)

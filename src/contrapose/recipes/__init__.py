@@ -8,6 +8,7 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
+from contrapose.errors import UserError
 from contrapose.partials import module_of_file, unknown
 from contrapose.training.recipe import Recipe
 
@@ -25,7 +26,7 @@ def recipe_for(which: str | Path | Recipe, size: int, channels: int) -> Recipe:
     if callable(found):
         found = found(size=size, channels=channels)
     if not isinstance(found, Recipe):
-        raise ValueError(
+        raise UserError(
             f"--recipe {which}: the file needs `recipe = Recipe(...)` or "
             "`def recipe(size, channels) -> Recipe`; see contrapose/recipes/simclr.py"
         )
@@ -43,7 +44,7 @@ def module(which: str | Path) -> ModuleType:
     if which.endswith(".py"):
         return module_of_file(which, request=f"--recipe {which}", prefix="recipe_file")
     if which not in names():
-        raise ValueError(
+        raise UserError(
             f"--recipe {which}: there is no recipe {unknown(which, names())}; "
             "or give a Python file of your own"
         )

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from contrapose.errors import UserError
 from contrapose.files import replace_file, said_of
 from contrapose.report.charts import Figure
 from contrapose.report.classes import Classes
@@ -47,7 +48,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     folder of another format version.
     """
     if not runs:
-        raise ValueError("report: no run folder given; pass at least one")
+        raise UserError("report: no run folder given; pass at least one")
     read = _distinct([read_run(Path(run)) for run in runs])
     if out is None:
         out = read[0].path / "report.html" if len(read) == 1 else Path("report.html")

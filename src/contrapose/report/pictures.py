@@ -13,6 +13,8 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 
+from contrapose.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
@@ -122,13 +124,13 @@ def _map(arrays: Arrays) -> Map | None:
         return None
     xy = np.asarray(arrays["map_xy"], np.float32)
     if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(f"map_xy has shape {list(xy.shape)} instead of [M 2]")
+        raise UserError(f"map_xy has shape {list(xy.shape)} instead of [M 2]")
     m = len(xy)
     label = _labels(arrays, "map_label", (m,))
     index = np.asarray(arrays.get("map_index", np.arange(m)), np.int64)
     thumb = _images(arrays, "map_thumb", ndim=4)
     if len(thumb) != m or index.shape != (m,):
-        raise ValueError(
+        raise UserError(
             f"map_thumb and map_index hold {len(thumb)} and {len(index)} entries for {m} points"
         )
     finite = np.flatnonzero(np.isfinite(xy).all(axis=1))
@@ -155,7 +157,7 @@ def _neighbours(arrays: Arrays) -> Neighbours | None:
     q, k = image.shape[:2]
     similarity = np.asarray(arrays.get("neighbour_similarity", np.full((q, k), np.nan)), np.float32)
     if len(query) != q or similarity.shape != (q, k):
-        raise ValueError(
+        raise UserError(
             f"neighbour_query {list(query.shape)}, neighbour_image {list(image.shape)} and "
             f"neighbour_similarity {list(similarity.shape)} disagree"
         )
@@ -179,9 +181,7 @@ def _similarity(arrays: Arrays) -> Similarity | None:
         if f"similarity_{kind}" in arrays:
             count = np.asarray(arrays[f"similarity_{kind}"], np.int64)
             if count.shape != (len(edges) - 1,):
-                raise ValueError(
-                    f"similarity_{kind} has {count.size} counts for {len(edges)} edges"
-                )
+                raise UserError(f"similarity_{kind} has {count.size} counts for {len(edges)} edges")
             if count.sum() > 0:
                 counts[kind] = count
     return Similarity(edges=edges, counts=counts) if counts else None
@@ -192,21 +192,21 @@ def _confusion(arrays: Arrays) -> Confusion | None:
         return None
     counts = np.asarray(arrays["confusion"], np.int64)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
-        raise ValueError(f"confusion has shape {list(counts.shape)} instead of [C C]")
+        raise UserError(f"confusion has shape {list(counts.shape)} instead of [C C]")
     return Confusion(counts=counts, of=str(arrays.get("confusion_of", "")))
 
 
 def _images(arrays: Arrays, name: str, *, ndim: int) -> np.ndarray:
     """uint8 pictures whose last axis holds 1 or 3 channels."""
     if name not in arrays:
-        raise ValueError(f"{name} is missing")
+        raise UserError(f"{name} is missing")
     images = arrays[name]
     if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-1] not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"{name} is {images.dtype} {list(images.shape)}, not uint8 with 1 or 3 channels last"
         )
     if 0 in images.shape:
-        raise ValueError(f"{name} has shape {list(images.shape)}, which holds no picture")
+        raise UserError(f"{name} has shape {list(images.shape)}, which holds no picture")
     return images
 
 
@@ -214,7 +214,7 @@ def _labels(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Labels, or -1 everywhere when the run has none."""
     label = np.asarray(arrays.get(name, np.full(shape, -1)), np.int64)
     if label.shape != shape:
-        raise ValueError(f"{name} has shape {list(label.shape)} instead of {list(shape)}")
+        raise UserError(f"{name} has shape {list(label.shape)} instead of {list(shape)}")
     return label
 
 
@@ -224,7 +224,7 @@ def _names(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray | No
         return None
     names = arrays[name]
     if names.dtype.kind != "U" or names.shape != shape:
-        raise ValueError(
+        raise UserError(
             f"{name} is {names.dtype} {list(names.shape)} instead of text {list(shape)}"
         )
     return names

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.similarity.sharded import everyone, rank_and_world, row_ids
 from contrapose.similarity.wide import widen
 from contrapose.threads import alone
@@ -48,11 +49,9 @@ def whole_numbers(name: str, what: str, x: Shaped[Tensor, "..."]) -> Int[Tensor,
     Raises ValueError for floating-point and complex numbers, and for those that int64 cannot hold.
     """
     if x.is_floating_point() or x.is_complex():
-        raise ValueError(
-            f"{name}: {what} are whole numbers, these are {x.dtype}; use {what}.long()"
-        )
+        raise UserError(f"{name}: {what} are whole numbers, these are {x.dtype}; use {what}.long()")
     if x.dtype == torch.uint64 and x.device.type == "cpu" and bool((x.long() < 0).any()):
-        raise ValueError(f"{name}: {what} of type {x.dtype} above 2**63 - 1; number them from 0")
+        raise UserError(f"{name}: {what} of type {x.dtype} above 2**63 - 1; number them from 0")
     return x.long()
 
 

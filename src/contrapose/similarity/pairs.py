@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.similarity.sharded import everyone, row_ids
 
 EXACT = 2**24  # whole numbers below it are float32 numbers
@@ -33,7 +34,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if (self.relation == "all") != (self.row_group is None or self.col_group is None):
-            raise ValueError(
+            raise UserError(
                 f"pairs: relation {self.relation!r} needs "
                 + ("no groups" if self.relation == "all" else "a row_group and a col_group")
             )
@@ -47,7 +48,7 @@ class Pairs:
             ("col", self.col_group, cols),
         ]:
             if ids is not None and ids.shape[0] != n:
-                raise ValueError(f"pairs describe {len(ids)} {name}s, the similarity has {n}")
+                raise UserError(f"pairs describe {len(ids)} {name}s, the similarity has {n}")
 
     def mask(
         self, rows: slice = slice(None), cols: slice = slice(None)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrapose.errors import UserError
 from contrapose.similarity.nearest import TopK
 from contrapose.similarity.pairs import EVERY, Pairs
 from contrapose.similarity.passes import Cold, SoftplusSum, Warm
@@ -104,7 +105,7 @@ def topk(
     """
     n, m = query.shape[0], key.shape[0]
     if not 1 <= k <= m:
-        raise ValueError(f"topk: asked for k={k} neighbours among {m} keys; use 1 <= k <= {m}")
+        raise UserError(f"topk: asked for k={k} neighbours among {m} keys; use 1 <= k <= {m}")
     pairs.check(n, m)
     threads = workers(query, m, few=ALONE)
     value, index = TopK.apply(widen(query), widen(key), k, pairs, tile, threads)

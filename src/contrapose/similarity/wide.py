@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrapose.errors import UserError
+
 WIDE = torch.float32, torch.float64
 LOW = torch.bfloat16, torch.float16
 
@@ -31,7 +33,7 @@ def products(precision: torch.dtype) -> Iterator[None]:
     Raises ValueError for another precision.
     """
     if precision not in LOW:
-        raise ValueError(f"products: precision {precision}; use torch.bfloat16 or torch.float16")
+        raise UserError(f"products: precision {precision}; use torch.bfloat16 or torch.float16")
     token = _products.set(precision)
     try:
         yield

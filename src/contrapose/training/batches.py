@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from contrapose.augment import center
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, mlp, modes_kept, small_conv
+from contrapose.errors import UserError
 from contrapose.training.conditional import (
     ASKED,
     SIZES,
@@ -99,12 +100,12 @@ def conditional(
     """
     fitting = [size for size in sizes if size <= batch_size]
     if (after is not None and after < 1) or not fitting or min(fitting) < 2:
-        raise ValueError(
+        raise UserError(
             f"conditional: after={after}, sizes={tuple(sizes)} in batches of {batch_size}; use at "
             "least 1 epoch, and groups of 2 images up to a batch"
         )
     if images < batch_size:
-        raise ValueError(f"conditional: {images} images are fewer than a batch of {batch_size}")
+        raise UserError(f"conditional: {images} images are fewer than a batch of {batch_size}")
     return Conditional(images, batch_size, after, fitting)
 
 
@@ -122,7 +123,7 @@ class Conditional:
 
     def rehearse(self, recipe: "Recipe") -> list[int]:
         if recipe.epochs <= self._due(recipe):
-            raise ValueError(
+            raise UserError(
                 f"conditional asks after epoch {self._due(recipe)}, and training ends with epoch "
                 f"{recipe.epochs:g}; use more epochs, or --set batches.after=... below them"
             )

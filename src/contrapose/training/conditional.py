@@ -43,6 +43,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 
 SIZES = (40, 20, 10, 5)  # of groups, tried from the largest
 ASKED = 200  # groups of each size that are looked at
@@ -61,7 +62,7 @@ def neighbour_groups(
     """
     n = len(z)
     if not 2 <= size <= n:
-        raise ValueError(f"neighbour_groups: size={size} of {n} rows; use 2 to {n}")
+        raise UserError(f"neighbour_groups: size={size} of {n} rows; use 2 to {n}")
     z = unit(z)
     free = torch.ones(n, dtype=torch.bool)
     rows, columns = torch.arange(n), z
@@ -91,7 +92,7 @@ def conditional_info_nce(
     batch that does not consist of whole groups.
     """
     if size < 2 or len(a) % size:
-        raise ValueError(f"conditional_info_nce: {len(a)} rows are no whole groups of {size}")
+        raise UserError(f"conditional_info_nce: {len(a)} rows are no whole groups of {size}")
     logits = _within(a, b, size) / temperature
     own = logits.diagonal(dim1=1, dim2=2)
     return (logits.logsumexp(dim=2) - own).mean() + (logits.logsumexp(dim=1) - own).mean()
@@ -117,7 +118,7 @@ def told_apart(a: Float[Tensor, "N D"], b: Float[Tensor, "N D"], *, size: int = 
     Raises ValueError for fewer rows than a group has.
     """
     if not 2 <= size <= len(a):
-        raise ValueError(f"told_apart: size={size} of {len(a)} rows; use 2 to {len(a)}")
+        raise UserError(f"told_apart: size={size} of {len(a)} rows; use 2 to {len(a)}")
     rows = min(len(a) // size, ASKED) * size
     s = _within(a[:rows], b[:rows], size)
     low, high = math.log(1 / HIGHEST), math.log(HIGHEST)

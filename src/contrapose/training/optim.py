@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contrapose.errors import UserError
+
 
 def sgd(
     module: nn.Module,
@@ -146,7 +148,7 @@ def steps(
     """
     _check("steps", step, steps, warmup)
     if not all(0 < milestone < 1 for milestone in milestones):
-        raise ValueError(
+        raise UserError(
             f"steps: milestones={tuple(milestones)} are shares of the run; write epoch 160 of 200 "
             "as 160 / 200"
         )
@@ -194,12 +196,12 @@ def _groups(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(matrices and kernels, with decay), (vectors and scalars, without)."""
     if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf):
-        raise ValueError(
+        raise UserError(
             f"{name}: lr={lr}, weight_decay={weight_decay}; both must be finite and at least 0"
         )
     trained = [w for w in module.parameters() if w.requires_grad]
     if not trained:
-        raise ValueError(f"{name}: the module has no parameter that is trained")
+        raise UserError(f"{name}: the module has no parameter that is trained")
     return (
         {"params": [w for w in trained if w.ndim > 1], "weight_decay": weight_decay},
         {
@@ -211,7 +213,7 @@ def _groups(
 
 def _check(name: str, step: float, steps: float, warmup: float) -> None:
     if not 0 <= warmup <= steps or not 0 <= step <= steps:
-        raise ValueError(
+        raise UserError(
             f"{name}: step={step} of {steps} with warmup={warmup}; needs 0 <= step <= steps and "
             "0 <= warmup <= steps, all in one unit"
         )

@@ -60,33 +60,29 @@ class Recipe:
         ]
         for name, low, why in at_least:
             if getattr(self, name) is not None and not getattr(self, name) >= low:
-                raise ValueError(f"{name}={getattr(self, name)}: use at least {low} ({why})")
+                raise UserError(f"{name}={getattr(self, name)}: use at least {low} ({why})")
         for name, value in (("epochs", self.epochs), ("lr", self.lr), ("clip", self.clip)):
             if value is not None and not (0 < value < math.inf):
-                raise ValueError(f"{name}={value}: use a positive number")
+                raise UserError(f"{name}={value}: use a positive number")
         if "size" in getattr(self.views, "keywords", {}):
-            raise ValueError("views.size: a view's side is the recipe's `size`; set that alone")
+            raise UserError("views.size: a view's side is the recipe's `size`; set that alone")
         keywords = getattr(self.loss, "keywords", {})
         temperature, perplexity = keywords.get("temperature"), keywords.get("perplexity")
         if temperature is not None and not 0 < temperature < math.inf:
-            raise ValueError(
-                f"temperature={temperature}: use a positive number, such as 0.1 or 0.5"
-            )
+            raise UserError(f"temperature={temperature}: use a positive number, such as 0.1 or 0.5")
         if perplexity is not None and not 1 < perplexity < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"perplexity={perplexity}: use an effective number of negatives above 1, such as 50"
             )
         if self.keys is not None and self.positives == "shared":
-            raise ValueError(
-                "positives=shared is of the batch alone; leave out keys from elsewhere"
-            )
+            raise UserError("positives=shared is of the batch alone; leave out keys from elsewhere")
         if self.batches is not None and (self.keys is not None or self.positives != "image"):
-            raise ValueError(
+            raise UserError(
                 "batches decides which images of a batch repel each other; leave it out with keys "
                 f"from elsewhere and with positives={self.positives}"
             )
         if self.warmup > self.epochs:
-            raise ValueError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
+            raise UserError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
 
     @property
     def temperature(self) -> float | None:

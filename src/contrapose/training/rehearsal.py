@@ -65,7 +65,7 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
             value = contrast.loss(recipe.loss, z)
             value.backward()  # type: ignore[no-untyped-call]
             if not value.isfinite():
-                raise ValueError(f"it is {float(value)} on random embeddings")
+                raise UserError(f"it is {float(value)} on random embeddings")
         with _part("optimizer"):
             recipe.optimizer(trial, lr=lr)
 
@@ -77,7 +77,7 @@ def _random_rows(rows: int, width: int) -> Tensor:
 def _fitting(recipe: Recipe, contrast: Contrast) -> None:
     """Refuse a loss whose arguments are not what it will be given, with names of those that fit."""
     if isinstance(contrast, Matched) and recipe.positives == "class":
-        raise ValueError(
+        raise UserError(
             "positives=class with keys of which one is an image's positive: classes would go "
             "unseen; use --set positives=image, or --set keys=memory --set loss=supcon_memory"
         )
@@ -100,4 +100,4 @@ def _part(name: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"the recipe's {name} cannot run: {error}") from error
+        raise UserError(f"the recipe's {name} cannot run: {error}") from error

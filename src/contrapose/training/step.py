@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contrapose.augment import views as make_views
 from contrapose.encoders import Encoder
+from contrapose.errors import UserError
 from contrapose.keys import chunked
 from contrapose.keys.contrast import Contrast, InBatch, Sharing, Within
 from contrapose.keys.sources import Entries, Source
@@ -118,7 +119,7 @@ def positive_groups(
     if recipe.positives != "class":
         return alone
     if label is None:
-        raise ValueError(
+        raise UserError(
             f"recipe {recipe.name!r} takes positives from classes, and these images have no "
             "labels; use --recipe simclr, or class subfolders"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from contrapose import losses
+from contrapose.errors import UserError
 from contrapose.files import as_json_bytes, replace_file
 from contrapose.machine import environment
 from contrapose.partials import public_functions, unknown
@@ -130,7 +131,7 @@ def chosen(only: Sequence[str]) -> list[str]:
     known = public_functions(losses)
     for name in only:
         if name not in known:
-            raise ValueError(f"verify --only {name}: no loss {unknown(name, known)}")
+            raise UserError(f"verify --only {name}: no loss {unknown(name, known)}")
     return [name for name in known if name in (only or known) and name not in LEFT_OUT]
 
 

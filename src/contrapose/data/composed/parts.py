@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrapose.data.composed.canvas import Canvas
 from contrapose.data.images import ImageSet, Pixels, digest
+from contrapose.errors import UserError
 from contrapose.partials import unknown
 
 Labels = Int[Tensor, " N"]
@@ -29,12 +30,12 @@ def with_features(images: ImageSet, own: Features, label: str | None) -> ImageSe
     every = dict(images.features)
     for name, (value, _) in own.items():
         if name in every:
-            raise ValueError(f"{images.name}: its images already have a feature {name!r}")
+            raise UserError(f"{images.name}: its images already have a feature {name!r}")
         every[name] = value
     if label is None:
         return replace(images, features=every)
     if label not in every:
-        raise ValueError(f"{images.name}: label={label}: no feature {unknown(label, every)}")
+        raise UserError(f"{images.name}: label={label}: no feature {unknown(label, every)}")
     if label in own:
         classes = own[label][1]
     elif images.label is not None and torch.equal(every[label], images.label):

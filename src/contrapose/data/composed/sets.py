@@ -55,7 +55,7 @@ def many_digits(
     up to 100 classes. Recipes take canvases above 64 px for photographs: --set views=digits.
     """
     if not 1 <= digits <= 16:
-        raise ValueError(f"many-digits: digits={digits} on a canvas; use 1 to 16")
+        raise UserError(f"many-digits: digits={digits} on a canvas; use 1 to 16")
     side = 4 * glyphs.size if canvas is None else canvas
     ink, digit, notes = _ink("many-digits", glyphs, side, glyphs.size)
     n = _count("many-digits", glyphs, images)
@@ -105,10 +105,10 @@ def digits_on_images(
     """
     name = "digits-on-images"
     if not 0 < contrast <= 1:
-        raise ValueError(f"{name}: contrast={contrast:g}; use a number above 0, up to 1")
+        raise UserError(f"{name}: contrast={contrast:g}; use a number above 0, up to 1")
     count = len(glyphs) if unique is None else unique
     if not 1 <= count <= len(glyphs):
-        raise ValueError(
+        raise UserError(
             f"{name}: unique={unique} glyphs, but {glyphs.name} ({glyphs.split}) has "
             f"{len(glyphs):,}; use 1 to {len(glyphs)}"
         )
@@ -148,7 +148,7 @@ def two_digits(
     80, on 112). Features: `fixed`, which is also the label, and `varied`: the classes of the two.
     """
     if min(fixed, varied) < 1:
-        raise ValueError(f"two-digits: fixed={fixed}, varied={varied}; use at least 1 px")
+        raise UserError(f"two-digits: fixed={fixed}, varied={varied}; use at least 1 px")
     ink, digit, notes = _ink("two-digits", glyphs, canvas, max(fixed, varied))
     n = _count("two-digits", glyphs, images)
     which = draws.below(_key("two-digits", glyphs, seed), n, 2, len(glyphs))
@@ -179,7 +179,7 @@ def random_bits(
     is read once for this. Features: those of the images, and `bit 0` ...
     """
     if not 0 <= bits <= 32:
-        raise ValueError(f"random-bits: bits={bits} is out of range; use 0 to 32")
+        raise UserError(f"random-bits: bits={bits} is out of range; use 0 to 32")
     _refuse_bits("random-bits", images)
     key = draws.key_of("random-bits", seed)
     everything = torch.split(torch.arange(len(images)), _CHUNK)
@@ -205,9 +205,9 @@ def coloured(
     multiplied by the colour. Features: those of the images, and `colour`.
     """
     if not 2 <= colours <= 256:
-        raise ValueError(f"coloured: colours={colours}; use 2 to 256")
+        raise UserError(f"coloured: colours={colours}; use 2 to 256")
     if not 0 < saturation <= 1:
-        raise ValueError(f"coloured: saturation={saturation}; use a number above 0, up to 1")
+        raise UserError(f"coloured: saturation={saturation}; use a number above 0, up to 1")
     _refuse_bits("coloured", images)
     if images.shown not in (1, 3):
         raise UserError(
@@ -226,7 +226,7 @@ def layout(images: ImageSet, index: Int[Tensor, " B"]) -> Layout:
     while pixels is not None and not isinstance(pixels, Canvas):
         pixels = getattr(pixels, "base", None)
     if pixels is None:
-        raise ValueError(f"layout: {images.name} has no digits whose places are known")
+        raise UserError(f"layout: {images.name} has no digits whose places are known")
     return pixels.layout(index)
 
 
@@ -241,7 +241,7 @@ def _corners(side: int, size: int, placement: str, where: str) -> Int[Tensor, " 
     if placement == "apart":
         room, note = side - apart[-1], f", whose last corner is at {apart[-1]} px"
     if not 1 <= size <= room:
-        raise ValueError(
+        raise UserError(
             f"digits-on-images: glyph={size} px does not fit on {where}{note}; use 1 to {room}"
         )
     return torch.tensor(apart if placement == "apart" else range(0, side - size + 1, size))
@@ -251,7 +251,7 @@ def _cells(key: int, n: int, digits: int, side: int, size: int) -> Int[Tensor, "
     """Corners of different cells of the grid."""
     across = side // size
     if digits > across**2:
-        raise ValueError(
+        raise UserError(
             f"many-digits: digits={digits} in a grid, but {side} px have {across**2} cells of "
             f"{size} px; use fewer digits, a larger canvas or placement=random"
         )
@@ -264,12 +264,12 @@ def _ink(
 ) -> tuple[UInt8[Tensor, "G H W"], Labels, dict[str, int]]:
     """(bright ink on black, class of each glyph, notes) of the first `count` glyphs."""
     if glyphs.channels != 1:
-        raise ValueError(
+        raise UserError(
             f"{name}: glyphs are grey, and {glyphs.name} has {glyphs.channels} channels; open it "
             "with channels=1"
         )
     if size > side:
-        raise ValueError(
+        raise UserError(
             f"{name}: a glyph of {size} px does not fit on a canvas of {side} px; use a larger one"
         )
     index = torch.arange(len(glyphs) if count is None else count)
@@ -282,13 +282,13 @@ def _ink(
 
 def _count(name: str, glyphs: ImageSet, images: int | None) -> int:
     if images is not None and images < 1:
-        raise ValueError(f"{name}: images={images}; use at least 1")
+        raise UserError(f"{name}: images={images}; use at least 1")
     return len(glyphs) if images is None else images
 
 
 def _refuse_bits(name: str, images: ImageSet) -> None:
     if images.constant:
-        raise ValueError(
+        raise UserError(
             f"{name}: {images.name} already has random bits; write random-bits(...) outermost, once"
         )
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from contrapose.data.composed.parts import features_of
 from contrapose.data.images import ImageSet
 from contrapose.data.split import evenly
+from contrapose.errors import UserError
 from contrapose.files import replace_file
 
 TILE = 112  # px, least side of an image on the sheet
@@ -28,7 +29,7 @@ def contact_sheet(
     for 1, since they are no picture.
     """
     if count < 1 or columns < 1:
-        raise ValueError(f"contact_sheet: count={count}, columns={columns}; use at least 1")
+        raise UserError(f"contact_sheet: count={count}, columns={columns}; use at least 1")
     index = evenly(len(images), count)
     batch, every = images.batch(index).cpu(), features_of(images)
     shown = images.shown
@@ -64,7 +65,7 @@ def write_sheet(images: ImageSet, path: Path | str, *, count: int = 24) -> Path:
     """The contact sheet as a PNG, written beside and renamed. FileExistsError for what is there."""
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"--out {path}: name a file that ends in .png")
+        raise UserError(f"--out {path}: name a file that ends in .png")
     if path.exists():
         raise FileExistsError(f"--out {path} exists and is left as it is; name another file")
     buffer = io.BytesIO()

@@ -69,15 +69,15 @@ def open_call(
     sets, settable = _sets(function), arguments(function)
     if len(parts) != len(sets):
         wanted = " and ".join(s.upper() for s in sets)
-        raise ValueError(f"{text}: {name} takes {wanted}, got {len(parts)}; write {usage(name)}")
+        raise UserError(f"{text}: {name} takes {wanted}, got {len(parts)}; write {usage(name)}")
     given: dict[str, Any] = {}
     for key, value in options.items():
         if key not in settable:
-            raise ValueError(f"{text}: {name} has no {unknown(key, settable)}")
+            raise UserError(f"{text}: {name} has no {unknown(key, settable)}")
         given[key] = parse(value, settable[key], f"{text}: {key}={value}")
     for key, asked in (("canvas", size), ("channels", channels)):
         if key in settable and asked is not None and given.setdefault(key, asked) != asked:
-            raise ValueError(f"{text}: {key}={given[key]}, but {asked} is asked for; use one")
+            raise UserError(f"{text}: {key}={given[key]}, but {asked} is asked for; use one")
     opened: list[ImageSet] = []
     for role, part in zip(sets, parts, strict=True):
         if role == "images":
@@ -92,7 +92,7 @@ def open_call(
         opened.append((_glyphs if role == "glyphs" else _opened)(name, role, part, open_set, how))
     made = function(*opened, **given)
     if channels not in (None, made.shown):
-        raise ValueError(f"{text}: channels={channels}, but its images have {made.shown}")
+        raise UserError(f"{text}: channels={channels}, but its images have {made.shown}")
     return replace(made, name=text.strip())
 
 
@@ -143,7 +143,7 @@ def _parsed(text: str) -> tuple[str, list[str], dict[str, str]]:
     assert found is not None
     name = found[1].replace("_", "-")
     if name not in COMPOSED:
-        raise ValueError(
+        raise UserError(
             f"{text}: no such file or folder, and no composed set {unknown(name, COMPOSED)}"
         )
     parts: list[str] = []
@@ -153,7 +153,7 @@ def _parsed(text: str) -> tuple[str, list[str], dict[str, str]]:
         if option is None:
             parts.append(part)
         elif option[1] in options:
-            raise ValueError(f"{text}: {option[1]} is given twice")
+            raise UserError(f"{text}: {option[1]} is given twice")
         else:
             options[option[1]] = option[2].strip()
     return name, parts, options

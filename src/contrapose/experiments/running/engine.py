@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from contrapose.errors import Interrupted
+from contrapose.errors import Interrupted, UserError
 from contrapose.experiments import experiment as find
 from contrapose.experiments.form import Experiment
 from contrapose.experiments.running import clusters
@@ -81,9 +81,9 @@ def reproduce(
     threads = {"slurm": resources.get("cpus_per_task", 4), "ray": resources.get("num_cpus")}.get(on)
     task = prepare(which, scale=scale, seeds=seeds, jobs=jobs, out=out, threads=threads)
     if on not in _RUNNERS:
-        raise ValueError(f"--on {on}: there is no {unknown(on, _RUNNERS)}")
+        raise UserError(f"--on {on}: there is no {unknown(on, _RUNNERS)}")
     if resources and on == "local":
-        raise ValueError("--resource is for --on slurm and --on ray; here, use --jobs")
+        raise UserError("--resource is for --on slurm and --on ray; here, use --jobs")
     if on != "local":
         clusters.library(on)
     _refuse_changed(task, redo)

@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from contrapose.errors import UserError
 from contrapose.experiments.form import Job
 from contrapose.files import (
     as_json_bytes,
@@ -123,7 +124,7 @@ def described(job: Job) -> dict[str, Any]:
     try:
         text = json.dumps(describe(job.call), default=_path, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"job {job.name}: its call cannot be written down ({error}); give numbers, strings, "
             "lists, functions of a module, and partials of them"
         ) from None
@@ -142,9 +143,9 @@ def begin(folder: JobFolder, invocation: str) -> None:
 def finish(folder: JobFolder, measured: Any, seconds: float, environment: dict[str, Any]) -> None:
     """Write the result; ValueError where it is no dict of numbers, lists and the like."""
     if not isinstance(measured, dict) or not all(isinstance(name, str) for name in measured):
-        raise ValueError(f"the job gave {type(measured).__name__}; give a dict by measure")
+        raise UserError(f"the job gave {type(measured).__name__}; give a dict by measure")
     if known := sorted(measured.keys() & folder.job.coordinates.keys()):
-        raise ValueError(f"the job measured {', '.join(known)}, which is one of its facts")
+        raise UserError(f"the job measured {', '.join(known)}, which is one of its facts")
     result = {
         "format": FORMAT,
         "job": folder.job.name,
@@ -162,7 +163,7 @@ def finish(folder: JobFolder, measured: Any, seconds: float, environment: dict[s
     try:
         folder.write("result.json", result)
     except TypeError as error:
-        raise ValueError(f"the job's result cannot be written as JSON ({error})") from None
+        raise UserError(f"the job's result cannot be written as JSON ({error})") from None
     folder.forget("running.json", "progress.json", "error.json")
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from contrapose.errors import UserError
 from contrapose.experiments import experiment as find
 from contrapose.experiments.form import SCALES
 from contrapose.experiments.running.folders import (
@@ -51,11 +52,11 @@ def job_folders(task: Task) -> tuple[JobFolder, ...]:
     if not names or len(set(names)) < len(names):
         twice = next((name for name in names if names.count(name) > 1), None)
         what = "no jobs" if twice is None else f"two jobs named {twice!r}"
-        raise ValueError(f"experiment {experiment.name} has {what} at scale {task.scale}")
+        raise UserError(f"experiment {experiment.name} has {what} at scale {task.scale}")
     for job in made:
         described(job)
         if clash := sorted(job.facts.keys() & experiment.measures.keys()):
-            raise ValueError(
+            raise UserError(
                 f"experiment {experiment.name}: {', '.join(clash)} is a measure and a fact of job "
                 f"{job.name}; give one of them another name"
             )
@@ -70,14 +71,14 @@ def prepare(
     if scale is None:
         scale = "cpu" if "cpu" in experiment.costs else next(iter(experiment.costs))
     if scale not in SCALES:
-        raise ValueError(f"--scale {scale}: there is no scale {unknown(scale, SCALES)}")
+        raise UserError(f"--scale {scale}: there is no scale {unknown(scale, SCALES)}")
     if scale not in experiment.costs:
-        raise ValueError(
+        raise UserError(
             f"--scale {scale}: experiment {which} has {', '.join(experiment.costs)} only"
         )
     for name, value in (("--seeds", seeds), ("--jobs", jobs)):
         if value < 1:
-            raise ValueError(f"{name} {value}: use 1 or more")
+            raise UserError(f"{name} {value}: use 1 or more")
     task = Task(
         experiment=str(Path(which).resolve()) if which.endswith(".py") else which,
         scale=scale,

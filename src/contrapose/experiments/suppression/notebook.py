@@ -22,6 +22,7 @@ from contrapose.augment import draw_box_tf, resized_crop
 from contrapose.data import ImageSet, open_images
 from contrapose.data.composed import features_of, random_bits
 from contrapose.encoders import keras_defaults, notebook_conv, unit
+from contrapose.errors import UserError
 from contrapose.evaluation import probes
 from contrapose.experiments.running.folders import note_progress
 from contrapose.losses import clip
@@ -295,7 +296,7 @@ def _batches(
 ) -> Iterator[Int[Tensor, " B"]]:
     """Batches without end; the images are in the notebook's order already."""
     if order not in ("notebook", "file", "shuffled"):
-        raise ValueError(f"order {order!r}; use 'notebook', 'file' or 'shuffled'")
+        raise UserError(f"order {order!r}; use 'notebook', 'file' or 'shuffled'")
     index = torch.arange(n)
     if order == "file":
         index = tfds_order(n, "train").argsort()

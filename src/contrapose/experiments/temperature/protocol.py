@@ -18,6 +18,7 @@ from torch import Tensor
 from contrapose import losses
 from contrapose.data import NAMED, ImageSet, balanced, open_images
 from contrapose.encoders import linear, small_conv
+from contrapose.errors import UserError
 from contrapose.evaluation import probes
 from contrapose.evaluation.embed import embed
 from contrapose.evaluation.projection import project
@@ -206,7 +207,7 @@ def imagenet_100(split: str) -> ImageSet:
     """Every tenth class of ImageNet in the order of their ids: S1's own list was not found."""
     whole = open_images("imagenet", split=split)
     if whole.label is None:
-        raise ValueError("imagenet-100: the images of imagenet have no classes")
+        raise UserError("imagenet-100: the images of imagenet have no classes")
     chosen = whole.subset(torch.nonzero(whole.label % 10 == 0).flatten())
     assert chosen.label is not None
     return dataclasses.replace(chosen, label=chosen.label // 10, classes=whole.classes[::10])

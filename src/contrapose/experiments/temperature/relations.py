@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from contrapose import losses
 from contrapose.encoders import unit
+from contrapose.errors import UserError
 from contrapose.experiments import evidence
 from contrapose.experiments.charts import Chart, chart, finished, on_the_plane
 from contrapose.experiments.evidence import spread
@@ -100,7 +101,7 @@ class FromNeighbours(nn.Module):
 
     def queries(self, view: Float[Tensor, "V B C S S"]) -> Float[Tensor, "V B C S S"]:
         if len(view) != 2:
-            raise ValueError(f"neighbours: {len(view)} views; --set number_of_views=2")
+            raise UserError(f"neighbours: {len(view)} views; --set number_of_views=2")
         return view
 
     def entries(
