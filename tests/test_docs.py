@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,14 @@ def desk(tmp_path_factory):
         folder = desk / "photos" / ("cat" if i % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         picture(i).save(folder / f"{i}.png")
+        number = np.random.default_rng(i)
+        for name in ("scans", "bands", "clips"):
+            (desk / name).mkdir(exist_ok=True)
+        scan = number.integers(0, 4096, (32, 32)).astype(np.uint16)
+        Image.fromarray(scan).save(desk / "scans" / f"{i}.png")
+        band = number.integers(0, 255, (32, 32, 5)).astype(np.uint8)
+        tifffile.imwrite(desk / "bands" / f"{i}.tif", band, photometric="minisblack")
+        picture(i).save(desk / "clips" / f"clip{i // 4}_{i:02}.png")
     shard(desk / "shards", "train", 24)
     shard(desk / "root" / "cifar10", "train", 24)
     shard(desk / "root" / "cifar10", "test", 8)
