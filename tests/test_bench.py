@@ -120,6 +120,7 @@ def test_what_cannot_be_measured_is_refused_before_a_folder_is_made(tmp_path, mo
     with pytest.raises(ValueError, match="--repeats 0"):
         bench(["clip"], repeats=0)
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="--out there exists and is left as it is"):
         bench(["clip"], out=Path("there"))
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

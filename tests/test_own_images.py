@@ -75,7 +75,9 @@ def test_every_row_of_embed_names_its_file(tmp_path: Path, capsys: Any) -> None:
     for out in (tmp_path / "e.npz", tmp_path / "e.parquet"):
         print_images(explain.write_embeddings(run, data, out, device="cpu"))
         shown = capsys.readouterr().out
-        assert "a/3.png: not an image" in shown.replace("\n", "") and "15 images" in shown
+        assert "a/3.png: not an image" in shown.replace("\n", "") and "15 images" in " ".join(
+            shown.split()
+        )
         whole = np.load(out) if out.suffix == ".npz" else pq.read_table(out).to_pydict()
         assert list(whole["file"]) == expected
         assert list(whole["index"]) == [0, 1, 2, *range(4, 16)]

@@ -30,6 +30,9 @@ def loss_of(name, x, y, rows):
     arguments = keywords(parameters)
     if "key_group" in parameters:
         return EVERY[name](x, CLASS[rows], normalize(Y, dim=1), CLASS.flip(0), **arguments)
+    if "labels" in parameters:
+        several = torch.stack([CLASS == 0, CLASS == 1, torch.arange(12) % 3 == 0], 1).to(torch.int8)
+        return EVERY[name](x, IMAGE[rows], several[rows], **arguments)
     if "group" in parameters:
         group = CLASS if name.startswith("supcon") else IMAGE
         return EVERY[name](x, group[rows], **arguments)

@@ -263,8 +263,8 @@ def _start(file: BinaryFile) -> bytes:
     return start
 
 
-def _too_large(pixels: int, most: int | None) -> ValueError:
-    return ValueError(
+def _too_large(pixels: int, most: int | None) -> UserError:
+    return UserError(
         f"its {pixels:,} pixels are more than the {most or 0:,} that are read without being told;"
         f" --max-pixels {pixels} (max_pixels={pixels}) reads it"
     )

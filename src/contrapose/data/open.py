@@ -210,7 +210,7 @@ def _unknown(source: str, path: Path, where: Path) -> Exception:
         raise UserError(f"{source}: write the sets it is composed of, {usage(source)}")
     near = difflib.get_close_matches(source, NAMED, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    return ValueError(
+    return UserError(
         f"{source!r}: no set of that name, and no such file or folder here or in {where};"
         f"{hint} Named sets: {', '.join(NAMED)}"
     )

@@ -50,8 +50,8 @@ def read_column(file: Path, column: str) -> Any:
         raise damaged(file, column, error) from None
 
 
-def damaged(file: Path, column: str, error: Exception) -> ValueError:
-    return ValueError(f"{file}: column {column!r} cannot be read ({error}); fetch the file again")
+def damaged(file: Path, column: str, error: Exception) -> UserError:
+    return UserError(f"{file}: column {column!r} cannot be read ({error}); fetch the file again")
 
 
 def has_images(file: Path) -> bool:

@@ -18,7 +18,7 @@ UNIT = 0.02  # how far a length may be from 1: bf16 rounding of a unit vector st
 LONGEST = 1e15  # of a row: products of longer ones, divided by a temperature, leave float32
 
 
-class RowsOutOfRange(ValueError):
+class RowsOutOfRange(UserError):
     """Rows of embeddings that hold NaN or infinity, or are too long for products in float32."""
 
 

@@ -50,7 +50,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # what readers of these files rely on
 }  # fmt: skip
 
 
-class ChangedCallError(ValueError):
+class ChangedCallError(UserError):
     """A folder holds what another call made."""
 
 
