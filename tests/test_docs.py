@@ -61,7 +61,12 @@ def desk(tmp_path_factory):
         scan = number.integers(0, 4096, (32, 32)).astype(np.uint16)
         Image.fromarray(scan).save(desk / "scans" / f"{i}.png")
         band = number.integers(0, 255, (32, 32, 5)).astype(np.uint8)
-        tifffile.imwrite(desk / "bands" / f"{i}.tif", band, photometric="minisblack")
+        tifffile.imwrite(
+            desk / "bands" / f"{i}.tif",
+            band,
+            photometric="minisblack",
+            planarconfig="contig",
+        )
         picture(i).save(desk / "clips" / f"clip{i // 4}_{i:02}.png")
     shard(desk / "shards", "train", 24)
     shard(desk / "root" / "cifar10", "train", 24)
