@@ -24,7 +24,7 @@ from contrapose.evaluation.local import (
     told,
     truth_map,
 )
-from contrapose.evaluation.local_sheet import map_sheet, overlay, palette
+from contrapose.evaluation.local_sheet import overlay, palette
 
 
 def seeded(seed=0):
@@ -209,5 +209,3 @@ def test_maps_of_real_photographs(tmp_path):
     maps = local_maps(encoder_of(resnet18, 3), images, clusters=(2, 4), restarts=1)
     nested = hierarchy(maps, "layer1")[2, 4]
     assert nested.value > nested.shuffled + 0.2
-    sheet = map_sheet(images, maps, index=[2, 0], stages=["layer1", "pixels 16x16"])
-    assert sheet.shape == (16 + 2 * 164, 5 * 164, 3)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import contrapose
-from contrapose import augment, encoders, keys, losses, recipes
+from contrapose import api, augment, encoders, keys, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import Encoder
 from contrapose.training import optim
@@ -396,3 +396,9 @@ def test_own_recipe_file(tmp_path, digits):
         contrapose.resume(run, images="digits")
     contrapose.resume(run, recipe=file, images="digits")
     assert Path(run.path / "encoder.safetensors").is_file()
+
+
+def test_a_warm_up_longer_than_training_is_shortened_as_by_the_flag(digits):
+    with pytest.warns(UserWarning, match="a warm-up of 2 epochs of 1 is shortened to 0.1"):
+        own = dataclasses.replace(recipes.recipe_for("simclr", 8, 1), epochs=1)
+    assert own.warmup == api.changed(recipes.recipe_for("simclr", 8, 1), digits, epochs=1).warmup

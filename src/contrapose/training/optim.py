@@ -188,7 +188,6 @@ def no_scaling(lr: float, batch_size: int) -> float:
 
 OPTIMISERS = (sgd, adam, adamw, lars)
 SCHEDULES = (warmup_cosine, steps, constant, linear)
-SCALINGS = (linear_scaling, sqrt_scaling, no_scaling)
 
 
 def _groups(

@@ -4,6 +4,7 @@ It prints, is written to the run folder as JSON, and varies by `dataclasses.repl
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
@@ -44,7 +45,7 @@ class Recipe:
     size: int = 32  # px, side of a view
     batch_size: int = 256  # images per step
     epochs: float = 100
-    warmup: float = 10  # epochs
+    warmup: float = 10  # epochs; a tenth of all, with a warning, where they are fewer
     lr: float = 0.3  # before `scaling`
     clip: float | None = None  # largest norm of the gradient
     chunk: int | None = None  # views per pass through the encoder (gradient caching); None: all
@@ -82,7 +83,13 @@ class Recipe:
                 f"from elsewhere and with positives={self.positives}"
             )
         if self.warmup > self.epochs:
-            raise UserError(f"warmup={self.warmup} epochs of {self.epochs}: use a shorter warm-up")
+            shorter = self.epochs / 10  # as `--epochs` does
+            warnings.warn(
+                f"recipe {self.name!r}: a warm-up of {self.warmup:g} epochs of {self.epochs:g} is "
+                f"shortened to {shorter:g}",
+                stacklevel=2,
+            )
+            object.__setattr__(self, "warmup", shorter)
 
     @property
     def temperature(self) -> float | None:
