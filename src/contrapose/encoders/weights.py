@@ -40,8 +40,13 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
     raise FileNotFoundError(f"{missing} does not exist: nothing was saved there yet")
 
 
-def tensors_in(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors by name, metadata) of one .safetensors file, whatever bytes its path holds."""
+def tensors_in(
+    file: Path, *, metadata_only: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors by name, metadata) of one .safetensors file, whatever bytes its path holds.
+
+    metadata_only: without the tensors, which are then not read.
+    """
     try:
         str(file).encode()
     except UnicodeEncodeError:  # safetensors opens no such path
@@ -50,7 +55,8 @@ def tensors_in(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return weights, header.get("__metadata__", {})
     with safetensors.safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
+        names = [] if metadata_only else opened.keys()
+        return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
 
 
 def weights_files(run: Path) -> list[Path]:
@@ -66,7 +72,7 @@ def weights_files(run: Path) -> list[Path]:
 def final_step(file: Path) -> int | None:
     """The step at which training ended, where a file of weights was written after its end."""
     try:
-        named = json.loads(tensors_in(file)[1].get("encoder", "null"))
+        named = json.loads(tensors_in(file, metadata_only=True)[1].get("encoder", "null"))
     except (OSError, ValueError, safetensors.SafetensorError):
         return None
     found = named.get(FINAL) if isinstance(named, dict) else None

@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 
 from contrapose.machine import choose_device
 from contrapose.processes.watch import Watch
+from contrapose.threads import serial
 
 # How long a process waits for others, in seconds, before it raises RuntimeError:
 JOINING = 20  # once all have started, until they have found each other
@@ -56,7 +57,7 @@ def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> 
     Raises ChildProcessError where one dies or is silent before all have joined; later a collective
     inside the block raises RuntimeError, and `me.lost()` says why.
     """
-    with _one_thread():
+    with serial():
         if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             local = int(os.environ.get("LOCAL_RANK", "0"))
             kind = choose_device(device)
@@ -103,7 +104,7 @@ def _worker(
 ) -> None:
     gets_on = partial(Watch([], beats).gets_on, rank)
     gets_on()
-    with _one_thread(), contextlib.ExitStack() as joined:
+    with serial(), contextlib.ExitStack() as joined:
         try:
             groups = joined.enter_context(_joined(rank, len(devices), devices[rank], store))
             work(Rank(rank, len(devices), devices[rank], groups, gets_on), *args)
@@ -146,14 +147,3 @@ def _joined(
         yield groups
     finally:
         dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Many processes on few cores, on small matrices."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
