@@ -26,7 +26,7 @@ def making(photographs, **asked):
         paths = [f"{k}={v}" for k, v in instead.items() if "." in k or k == "size"]
         chosen = recipes.recipe_for("simclr", 48, 3)
         chosen = api.changed(chosen, photographs, **(left | asked), changes=paths)
-        return chosen, photographs, api.build(chosen, photographs)
+        return plan.Made(chosen, photographs, api.build(chosen, photographs), {})
 
     return make
 
@@ -47,7 +47,7 @@ def test_memory_is_proportional_to_the_batch_and_bounded_by_a_chunk(photographs)
 
 
 def test_measuring_leaves_the_network_and_the_random_state_alone(photographs):
-    recipe, images, network = making(photographs, encoder="small_conv")({})
+    recipe, images, network, _ = making(photographs, encoder="small_conv")({})
     before, weights = torch.get_rng_state(), [p.clone() for p in network.parameters()]
     cost(recipe, images, network)
     assert torch.equal(torch.get_rng_state(), before)
@@ -56,8 +56,9 @@ def test_measuring_leaves_the_network_and_the_random_state_alone(photographs):
 
 
 def test_a_run_of_days_is_made_one_of_minutes_and_says_why(photographs):
-    (recipe, _, network), found = plan.planned(
-        making(photographs), asked=(), device="cpu", bf16=False, free=8e9
+    many = photographs.subset(torch.arange(600).repeat(8))  # days on a fast processor too
+    (recipe, _, network, _), found = plan.planned(
+        making(many), asked=(), device="cpu", bf16=False, free=8e9
     )
     assert recipe.backbone.func.__name__ == found.chosen["encoder"] == "small_conv"
     assert recipe.size == network.backbone.width // 4 == 32
@@ -71,7 +72,7 @@ def test_what_was_asked_for_is_kept_and_refused_with_a_command_that_fits(photogr
     with pytest.raises(UserError, match=r"resnet18 at 32 px with a batch of 256 takes") as error:
         plan.planned(making(photographs, **asked), asked=asked, device="cpu", bf16=False, free=1e9)
     fits = int(str(error.value).split("--batch-size ")[1].split(",")[0])
-    (recipe, _, _), found = plan.planned(
+    (recipe, _, _, _), found = plan.planned(
         making(photographs, **(asked | {"batch_size": fits, "epochs": 1})),
         asked={*asked, "epochs"}, device="cpu", bf16=False, free=1e9,
     )  # fmt: skip

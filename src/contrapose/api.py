@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,31 +63,10 @@ def train(
     if out is not None:
         Run.refuse_existing(Path(out))
     device, bf16 = choose_device(device), choose_bf16(precision, device)
-    prepared: dict[str, Any] = {}
-
-    def make(instead: Mapping[str, Any]) -> plan.Made:
-        found = _prepared(
-            recipe, request, held_out, encoder=encoder, epochs=epochs, batch_size=batch_size,
-            temperature=temperature, seed=seed, changes=changes, instead=instead,
-        )  # fmt: skip
-        prepared["data"] = found[3]
-        return found[:3]
-
-    if isinstance(recipe, str) and recipe in recipes.names():
-        given = {
-            "encoder": encoder or any(c.startswith("backbone") for c in changes),
-            "size": request.size or not request.named or any(c.startswith("size") for c in changes),
-            "batch_size": batch_size or any(c.startswith("batch_size") for c in changes),
-            "epochs": epochs or any(c.startswith("epochs") for c in changes),
-        }
-        asked = {name for name, value in given.items() if value}
-        (chosen, source, network), what = plan.planned(
-            make, asked=asked, device=device, bf16=bf16, command=command or "contrapose train DATA"
-        )
-        planned: dict[str, Any] | None = what.as_json()
-    else:
-        (chosen, source, network), planned = make({}), None
-    data = prepared["data"]
+    (chosen, source, network, data), planned = _planned(
+        recipe, request, command, device, bf16, held_out=held_out, encoder=encoder, epochs=epochs,
+        batch_size=batch_size, temperature=temperature, seed=seed, changes=changes,
+    )  # fmt: skip
     folder = Path(out) if out else new_folder(source.name, chosen.name)
     written = {"format": FORMAT, "contrapose": __version__, "command": command}
     with Run.begun(
@@ -101,30 +80,64 @@ def train(
     return run
 
 
-def _prepared(
+def _planned(
     recipe: str | Path | Recipe,
     request: Request,
-    held_out: float | None,
+    command: str | None,
+    device: str,
+    bf16: bool,
+    **settings: Any,
+) -> tuple[plan.Made, dict[str, Any] | None]:
+    """The run to make, and for a named recipe its plan as JSON; settings: those of `_prepared`."""
+
+    @cache  # a plan asks for several runs of the same images
+    def opened(size: int | None) -> tuple[Request, ImageSet]:
+        """The request, with another size where one is given, and its training images."""
+        sized = request if size is None else dataclasses.replace(request, size=size)
+        return sized, sized.open("train")
+
+    def make(instead: Mapping[str, Any]) -> plan.Made:
+        return _prepared(recipe, opened, instead, **settings)
+
+    if not isinstance(recipe, str) or recipe not in recipes.names():
+        return make({}), None
+    changes = settings["changes"]
+    fields = {change.partition("=")[0].strip().partition(".")[0] for change in changes}
+    given = {
+        "encoder": settings["encoder"] or "backbone" in fields,
+        "size": request.size or not request.named or "size" in fields,
+        "batch_size": settings["batch_size"] or "batch_size" in fields,
+        "epochs": settings["epochs"] or "epochs" in fields,
+    }
+    asked = {name for name, value in given.items() if value}
+    again = command or "contrapose train DATA"
+    made, what = plan.planned(make, asked=asked, device=device, bf16=bf16, command=again)
+    return made, what.as_json()
+
+
+def _prepared(
+    recipe: str | Path | Recipe,
+    opened: Callable[[int | None], tuple[Request, ImageSet]],
+    instead: Mapping[str, Any],
     *,
+    held_out: float | None,
     encoder: str | None,
     epochs: float | None,
     batch_size: int | None,
     temperature: float | None,
     seed: int | None,
     changes: Sequence[str],
-    instead: Mapping[str, Any],
-) -> tuple[Recipe, ImageSet, Encoder, dict[str, Any]]:
-    """Recipe, images as training sees them, network, and the request as JSON; all of it checked.
+) -> plan.Made:
+    """A run that could begin, all of it checked.
 
     instead: settings by flag (size, encoder, epochs) or path, in place of those not asked for.
     """
     left = dict(instead)
-    request = dataclasses.replace(request, size=left.pop("size", request.size))
+    request, source = opened(left.pop("size", None))
     batch_size = left.pop("batch_size", batch_size)
-    source = request.open("train")
     chosen = recipes.recipe_for(recipe, source.size, source.shown)
     if batch_size is None and isinstance(recipe, str) and len(source) < chosen.batch_size:
-        batch_size = max(2, len(source) // 4)  # few images: said by the plan, as all choices are
+        batch_size = max(2, len(source) // 4)  # said where training begins, as every batch is
     encoder, epochs = left.pop("encoder", encoder), left.pop("epochs", epochs)
     paths = [f"{path}={value}" for path, value in left.items()]
     chosen = changed(
@@ -140,7 +153,7 @@ def _prepared(
     loop.check(chosen, source)
     network = build(chosen, source)
     rehearse(chosen, source, network)
-    return chosen, source, network, data
+    return plan.Made(chosen, source, network, data)
 
 
 def resume(

@@ -7,8 +7,8 @@ result comes in minutes; what was asked for is never changed, and refused where 
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
@@ -24,9 +24,22 @@ STEPS = 100  # that a run has at least, however slow the machine: fewer teach no
 SHARE = 0.7  # of the free memory that a run may take
 LEAST_BATCH = 32  # images, below which there are too few negatives to choose it unasked
 SIDE = 32  # px
-SMALL = {"encoder": "small_conv", "backbone.width": 128, "size": SIDE}  # 0.1 M parameters
+SMALL: dict[str, dict[str, Any]] = {  # by the flag that it stands for
+    "encoder": {"encoder": "small_conv", "backbone.width": 128},  # 0.1 M parameters
+    "size": {"size": SIDE},
+}
 
-Made = tuple[Recipe, ImageSet, Encoder]
+
+class Made(NamedTuple):
+    """A run that could begin."""
+
+    recipe: Recipe
+    images: ImageSet  # as training sees them
+    network: Encoder
+    data: dict[str, Any]  # which images, as recipe.json records it
+
+    def cost(self, device: str, bf16: bool) -> Cost:
+        return cost(self.recipe, self.images, self.network, device, bf16=bf16)
 
 
 @dataclass(frozen=True)
@@ -59,35 +72,44 @@ def planned(
 ) -> tuple[Made, Plan]:
     """The run to make, and its plan.
 
-    make: what to choose in place of the recipe's own ({} is the recipe's) -> recipe, images and
-    network. asked: which of encoder, size, batch_size and epochs must stay as they are. free: bytes
-    of memory, by default what the machine has left. command: repeated in the UserError that says
-    that the memory does not do.
+    make: what to choose in place of the recipe's own ({} is the recipe's) -> the run. asked: which
+    of encoder, size, batch_size and epochs must stay as they are. free: bytes of memory, by default
+    what the machine has left. command: repeated in the UserError that says that the memory does not
+    do.
     """
-    made = make({})
-    recipe, images, network = made
-    price = cost(recipe, images, network, device, bf16=bf16)
+    instead: dict[str, Any] = {}
+    made = make(instead)
+    first = price = made.cost(device, bf16)
     room = SHARE * (free_memory(device) if free is None else free)
     if device != "cpu" or (price.seconds <= PATIENCE and price.memory <= room):
         return made, Plan(price, {})
-    own, first = _settings(recipe), price
-    smaller = {k: v for k, v in SMALL.items() if k.partition(".")[0] not in asked}
-    if "encoder" in asked:
-        smaller.pop("backbone.width", None)
-    if images.size <= SIDE:
-        smaller.pop("size", None)
-    for instead in ({}, smaller):
-        made, price, instead = _within(room, make, instead, asked, device, bf16)
-        epochs = math.floor(made[0].epochs * AIM / price.seconds)
+    own = _settings(made.recipe)
+    smaller = {
+        name: value
+        for flag, settings in SMALL.items()
+        if flag not in asked and not (flag == "size" and made.images.size <= SIDE)
+        for name, value in settings.items()
+    }
+    for more in ({}, smaller):
+        if more:
+            instead = more
+            made = make(instead)
+            price = made.cost(device, bf16)
+        if price.memory > room and "batch_size" not in asked:
+            instead = instead | {"batch_size": max(LEAST_BATCH, _fitting(price, room, made.recipe))}
+            made = make(instead)
+            price = made.cost(device, bf16)
+        epochs = math.floor(made.recipe.epochs * AIM / price.seconds)
         if price.memory <= room and ("epochs" in asked or epochs >= LEAST):
             break
     if price.memory > room:
-        raise UserError(_too_large(price, room, made[0], command))
+        raise UserError(_too_large(price, room, made.recipe, command))
     if "epochs" not in asked and price.seconds > PATIENCE:
-        least = math.ceil(STEPS / max(1, len(made[1]) // made[0].batch_size))
+        least = math.ceil(STEPS / max(1, len(made.images) // made.recipe.batch_size))
+        before = made.recipe.epochs
         instead = instead | {"epochs": max(1, epochs, least)}
         made = make(instead)
-        price = cost(*made, device, bf16=bf16)
+        price = replace(price, seconds=price.seconds * made.recipe.epochs / before)
     if not instead:
         return made, Plan(price, {})
     reason = (
@@ -96,24 +118,6 @@ def planned(
     )
     flags = " ".join(f"--{k.replace('_', '-')} {own[k]}" for k in own if k in instead)
     return made, Plan(price, instead, reason, flags)
-
-
-def _within(
-    room: float,
-    make: Callable[[Mapping[str, Any]], Made],
-    instead: Mapping[str, Any],
-    asked: Collection[str],
-    device: str,
-    bf16: bool,
-) -> tuple[Made, Cost, dict[str, Any]]:
-    """The run with these settings, in a batch that fits where the batch is not asked for."""
-    made = make(instead)
-    price = cost(*made, device, bf16=bf16)
-    if price.memory <= room or "batch_size" in asked:
-        return made, price, dict(instead)
-    smaller = dict(instead) | {"batch_size": max(LEAST_BATCH, _fitting(price, room, made[0]))}
-    made = make(smaller)
-    return made, cost(*made, device, bf16=bf16), smaller
 
 
 def _fitting(price: Cost, room: float, recipe: Recipe) -> int:
