@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.data.images import ImageSet
-from contrapose.data.labels import read_labels
-from contrapose.data.split import evenly, exact_keys, overlap
+from contrapose.data.labels import TABLES, read_labels
+from contrapose.data.split import evenly, exact_keys, keys_among
 from contrapose.errors import UserError
 from contrapose.similarity import Pairs, topk
 
@@ -28,6 +28,17 @@ SIDE = 16  # px of a descriptor
 KEPT = 64  # principal axes in which neighbours are looked for, before all are compared
 NEIGHBOURS = 8  # of each image; longer chains of copies are linked through one another
 FLAT = 2.0  # grey levels: an image of less contrast has no descriptor
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What copies are told by: digests of the stored images, and descriptors of some of them."""
+
+    keys: list[bytes]  # of every image
+    x: Float[Tensor, "M D"]  # descriptors, of the images that have contrast
+    place: Int[Tensor, " M"]  # which images these are
+    compared: int  # images of which a descriptor was asked
+    near: float  # cosine above which two images are near copies
 
 
 @dataclass(frozen=True)
@@ -44,32 +55,47 @@ class Copies:
         return self.exact + self.near
 
 
+def looked_at(images: ImageSet) -> Looked | None:
+    """What copies are told by; None for a set above COMPARED that decodes on access."""
+    if len(images) > COMPARED and not images.in_memory:
+        return None
+    chosen = evenly(len(images), COMPARED)
+    x, seen = _descriptors(images, chosen)
+    near = NEAR_GLYPHS if images.shown == 1 and images.size <= 64 else NEAR
+    return Looked(exact_keys(images), x, chosen[seen], len(chosen), near)
+
+
 def copies(images: ImageSet) -> Copies:
     """The copies among the images; sets above COMPARED that decode on access are not looked at."""
-    n = len(images)
-    if n > COMPARED and not images.in_memory:
-        return Copies(torch.arange(n), 0, 0, 0)
-    keys = exact_keys(images)
-    first: dict[bytes, int] = {}
-    group = np.array([first.setdefault(key, i) for i, key in enumerate(keys)])
+    look = looked_at(images)
+    return Copies(torch.arange(len(images)), 0, 0, 0) if look is None else copies_in(look)
+
+
+def copies_in(look: Looked) -> Copies:
+    """The copies among images that were looked at."""
+    n, first = len(look.keys), dict[bytes, int]()
+    group = np.array([first.setdefault(key, i) for i, key in enumerate(look.keys)])
     exact = n - len(first)
-    chosen = evenly(n, COMPARED)
-    x, seen = _descriptors(images, chosen)
-    pairs = _near_pairs(x, x, _threshold(images), own=True)
-    group = joined(group, chosen[seen[pairs]].numpy())
+    pairs = _near_pairs(look.x, look.x, look.near, own=True)
+    group = joined(group, look.place[pairs].numpy())
     near = n - exact - len(np.unique(group))
-    return Copies(torch.from_numpy(group), exact, near, len(chosen))
+    return Copies(torch.from_numpy(group), exact, near, look.compared)
 
 
 def repeated(test: ImageSet, train: ImageSet) -> tuple[Int[Tensor, " K"], int]:
     """(positions in test of images that repeat one in train, how many of them byte for byte)."""
     if max(len(test), len(train)) > COMPARED and not (test.in_memory and train.in_memory):
         return torch.empty(0, dtype=torch.long), 0
-    exact = set(overlap(train, test).tolist())
-    (x, of_test), (y, _) = (_descriptors(s, evenly(len(s), COMPARED)) for s in (test, train))
-    place = evenly(len(test), COMPARED)[of_test]
-    near = {int(place[i]) for i in _near_pairs(x, y, _threshold(train), own=False)[:, 0]}
-    return torch.tensor(sorted(exact | near), dtype=torch.long), len(exact)
+    of_test, of_train = looked_at(test), looked_at(train)
+    assert of_test is not None and of_train is not None
+    return repeated_in(of_test, of_train)
+
+
+def repeated_in(test: Looked, train: Looked) -> tuple[Int[Tensor, " K"], int]:
+    """As `repeated`, of images that were looked at."""
+    exact = set(keys_among(test.keys, train.keys))
+    near = test.place[_near_pairs(test.x, train.x, train.near, own=False)[:, 0]].tolist()
+    return torch.tensor(sorted(exact.union(near)), dtype=torch.long), len(exact)
 
 
 def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None) -> np.ndarray:
@@ -80,7 +106,7 @@ def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None
     table may list too. Raises UserError for a pattern that cannot be used or fits no name.
     """
     path = Path(told).expanduser()
-    if path.suffix.lower() in (".csv", ".tsv", ".txt", ".npy"):
+    if is_table(told):
         names = images.files + ([] if also is None else also.files)
         number, _, _ = read_labels(path, names)
         return np.asarray(number[: len(images)])
@@ -103,6 +129,11 @@ def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None
     return np.array([numbers[f] if f else -1 for f in found])
 
 
+def is_table(told: str | Path) -> bool:
+    """True if groups are told by a file of them, and not by a pattern of names."""
+    return Path(told).suffix.lower() in (*TABLES, ".npy")
+
+
 def joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Groups [N] after the images of each pair [P 2] are put into one; numbers are first places."""
     from scipy.sparse import coo_array
@@ -122,10 +153,6 @@ def as_places(number: np.ndarray) -> np.ndarray:
     places = np.arange(len(number))
     _, first, of = np.unique(number, return_index=True, return_inverse=True)
     return np.where(number < 0, places, first[of])
-
-
-def _threshold(images: ImageSet) -> float:
-    return NEAR_GLYPHS if images.shown == 1 and images.size <= 64 else NEAR
 
 
 def _descriptors(

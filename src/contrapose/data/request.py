@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data.composed.spec import absolute
-from contrapose.data.copies import as_places, copies, groups_told, joined
+from contrapose.data.copies import as_places, copies, groups_told, is_table, joined
 from contrapose.data.decode import DARK, OUTSIDE
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.named import NAMED
@@ -38,9 +38,7 @@ class Request:
     labels: Any = None  # of the training split
     label_column: str | None = None
     image_column: str | None = None
-    value_range: ValueRange | Sequence[float] | str | None = (
-        None  # of stored values, as (low, high)
-    )
+    value_range: ValueRange | Sequence[float] | str | None = None  # stored: (black, white)
     rgb: Sequence[int] | str | None = None  # channels that are red, green and blue
     max_pixels: int | None = None  # of a file that is decoded
     download: bool = False
@@ -162,15 +160,13 @@ class Request:
         """
         if not self.named or not isinstance(self.labels, str | Path | None):
             raise UserError("images in memory cannot be named; give a folder, a file or a set")
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        found = {name: found[name] for name in found if found[name] not in (None, False)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
         for name in ("source", "labels"):
             if name in found:
                 found[name] = absolute(str(found[name]), keep=NAMED)
         if "groups" in found:
             found["groups"] = _told(self.groups)
-        if found.pop("copies_together", False) is not self.copies_together:
-            found["copies_together"] = self.copies_together
         return {name: str(v) if isinstance(v, ValueRange) else v for name, v in found.items()}
 
     def as_json(self, train: ImageSet) -> dict[str, Any]:
@@ -234,7 +230,7 @@ _PLAIN = (  # fields that JSON holds as they are
 
 def _told(groups: str | Path | None) -> str | None:
     """Groups as another process can read them: a pattern as it is, a table by its whole path."""
-    if groups is None or Path(groups).suffix.lower() not in (".csv", ".tsv", ".txt", ".npy"):
+    if groups is None or not is_table(groups):
         return None if groups is None else str(groups)
     return absolute(str(groups), keep=())
 

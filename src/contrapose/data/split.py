@@ -1,6 +1,7 @@
 """Parts of a set, and images that occur twice."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -134,17 +135,26 @@ def evenly(count: int, most: int) -> Int[Tensor, " K"]:
 
 def exact_duplicates(images: ImageSet) -> tuple[tuple[int, ...], ...]:
     """Groups of positions whose stored pixels are the same, byte for byte."""
+    return equal_keys(exact_keys(images))
+
+
+def equal_keys(keys: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
+    """Groups of positions of the same key."""
     seen: dict[bytes, list[int]] = {}
-    for i, key in enumerate(exact_keys(images)):
+    for i, key in enumerate(keys):
         seen.setdefault(key, []).append(i)
     return tuple(tuple(group) for group in seen.values() if len(group) > 1)
 
 
 def overlap(train: ImageSet, test: ImageSet) -> Int[Tensor, " K"]:
     """Positions in `test` of the images that also occur in `train`, byte for byte."""
-    known = set(exact_keys(train))
-    found = [i for i, key in enumerate(exact_keys(test)) if key in known]
-    return torch.tensor(found, dtype=torch.int64)
+    return torch.tensor(keys_among(exact_keys(test), exact_keys(train)), dtype=torch.int64)
+
+
+def keys_among(keys: Sequence[bytes], others: Sequence[bytes]) -> list[int]:
+    """Positions of the keys that are among the others."""
+    known = set(others)
+    return [i for i, key in enumerate(keys) if key in known]
 
 
 def exact_keys(images: ImageSet) -> list[bytes]:

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose import paired
-from contrapose.data import ImageSet, exact_duplicates
-from contrapose.data.copies import copies, repeated
+from contrapose.data import ImageSet
+from contrapose.data.copies import Looked, copies_in, looked_at, repeated_in
+from contrapose.data.split import equal_keys
 from contrapose.evaluation import geometry
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed_views as views_embedded
@@ -51,11 +52,12 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     embedded = subject.embed(shown)
     z, group = embed_views(subject, shown)
     # where images are decoded on access, all of them would be decoded for it
-    equal = exact_duplicates(subject.train) if subject.train.in_memory else None
+    of_train, of_test = looked_at(subject.train), looked_at(subject.test)
+    equal = equal_keys(of_train.keys) if of_train and subject.train.in_memory else None
     signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
     before, _ = embed_views(subject, shown, untrained=True)
     signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
-    signals |= repeat_signals(subject) | class_signals(subject.train.label)
+    signals |= repeat_signals(subject, of_train, of_test) | class_signals(subject.train.label)
     scored, status = subject.run.scores(subject.file("evaluation")), subject.run.status()
     findings = verdict(subject.run.metrics(), scored, status=status, signals=signals)
     found = {"verdict": as_json(findings), "signals": signals}
@@ -130,21 +132,24 @@ def class_signals(label: Int[Tensor, " N"] | None) -> dict[str, float]:
     }
 
 
-def repeat_signals(subject: Subject) -> dict[str, int]:
+def repeat_signals(
+    subject: Subject, of_train: Looked | None, of_test: Looked | None
+) -> dict[str, int]:
     """How many images repeat another, in training and across the split, and how many were compared.
 
     Nothing of large sets that decode on access, where every image would be decoded for it.
     """
     train, test = subject.train, subject.test
-    found = copies(train)
-    if not found.compared:
+    if of_train is None:
         return {}
-    across, exact = repeated(test, train)
-    inside = found if test.group is None else copies(test)
+    across, exact = (torch.empty(0), 0) if of_test is None else repeated_in(of_test, of_train)
+    inside = [copies_in(of_train)]
+    if test.group is not None and of_test is not None:
+        inside.append(copies_in(of_test))
     signals = {
-        "near_copies": found.near + (0 if inside is found else inside.near),
-        "exact_copies": found.exact + (0 if inside is found else inside.exact),
-        "compared_images": found.compared,
+        "near_copies": sum(found.near for found in inside),
+        "exact_copies": sum(found.exact for found in inside),
+        "compared_images": of_train.compared,
         "train_images": len(train),
         "test_images": len(test),
         "test_images_in_train": len(across),
