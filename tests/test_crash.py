@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.quick_recipe import quick
 
 import contrapose
-from contrapose import api, augment, encoders, losses
+from contrapose import api
 from contrapose.bench.run import new_folder
 from contrapose.data import open_images
 from contrapose.data.composed import write_sheet
@@ -30,7 +31,6 @@ from contrapose.explain.embeddings import write_embeddings
 from contrapose.files import HeldElsewhere, held, replace_file, unfinished, was_killed
 from contrapose.report import write_report
 from contrapose.studies import shortcuts, tuning
-from contrapose.training import optim
 from contrapose.training.loop import InterruptedTraining
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
@@ -57,22 +57,8 @@ def run(finished, tmp_path):
 
 
 def tiny(**changes) -> Recipe:
-    values = dict(
-        name="tiny",
-        views=augment.digits,
-        backbone=partial(encoders.small_conv, width=8),
-        head=partial(encoders.mlp, dim=8),
-        loss=partial(losses.nt_xent, temperature=0.2),
-        optimizer=partial(optim.lars, weight_decay=1e-6),
-        schedule=partial(optim.warmup_cosine),
-        scaling=optim.linear_scaling,
-        size=8,
-        batch_size=32,
-        epochs=1.25,
-        warmup=0,
-        lr=0.5,
-    )
-    return Recipe(**values | changes)
+    few = {"batch_size": 32, "epochs": 1.25, "warmup": 0}
+    return quick(name="tiny", width=8, dim=8, **few | changes)
 
 
 def weights(path: Path) -> bytes:

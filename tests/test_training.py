@@ -14,37 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.quick_recipe import quick
 
 import contrapose
-from contrapose import api, augment, encoders, keys, losses, recipes
+from contrapose import api, keys, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import Encoder
-from contrapose.training import optim
 from contrapose.training.loop import InterruptedTraining
-from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.step import NonFiniteError, lasting_groups
 
 QUICK = ["--encoder", "small_conv", "--batch-size", "128", "--no-explain", "--device", "cpu"]
-
-
-def quick(**changes) -> Recipe:
-    values = dict(
-        name="quick",
-        views=augment.digits,
-        backbone=partial(encoders.small_conv, width=32),
-        head=partial(encoders.mlp, dim=16),
-        loss=partial(losses.nt_xent, temperature=0.2),
-        optimizer=partial(optim.lars, weight_decay=1e-6),
-        schedule=partial(optim.warmup_cosine),
-        scaling=optim.linear_scaling,
-        size=8,
-        batch_size=128,
-        epochs=4,
-        warmup=1,
-        lr=0.5,
-    )
-    return Recipe(**values | changes)
 
 
 @pytest.fixture(scope="module")

@@ -20,32 +20,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from quick_recipe import quick
 from safetensors import safe_open
 
 import contrapose
 import contrapose.api
-from contrapose import augment, encoders, losses
 from contrapose.data import ImageSet, open_images
 from contrapose.encoders import Encoder
-from contrapose.training import optim
-from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 
 EVENTS = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.rmdir": 0}  # the path's
-RECIPE = Recipe(
-    name="tiny",
-    views=augment.digits,
-    backbone=partial(encoders.small_conv, width=8),
-    head=partial(encoders.mlp, dim=4),
-    loss=partial(losses.nt_xent, temperature=0.2),
-    optimizer=partial(optim.lars, weight_decay=1e-6),
-    schedule=partial(optim.warmup_cosine),
-    scaling=optim.linear_scaling,
-    size=8,
-    batch_size=8,
-    epochs=4 / 3,  # 4 steps, a checkpoint after each
-    warmup=0,
-    lr=0.5,
+RECIPE = quick(  # 4 steps, a checkpoint after each
+    name="tiny", width=8, dim=4, batch_size=8, epochs=4 / 3, warmup=0
 )
 
 
