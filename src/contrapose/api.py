@@ -18,7 +18,7 @@ from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
-from contrapose.files import holder, read_object, unfinished
+from contrapose.files import as_file_name, holder, read_object, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import arguments, assign, describe, unknown, up_to_date
 from contrapose.training import loop
@@ -406,8 +406,7 @@ def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, st
 
 def new_folder(data: str, recipe: str) -> Path:
     """runs/cifar10-simclr-1, the first number that is free."""
-    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(data).name) or "images"
-    number = 1
+    stem, number = as_file_name(data), 1
     while not unfinished(path := Path("runs") / f"{stem}-{recipe}-{number}") or holder(path):
         number += 1
     return path

@@ -68,6 +68,11 @@ def said_of(path: Path) -> Iterator[None]:
         ) from error
 
 
+def as_file_name(path: str) -> str:
+    """The last part of a path, or another name, with letters, digits and - _ . alone."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(path).name) or "images"
+
+
 def as_json_bytes(value: Any) -> bytes:
     text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
     # a path may hold bytes that are no text: as \udcff, which JSON reads back to the same path

@@ -32,47 +32,43 @@ HOMES = (
     "contrapose.training.optim",
 )
 
+_LABS = {  # experiments that were files of one folder
+    "suppression": (
+        "batch_size", "digit_sizes", "digits_on_images", "generalised_losses", "local_features",
+        "multiple_objects", "random_bits", "random_bits_details", "random_bits_notebook",
+        "remedies", "who_keeps_both",
+    ),
+    "temperature": (
+        "perplexity", "relations", "swap", "temperature_gradients", "temperature_limits",
+        "temperature_sweep",
+    ),
+}  # fmt: skip
+_FUNCTIONS = {  # (module before, module now) -> functions that moved alone
+    ("experiments.trained", "experiments.measures"): (
+        "linear_probe", "sgd_probe", "knn", "uniformity", "tolerance", "effective_rank",
+        "local_separation",
+    ),
+    ("experiments.random_bits_notebook", "experiments.suppression.notebook"): (
+        "cell", "Details", "cross_view",
+    ),
+}  # fmt: skip
 MOVED = {  # names that older recipes, encoder files and job folders hold, and where they are now
-    "contrapose.experiments.trained.linear_probe": "contrapose.experiments.measures.linear_probe",
-    "contrapose.experiments.trained.sgd_probe": "contrapose.experiments.measures.sgd_probe",
-    "contrapose.experiments.trained.knn": "contrapose.experiments.measures.knn",
-    "contrapose.experiments.trained.uniformity": "contrapose.experiments.measures.uniformity",
-    "contrapose.experiments.trained.tolerance": "contrapose.experiments.measures.tolerance",
-    "contrapose.experiments.trained.effective_rank": (
-        "contrapose.experiments.measures.effective_rank"
-    ),
-    "contrapose.experiments.trained.local_separation": (
-        "contrapose.experiments.measures.local_separation"
-    ),
-    "contrapose.experiments.random_bits_notebook.cell": (
-        "contrapose.experiments.suppression.notebook.cell"
-    ),
-    "contrapose.experiments.random_bits_notebook.Details": (
-        "contrapose.experiments.suppression.notebook.Details"
-    ),
-    "contrapose.experiments.random_bits_notebook.cross_view": (
-        "contrapose.experiments.suppression.notebook.cross_view"
-    ),
     "contrapose.experiments.chen_luo_li": "contrapose.experiments.suppression.protocol",
     "contrapose.experiments.wang_liu": "contrapose.experiments.temperature.protocol",
     "contrapose.experiments.temperature_claims": "contrapose.experiments.temperature.claims",
     "contrapose.shortcuts": "contrapose.studies.shortcuts",
     "contrapose.tuning": "contrapose.studies.tuning",
-} | {
-    f"contrapose.experiments.{name}": f"contrapose.experiments.{lab}.{name}"
-    for lab, names in {
-        "suppression": (
-            "batch_size", "digit_sizes", "digits_on_images", "generalised_losses",
-            "local_features", "multiple_objects", "random_bits", "random_bits_details",
-            "random_bits_notebook", "remedies", "who_keeps_both",
-        ),
-        "temperature": (
-            "perplexity", "relations", "swap", "temperature_gradients", "temperature_limits",
-            "temperature_sweep",
-        ),
-    }.items()
-    for name in names
-}  # fmt: skip
+    **{
+        f"contrapose.experiments.{name}": f"contrapose.experiments.{lab}.{name}"
+        for lab, names in _LABS.items()
+        for name in names
+    },
+    **{
+        f"contrapose.{before}.{name}": f"contrapose.{now}.{name}"
+        for (before, now), names in _FUNCTIONS.items()
+        for name in names
+    },
+}
 
 EITHER = (("temperature", "perplexity"),)  # setting one leaves the other out
 

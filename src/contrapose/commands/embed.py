@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from contrapose.commands.options import Device, RecipeAgain, RunFolder, about_images, others
+from contrapose.commands.options import Data, Device, RecipeAgain, RunFolder, about_images, others
 
 
 @about_images
 def embed(
     run: RunFolder,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="An .npz or .parquet file to write.")],
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     device: Device = "auto",

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contrapose.commands.console import STYLES, console
-from contrapose.commands.options import Device, about_images
+from contrapose.commands.options import Changes, Device, about_images
 
 
 @about_images
@@ -21,9 +21,7 @@ def shortcuts(
     encoder: Annotated[str, typer.Option(help="Of the brief training.")] = "small_conv",
     steps: Annotated[int, typer.Option(help="Of the brief training.")] = 200,
     images: Annotated[int, typer.Option(help="At most.")] = 5000,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
-    ] = None,
+    set_: Changes = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of weights, order and views.")] = 0,
     out: Annotated[

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from contrapose.commands.options import about_images
+from contrapose.commands.options import Data, about_images
 
 
 @about_images
 def show(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     count: Annotated[int, typer.Option(help="Images on it.")] = 24,

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contrapose.commands.console import console
-from contrapose.commands.options import Device, about_images, numbers_of
+from contrapose.commands.options import Changes, Data, Device, about_images, numbers_of
 
 if TYPE_CHECKING:
     from contrapose.studies.tuning import Recommendation
@@ -25,7 +25,7 @@ SHORT = {  # headings that leave room at 80 columns
 
 @about_images
 def tune_temperature(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")],
+    data: Data,
     recipe: Annotated[str, typer.Option(help="A name, or your own Python file.")] = "simclr",
     encoder: Annotated[
         str | None, typer.Option(help="small_conv is quick where there is no GPU.")
@@ -37,9 +37,7 @@ def tune_temperature(
     images: Annotated[int, typer.Option(help="At most; a fifth of them is held out.")] = 5000,
     seeds: Annotated[int, typer.Option(help="Runs of each temperature: they show the noise.")] = 2,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
-    ] = None,
+    set_: Changes = None,
     device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="The folder of the search; runs/tune-DATA without it.")

@@ -177,7 +177,6 @@ def both_splits(
     images: Images, size: int | None, subset: int | None, test_subset: int | None
 ) -> tuple[ImageSet, ImageSet]:
     """(train, test), each balanced to so many images; a fifth held out without a test split."""
-
     asked = Request(images, size=size)
     train = asked.open("train")
     try:

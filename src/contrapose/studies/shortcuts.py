@@ -29,7 +29,7 @@ from contrapose.evaluation import easy_features as easy
 from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.scores import Score
 from contrapose.explain.pictures import to_uint8
-from contrapose.files import as_json_bytes, clear, replace_file, said_of, unfinished
+from contrapose.files import as_file_name, as_json_bytes, clear, replace_file, said_of, unfinished
 from contrapose.machine import choose_device
 from contrapose.partials import describe
 from contrapose.report import write_shortcuts
@@ -93,7 +93,7 @@ def examine(
         chosen = _brief(recipe, source, encoder, steps, seed, changes)
         loop.check(chosen, source)
     _enough(source)
-    folder = Path("runs") / f"shortcuts-{_stem(source.name)}" if out is None else Path(out)
+    folder = Path("runs") / f"shortcuts-{as_file_name(source.name)}" if out is None else Path(out)
     request = {
         "data": str(data) if isinstance(data, str | Path) else source.name, "how": describe(how),
         "fingerprint": source.fingerprint, "images": len(source), "size": source.size,
@@ -303,14 +303,11 @@ def _is_run(path: Path) -> bool:
     return (path / "recipe.json").is_file()
 
 
-def _stem(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name) or "images"
-
-
 def _of_run(run: Path, hard: Recipe) -> str:
     """The recipe of a run with the suggestions on top of its views, whole."""
     lines = [
-        f'"""{_stem(run.name)} with what `contrapose shortcuts` suggests on top of its views.',
+        f'"""{as_file_name(run.name)} with what `contrapose shortcuts` suggests on top of its '
+        "views.",
         "",
         f"contrapose train DATA --recipe {RECIPE}",
         '"""',
@@ -333,7 +330,7 @@ def _recipe_file(
     blank = tuple(k for c in taken for k in c.blank)
     name = str(Path(which).resolve()) if which.endswith(".py") else which
     lines = [
-        f'"""{_stem(which)} with what `contrapose shortcuts` suggests on top of its views.',
+        f'"""{as_file_name(which)} with what `contrapose shortcuts` suggests on top of its views.',
         "",
         f"For images stored at {images.size} px. contrapose train DATA --recipe {RECIPE}",
         '"""',
