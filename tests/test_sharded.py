@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
 from contrapose import losses
-from contrapose.similarity import across, everyone
+from contrapose.similarity import across, gather_rows
 from contrapose.verification.inputs import keywords
 
 EVERY = dict(inspect.getmembers(losses, inspect.isfunction))
@@ -77,9 +77,9 @@ def worker(rank, store, out):
                 x, y = encode(X[:0], w), encode(Y[:0], w)
                 results["empty", name] = float(loss_of(name, x, y, slice(0)))
     with across():
-        results["ids"] = everyone(torch.arange(rank + 1, dtype=torch.int32)).tolist()
+        results["ids"] = gather_rows(torch.arange(rank + 1, dtype=torch.int32)).tolist()
         low = torch.ones(rank + 1, 2, dtype=torch.bfloat16, requires_grad=True)
-        everyone(low).sum().backward()
+        gather_rows(low).sum().backward()
         results["bf16"] = low.grad.tolist()
     if rank == 0:
         out.put(results)

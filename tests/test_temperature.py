@@ -19,7 +19,7 @@ from contrapose.losses import temperature as tempered
 from contrapose.losses.temperature import entropy, temperature_at
 from contrapose.partials import assign
 from contrapose.recipes import recipe_for
-from contrapose.similarity import EVERY, across, everyone, negatives
+from contrapose.similarity import EVERY, across, gather_rows, negatives
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Z = normalize(X, dim=1)
@@ -251,7 +251,7 @@ SHARES = [[12, 12], [20, 4], [24, 0]]
 def sharded_loss(name, w, rows, per):
     z = normalize(X[rows] @ w, dim=1)
     if name == "info_nce":
-        every = everyone(z)
+        every = gather_rows(z)
         match = (torch.arange(24)[rows] + 12) % 24
         return losses.info_nce(z, every, match, perplexity=5.0, per=per)
     return getattr(losses, name)(z, GROUP[rows], perplexity=5.0, per=per)

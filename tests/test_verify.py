@@ -19,13 +19,13 @@ WRONG = """
 import os
 from contrapose import losses
 from contrapose.cli import main
-from contrapose.similarity import everyone
+from contrapose.similarity import gather_rows
 
 RANK = int(os.environ["RANK"])
 right, inner, decoupled = losses.nt_xent, losses.supcon_in, losses.dcl
 
 def nt_xent(z, group, *, temperature):  # a gradient smaller by the number of processes
-    share = len(z) / len(everyone(z))
+    share = len(z) / len(gather_rows(z))
     return share * right(z, group, temperature=temperature)
 
 def supcon_in(z, group, *, temperature):  # of one process no gradient

@@ -58,6 +58,7 @@ MOVED = {  # names that older recipes, encoder files and job folders hold, and w
     "contrapose.experiments.temperature_claims": "contrapose.experiments.temperature.claims",
     "contrapose.shortcuts": "contrapose.studies.shortcuts",
     "contrapose.tuning": "contrapose.studies.tuning",
+    "contrapose.similarity.everyone": "contrapose.similarity.gather_rows",
     **{
         f"contrapose.experiments.{name}": f"contrapose.experiments.{lab}.{name}"
         for lab, names in _LABS.items()

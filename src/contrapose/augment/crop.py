@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Generator, Tensor
 
 from contrapose.augment.draw import uniform
-from contrapose.augment.resample import Filter, gather_rows, matrix, multiply, taps
+from contrapose.augment.resample import Filter, matrix, multiply, taps, weighted_sum
 from contrapose.errors import UserError
 
 ATTEMPTS = 10  # boxes tried before the centre is taken, as in torchvision
@@ -145,8 +145,8 @@ def _crop_by_taps(
         row_weight.div_(255)
     for i, (top, left, h, w) in enumerate(box.tolist()):
         piece = image[i, :, top : top + h, left : left + w].float().contiguous()
-        piece = gather_rows(piece, row[i, : tall[i]], row_weight[i, : tall[i]])
+        piece = weighted_sum(piece, row[i, : tall[i]], row_weight[i, : tall[i]])
         piece = piece.mT.contiguous()  # rows are gathered far faster than columns
-        piece = gather_rows(piece, column[i, : wide[i]], column_weight[i, : wide[i]])
+        piece = weighted_sum(piece, column[i, : wide[i]], column_weight[i, : wide[i]])
         out[i].copy_(piece.mT)
     return out

@@ -94,7 +94,7 @@ def multiply(
     return out.view(count, channels, *out.shape[1:])
 
 
-def gather_rows(
+def weighted_sum(
     image: Float[Tensor, "C H W"], index: Int[Tensor, "T S"], weight: Float[Tensor, "T S 1"]
 ) -> Float[Tensor, "C S W"]:
     """out_i = sum_t weight_ti image[index_ti]: the product with a matrix of T weights a row."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 from contrapose.evaluation.geometry import _unit
-from contrapose.losses.temperature import Tiles
+from contrapose.losses.temperature import Similarities
 from contrapose.similarity import negatives
 
 SHARE = 0.9  # of the repulsion that the effective interval holds: this project's choice
@@ -70,7 +70,7 @@ def penalties(
         if not 0 < t < math.inf:
             raise UserError(f"penalties: temperature={t}; give a finite value above 0")
     with torch.no_grad():
-        tiles = Tiles(x, x, negatives(group))
+        tiles = Similarities(x, x, negatives(group))
         count = torch.zeros(bins, dtype=torch.float64, device=x.device)
         for I, below in tiles.below():
             s = below + tiles.top[I, None]
@@ -78,7 +78,7 @@ def penalties(
         return [_at(tiles, float(t), count) for t in temperatures]
 
 
-def _at(tiles: Tiles, t: float, count: Float[Tensor, " B"]) -> Penalties:
+def _at(tiles: Similarities, t: float, count: Float[Tensor, " B"]) -> Penalties:
     at, bins = tiles.moments(1 / t), len(count)
     anchors = tiles.count > 0
     total = torch.zeros_like(count)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from contrapose.encoders import unit
 from contrapose.errors import UserError
-from contrapose.similarity import everyone, whole_numbers
+from contrapose.similarity import gather_rows, whole_numbers
 
 
 class Queue(nn.Module):
@@ -71,7 +71,7 @@ class Queue(nn.Module):
         """
         group = index if group is None else group
         index, group = _checked("Queue.push", key, self._key.shape[1], index, group)
-        key, index, group = (everyone(x.detach()) for x in (key, index, group))
+        key, index, group = (gather_rows(x.detach()) for x in (key, index, group))
         size, added = len(self._key), len(key)
         place = (self.pushed + torch.arange(added, device=self._key.device)[-size:]) % size
         for held, new in ((self._key, key), (self._index, index), (self._group, group)):
@@ -115,7 +115,7 @@ class Bank(nn.Module):
         Raises ValueError for keys of another width, ids of another length or outside the bank.
         """
         (index,) = _checked("Bank.push", key, self.key.shape[1], index)
-        key, index = everyone(key.detach()).to(self.key), everyone(index)
+        key, index = gather_rows(key.detach()).to(self.key), gather_rows(index)
         if index.device.type == "cpu" and len(index):
             low, high = (int(x) for x in index.aminmax())
             if low < 0 or high >= len(self):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose.losses.temperature import tempered_logsumexps
-from contrapose.similarity import everyone, negatives, paired, row_ids, safe_logsumexp
+from contrapose.similarity import gather_rows, negatives, paired, row_ids, safe_logsumexp
 
 
 def capped_supcon(
@@ -29,7 +29,7 @@ def capped_supcon(
     log(sum_{p in K(i)} e^{s_ip/t} + sum_{n in N(i)} e^{s_in/t}) - mean_{p in K(i)} s_ip/t
     Memory O(N k D).
     """
-    every = everyone(z)
+    every = gather_rows(z)
     index, kept = kept_positives(group, image, k)
     s = torch.stack([paired(z, every[column]) for column in index.unbind(dim=1)], dim=1)
     logits = s / (t[:, None] if isinstance(t, Tensor) and t.ndim else t)
@@ -43,8 +43,8 @@ def capped_supcon(
 def kept_positives(
     group: Int[Tensor, " N"], image: Int[Tensor, " N"], k: int
 ) -> tuple[Int[Tensor, "N k"], Bool[Tensor, "N k"]]:
-    """The rows of everyone that each of my rows keeps as positives, and which of them there are."""
-    groups, images = everyone(group), everyone(image)
+    """For each of my rows: the rows of all processes kept as positives, and which of them exist."""
+    groups, images = gather_rows(group), gather_rows(image)
     order = images.argsort(stable=True)
     order = order[groups[order].argsort(stable=True)]  # by group, then image, then row
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)).to(order))

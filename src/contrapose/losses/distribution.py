@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
-from contrapose.similarity import everyone, logsumexp, others, positive_similarity
+from contrapose.similarity import gather_rows, logsumexp, others, positive_similarity
 
 
 def gcl_coupled(
@@ -57,7 +57,7 @@ def gcl_notebook(
     """
     check_positive("gcl_notebook", temperature=temperature)
     z, group = check_groups("gcl_notebook", z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     push = logsumexp(z, every, scale=1 / temperature) - math.log(z.shape[1])
     align, where = _alignment(z, group, every)
     return mean_over_anchors("gcl_notebook", align + weight * push, where)
@@ -77,7 +77,7 @@ def gcl_swd_hypersphere(
     directions.
     """
     z, group = check_groups("gcl_swd_hypersphere", z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     prior = torch.nn.functional.normalize(_normal(every.shape, z, generator), dim=1)
     return _swd("gcl_swd_hypersphere", z, group, every, prior, weight, generator)
 
@@ -91,7 +91,7 @@ def gcl_swd_normal(
 ) -> Float[Tensor, ""]:
     """Alignment + weight x sliced Wasserstein distance to N(0, 1)^D. z is not normalised."""
     z, group = check_groups("gcl_swd_normal", z, group, unit=False)
-    every = everyone(z)
+    every = gather_rows(z)
     prior = _normal(every.shape, z, generator)
     return _swd("gcl_swd_normal", z, group, every, prior, weight, generator)
 
@@ -105,7 +105,7 @@ def gcl_swd_hypercube(
 ) -> Float[Tensor, ""]:
     """Alignment + weight x sliced Wasserstein distance to U(-1, 1)^D. z is not normalised."""
     z, group = check_groups("gcl_swd_hypercube", z, group, unit=False)
-    every = everyone(z)
+    every = gather_rows(z)
     uniform = torch.rand(every.shape, generator=generator, device=_device(z, generator))
     prior = 2 * uniform.to(z) - 1
     return _swd("gcl_swd_hypercube", z, group, every, prior, weight, generator)
@@ -116,7 +116,7 @@ def _log_sum_exp(
 ) -> Tensor:
     check_positive(name, temperature=temperature)
     z, group = check_groups(name, z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
     loss = torch.where(count > 0, weight * push - similarity, 0.0)

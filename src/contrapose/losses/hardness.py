@@ -13,7 +13,7 @@ from torch import Tensor
 from contrapose.errors import UserError
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
 from contrapose.similarity import (
-    everyone,
+    gather_rows,
     logsumexp,
     negatives,
     positive_similarity,
@@ -37,7 +37,7 @@ def hard(
     With every negative it is NT-Xent.
     """
     z, group = _check("hard", z, group, temperature=temperature)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     nearest = _nearest(z, every, k, group)
     return mean_over_anchors("hard", against(similarity, nearest, temperature), where=count > 0)
@@ -58,7 +58,7 @@ def hard_quantile(
     z, group = _check("hard_quantile", z, group, temperature=temperature)
     if not 0 < alpha <= 1:
         raise UserError(f"hard_quantile: alpha={alpha}; give a share of negatives, 0 < alpha <= 1")
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     k = (alpha * (len(every) - 1 - count)).round().clamp(min=1)
     most = min(len(every), int(k.max())) if len(k) else 1
@@ -119,7 +119,7 @@ def ifm(
     z, group = _check("ifm", z, group, temperature=temperature)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise UserError(f"ifm: epsilon={epsilon}; give a finite value of at least 0")
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
     where = (count > 0) & (push > -math.inf)
@@ -138,7 +138,7 @@ def simple(
     mean over i of  -p_i + weight sum_{n in N(i)} s_in    (eq. 7: weight = 1 / |N(i)|)
     """
     z, group = _check("simple", z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     push = _negative_sum(z, every, similarity * count)
     return mean_over_anchors("simple", weight * push - similarity, where=count > 0)
@@ -152,7 +152,7 @@ def hard_simple(
     mean over i of  -p_i + weight sum_{n in the k nearest of N(i)} s_in
     """
     z, group = _check("hard_simple", z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     nearest = _nearest(z, every, k, group)
     push = torch.where(nearest > -math.inf, nearest, 0.0).sum(dim=1)
@@ -170,7 +170,7 @@ def cold_limit(
     mean over i of  max(max_{n in N(i)} s_in - p_i, 0) / t
     """
     z, group = _check("cold_limit", z, group, temperature=temperature)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     nearest = _nearest(z, every, 1, group)
     loss = (nearest[:, 0] - similarity).relu() / temperature
@@ -188,7 +188,7 @@ def hot_limit(
     mean over i of  (sum_{n in N(i)} s_in - n p_i) / ((n + 1) t) + log(n + 1)    with n = |N(i)|
     """
     z, group = _check("hot_limit", z, group, temperature=temperature)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     n = (len(every) - 1 - count).to(z.dtype)
     push = _negative_sum(z, every, similarity * count)
@@ -214,7 +214,7 @@ def _debiased(
     z, group = _check(name, z, group, temperature=temperature)
     if not 0 <= tau_plus < 1:
         raise UserError(f"{name}: tau_plus={tau_plus}; give a share, 0 <= tau_plus < 1")
-    every, pairs = everyone(z), negatives(group)
+    every, pairs = gather_rows(z), negatives(group)
     similarity, count = positive_similarity(z, group, every)
     pull = similarity / temperature
     n = len(every) - 1 - count

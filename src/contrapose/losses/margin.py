@@ -23,7 +23,7 @@ from contrapose.losses.checks import (
 from contrapose.similarity import (
     Pairs,
     anchor_mean,
-    everyone,
+    gather_rows,
     logsumexp,
     negatives,
     others,
@@ -96,8 +96,8 @@ def triplet_ohem(
         raise UserError(f"triplet_ohem: share={share}; give a share of anchors, 0 < share <= 1")
     loss, same, different = _batch_hard("triplet_ohem", z, group, margin)
     usable = same.any(dim=1) & different.any(dim=1)
-    losses = everyone(torch.where(usable, loss.detach(), -math.inf))
-    ranked = losses[everyone(usable)].sort(descending=True).values
+    losses = gather_rows(torch.where(usable, loss.detach(), -math.inf))
+    ranked = losses[gather_rows(usable)].sort(descending=True).values
     worst = ranked[max(1, round(share * len(ranked))) - 1] if len(ranked) else math.inf
     warn_of_rows_left_out("triplet_ohem", usable, torch.ones_like(usable), BOTH)
     return anchor_mean(loss, usable & (loss >= worst))
@@ -163,7 +163,7 @@ def time_contrastive(
     if not 0 < near <= far:
         raise UserError(f"time_contrastive: near={near}, far={far}; give 0 < near <= far")
     d, _, _ = _distances(z, time)
-    apart = (time[:, None] - everyone(time)[None, :]).abs()
+    apart = (time[:, None] - gather_rows(time)[None, :]).abs()
     other = others(len(z), z.device).mask()
     assert other is not None
     return _semi_hard_triplets(
@@ -180,7 +180,7 @@ def nt_logistic(
     """
     check_positive("nt_logistic", temperature=temperature)
     z, group = check_groups("nt_logistic", z, group)
-    every, zero, scale = everyone(z), z.new_zeros(len(z)), 1 / temperature
+    every, zero, scale = gather_rows(z), z.new_zeros(len(z)), 1 / temperature
     count = positive_count(group)
     rest = len(every) - 1 - count
     pull = softplus_sum(z, every, scale=-scale, bias=zero, pairs=positives(group))
@@ -256,11 +256,11 @@ def large_margin_softmax(
 def _distances(
     z: Float[Tensor, "N D"], group: Int[Tensor, " N"]
 ) -> tuple[Float[Tensor, "N M"], Bool[Tensor, "N M"], Bool[Tensor, "N M"]]:
-    """Squared distances to everyone's rows; which are positives; which are negatives."""
+    """Squared distances to the rows of all processes; which are positives; which are negatives."""
     same, different = positives(group).mask(), negatives(group).mask()
     assert same is not None and different is not None
     with torch.autocast(z.device.type, enabled=False):
-        return 2 - 2 * (z @ everyone(z).T), same, different
+        return 2 - 2 * (z @ gather_rows(z).T), same, different
 
 
 def _batch_hard(

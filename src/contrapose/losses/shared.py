@@ -6,7 +6,7 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
-from contrapose.similarity import everyone, logsumexp, others
+from contrapose.similarity import gather_rows, logsumexp, others
 
 
 def supcon_shared(
@@ -30,11 +30,11 @@ def supcon_shared(
         raise UserError(
             f"supcon_shared: labels of shape {tuple(labels.shape)} for {len(z)} rows; give [N, K]"
         )
-    every, rules = everyone(z), others(len(z), z.device)
+    every, rules = gather_rows(z), others(len(z), z.device)
     has = (labels > 0).to(z.dtype)
     with torch.autocast(z.device.type, enabled=False):
-        positive = has @ everyone(has).T > 0
-    positive |= group[:, None] == everyone(group)[None, :]
+        positive = has @ gather_rows(has).T > 0
+    positive |= group[:, None] == gather_rows(group)[None, :]
     assert rules.row_id is not None and rules.col_id is not None
     positive &= rules.row_id[:, None] != rules.col_id[None, :]
     count = positive.sum(dim=1)

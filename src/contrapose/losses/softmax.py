@@ -26,7 +26,7 @@ from contrapose.losses.capped import capped_supcon
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
 from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
 from contrapose.similarity import (
-    everyone,
+    gather_rows,
     logsumexp,
     negatives,
     others,
@@ -86,7 +86,7 @@ def supcon(
         )
     z, group = check_groups("supcon", z, group)
     image = whole_numbers("supcon", "images", image)
-    t = _temperature("supcon", z, everyone(z), group, temperature, perplexity, per)
+    t = _temperature("supcon", z, gather_rows(z), group, temperature, perplexity, per)
     loss, count = capped_supcon(z, group, image, t, max_positives)
     return mean_over_anchors("supcon", loss, count > 0, among=anchor)
 
@@ -104,7 +104,7 @@ def supcon_in(
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  log mean_{p in P(i)} e^{s_ip/t}
     """
     z, group = check_groups("supcon_in", z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     t = _temperature("supcon_in", z, every, group, temperature, perplexity, per)
     rules = others(len(z), z.device), positives(group)
     push, pull = tempered_logsumexps(z, every, t, rules)
@@ -126,7 +126,7 @@ def dcl(
     mean over i of  log sum_{n in N(i)} e^{s_in/t}  -  mean_{p in P(i)} s_ip/t
     """
     z, group = check_groups("dcl", z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     t = _temperature("dcl", z, every, group, temperature, perplexity, per)
     similarity, count = positive_similarity(z, group, every)
     pull = similarity / t
@@ -150,12 +150,12 @@ def dclw(
     """
     z, group = _check("dclw", z, group, temperature)
     check_positive("dclw", sigma=sigma)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
     where = (count > 0) & (push > -math.inf)
     height = torch.where(where, similarity / sigma, -math.inf)
-    heights = everyone(height)
+    heights = gather_rows(height)
     log_mean = safe_logsumexp(heights[None])[0] - (heights > -math.inf).sum().to(z.dtype).log()
     log_mean = torch.where(where, log_mean, similarity / sigma)  # rows left out weigh 1
     weight = 2 - (similarity / sigma - log_mean).exp()
@@ -184,7 +184,7 @@ def nt_xent_pairs(
     Large groups weigh more than in `supcon_one_positive`, whose mean is over anchors.
     """
     loss, count = _one_positive("nt_xent_pairs", z, group, temperature)
-    counts = everyone(count)
+    counts = gather_rows(count)
     pairs_per_anchor = counts.sum().to(loss.dtype) / (counts > 0).sum().clamp(min=1)
     return mean_over_anchors("nt_xent_pairs", loss, count > 0) / pairs_per_anchor.clamp(min=1)
 
@@ -201,12 +201,12 @@ def align_uniform(
     """
     z, group = check_groups("align_uniform", z, group)
     check_positive("align_uniform", t=t)
-    every = everyone(z)
+    every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
     align = mean_over_anchors("align_uniform", 2 - 2 * similarity, where=count > 0)
     if len(every) < 2:
         return align
-    rows = everyone(logsumexp(z, every, scale=2 * t, pairs=others(len(z), z.device)))
+    rows = gather_rows(logsumexp(z, every, scale=2 * t, pairs=others(len(z), z.device)))
     uniform = rows.logsumexp(dim=0) - 2 * t - math.log(len(every) * (len(every) - 1))
     return align + weight * uniform
 
@@ -221,7 +221,7 @@ def _supcon(
     anchor: Tensor | None = None,
 ) -> Float[Tensor, ""]:
     z, group = check_groups(name, z, group)
-    every = everyone(z)
+    every = gather_rows(z)
     t = _temperature(name, z, every, group, temperature, perplexity, per)
     similarity, count = positive_similarity(z, group, every)
     pull = similarity / t
@@ -234,7 +234,7 @@ def _one_positive(
 ) -> tuple[Tensor, Tensor]:
     """Sum over P(i) of log(1 + sum_n e^{(s_in - s_ip)/t}), and |P(i)|."""
     z, group = _check(name, z, group, temperature)
-    every = everyone(z)
+    every = gather_rows(z)
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
     pairs = positives(group)
     loss = softplus_sum(z, every, scale=-1 / temperature, bias=push, pairs=pairs)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 from contrapose.losses.checks import check_positive
-from contrapose.similarity import EVERY, Pairs, everyone, logsumexps, widen
+from contrapose.similarity import EVERY, Pairs, gather_rows, logsumexps, widen
 
 Per = Literal["batch", "anchor"]
 Positives = tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]  # mean similarity; are there any
@@ -84,7 +84,7 @@ def temperature_in_force(
     _check(name, perplexity, per)
     query, key = widen(query.detach()), widen(key.detach())
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        tiles = Tiles(query, key, negatives(), match)
+        tiles = Similarities(query, key, negatives(), match)
         x, _, _ = _search(name, tiles, perplexity, per)
         return (-_not_drawing_together(tiles, x, *positives())).exp()
 
@@ -114,7 +114,7 @@ def temperature_at(
     """The temperature at which the effective number of negatives is `perplexity`.
 
     per="batch": one for all rows, mean over i of e^{H(r_i)} = perplexity (over the rows of all
-    processes inside `across`; `key` then being everyone's). per="anchor": one for each, every
+    processes inside `across`; `key` then being the rows of all). per="anchor": one for each, every
     e^{H(r_i)} = perplexity. `pairs` says which keys are negatives; `match` names one key of each
     row that is not. Differentiable in query and key (implicit function theorem):
 
@@ -126,7 +126,7 @@ def temperature_at(
     """
     _check(name, perplexity, per)
     query, key = widen(query), widen(key)
-    tiles = Tiles(query.detach(), key.detach(), pairs, match)
+    tiles = Similarities(query.detach(), key.detach(), pairs, match)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         x, slope, reached = _search(name, tiles, perplexity, per)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
@@ -166,7 +166,7 @@ class Moments:
     entropy: Float[Tensor, " N"]  # H(r)
 
 
-class Tiles:
+class Similarities:
     """The similarities of rows to the keys that count, a tile at a time.
 
     Kept between passes where all of them are small, made again in each pass otherwise. `top` and
@@ -243,7 +243,7 @@ def _slices(n: int, size: int) -> list[slice]:
 class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, scale, pairs, match):  # type: ignore[no-untyped-def]
-        tiles = Tiles(query, key, pairs, match)
+        tiles = Similarities(query, key, pairs, match)
         at = tiles.moments(scale)
         ctx.save_for_backward(query, key, scale, tiles.top, at.log_sum, at.mean, at.variance)
         ctx.pairs, ctx.match = pairs, match
@@ -276,7 +276,10 @@ def _check(name: str, perplexity: float, per: str) -> None:
 
 
 def _not_drawing_together(
-    tiles: Tiles, x: Float[Tensor, "..."], similarity: Float[Tensor, " N"], some: Bool[Tensor, " N"]
+    tiles: Similarities,
+    x: Float[Tensor, "..."],
+    similarity: Float[Tensor, " N"],
+    some: Bool[Tensor, " N"],
 ) -> Float[Tensor, "..."]:
     """x = log 1/t, less what makes g = sum over i of (E_{r_i} s_i - p_i) / t_i at most 0.
 
@@ -293,7 +296,7 @@ def _not_drawing_together(
         at = tiles.moments(scale)
         g = start * (at.mean - similarity)
         rows = torch.stack([g, -start * scale * at.variance], dim=1)
-        total = everyone(torch.where(some[:, None], rows, 0.0)).sum(dim=0)
+        total = gather_rows(torch.where(some[:, None], rows, 0.0)).sum(dim=0)
         return total[0], total[1]
 
     y = tiles.top.new_zeros(())
@@ -314,7 +317,9 @@ def _not_drawing_together(
     return torch.where(draws & (x > warmest), (x - y).clamp(min=warmest), x)
 
 
-def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tensor, Tensor, Tensor]:
+def _search(
+    name: str, tiles: Similarities, perplexity: float, per: Per
+) -> tuple[Tensor, Tensor, Tensor]:
     """(x = log 1/t, dy/dx there, whether it was reached), a number each or one for every row.
 
     y(x) is H(r_i), or the log of the mean of e^{H(r_i)}; it falls from log |N(i)| as x grows.
@@ -327,14 +332,14 @@ def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tenso
         slope = -(2 * x).exp() * at.variance
         if per == "anchor":
             return at.entropy, slope
-        rows = everyone(torch.stack([at.entropy, slope, some.to(slope)], dim=1))
+        rows = gather_rows(torch.stack([at.entropy, slope, some.to(slope)], dim=1))
         h, slope, counted = rows.unbind(dim=1)
         weight = torch.where(counted > 0, h, -math.inf).softmax(dim=0)
         return h.where(counted > 0, -math.inf).logsumexp(0) - counted.sum().log(), weight @ slope
 
     count = tiles.count
     if per == "batch":  # the mean over all that have a negative
-        every = everyone(count)
+        every = gather_rows(count)
         count = every.sum() / (every > 0).sum().clamp(min=1)
     none, cpu = count == 0, count.device.type == "cpu"
     if cpu and bool(((count <= perplexity) & ~none).any()):
@@ -347,7 +352,7 @@ def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tenso
     coldest, hottest = -math.log(LOWEST), -math.log(HIGHEST)
     variance = tiles.moments(1 / HIGHEST).variance
     if per == "batch":
-        variance = everyone(variance).sum() / every.gt(0).sum().clamp(min=1)
+        variance = gather_rows(variance).sum() / every.gt(0).sum().clamp(min=1)
     # to second order in e^x: y = log n - e^{2 x} variance / 2
     x = ((2 * (count.clamp(min=1).log() - target) / variance).log() / 2).clamp(hottest, coldest)
     x = torch.where(x.isfinite(), x, 0.0)
@@ -377,5 +382,5 @@ def _search(name: str, tiles: Tiles, perplexity: float, per: Per) -> tuple[Tenso
 
 def _log_mean_exp(h: Float[Tensor, " N"], some: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
     """log of the mean of e^h over the rows of all processes that have a negative."""
-    every, counted = everyone(h), everyone(some)
+    every, counted = gather_rows(h), gather_rows(some)
     return every[counted].logsumexp(dim=0) - counted.sum().to(h.dtype).log()

@@ -27,7 +27,7 @@ from contrapose.similarity import (
     EVERY,
     Pairs,
     anchor_mean,
-    everyone,
+    gather_rows,
     logsumexp,
     logsumexp_both,
     others,
@@ -58,7 +58,7 @@ def info_nce(
     mean over i of  log(e^{s_im/t} + sum_{j in K(i)} e^{s_ij/t})  -  s_im/t    with m = match(i)
     K(i): the keys besides the match that `pairs` counts, all of them by default.
     Keys are a memory bank, class prototypes, or another encoder's batch; inside `across` they are
-    taken as given: the same on every process, or `everyone(key)`. Those without a gradient are
+    taken as given: the same on every process, or `gather_rows(key)`. Those without a gradient are
     taken as they are: a bank (Wu et al. 2018) starts with vectors that are not of unit length.
     `Pairs(row_id=image, col_id=images)` keeps a queue's older entries of a query's image out of K.
     `perplexity` in place of a temperature: as in `softmax.py`, over K(i).
@@ -162,7 +162,7 @@ def supcon_memory(
             f"supcon_memory: rows of shape {tuple(z.shape)} but keys of shape {tuple(key.shape)} "
             f"with groups of shape {tuple(key_group.shape)}; give keys [M {z.shape[1]}], M groups"
         )
-    key, every = check_keys("supcon_memory", key), everyone(z)
+    key, every = check_keys("supcon_memory", key), gather_rows(z)
     push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
     push = torch.logaddexp(push, logsumexp(z, key, scale=1 / temperature))
     in_batch, count = positive_similarity(z, group, every)
@@ -186,7 +186,7 @@ def clip(
     if len(image) != len(text):
         raise UserError(f"clip: {len(image)} images but {len(text)} texts; give pairs of rows")
     match = scale * paired(image, text)
-    every_image, every_text = everyone(image), everyone(text)
+    every_image, every_text = gather_rows(image), gather_rows(text)
     if every_text is text:  # one matrix serves both directions
         to_text, to_image = logsumexp_both(image, text, scale=scale)
     else:
@@ -214,7 +214,7 @@ def siglip(
     match = scale * paired(image, text) + bias
     offset = torch.as_tensor(bias, dtype=match.dtype, device=match.device).expand(len(image))
     # log(1 + e^-x) = log(1 + e^x) - x turns the matches into ordinary terms
-    return anchor_mean(softplus_sum(image, everyone(text), scale=scale, bias=offset) - match)
+    return anchor_mean(softplus_sum(image, gather_rows(text), scale=scale, bias=offset) - match)
 
 
 def nnclr(
@@ -239,7 +239,7 @@ def nnclr(
         raise UserError(f"nnclr: {len(z)} rows but a support of none; push keys into it first")
     nearest = support[topk(z, support, 1)[1][:, 0]] if len(support) else support
     pull = paired(nearest, prediction) / temperature
-    return anchor_mean(logsumexp(nearest, everyone(prediction), scale=1 / temperature) - pull)
+    return anchor_mean(logsumexp(nearest, gather_rows(prediction), scale=1 / temperature) - pull)
 
 
 def n_pairs(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
@@ -253,7 +253,7 @@ def n_pairs(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Ten
     for rows in (query, key):
         check_lengths("n_pairs", rows, unit=False)
     query, key = widen(query), widen(key)
-    return anchor_mean(logsumexp(query, everyone(key)) - paired(query, key))
+    return anchor_mean(logsumexp(query, gather_rows(key)) - paired(query, key))
 
 
 def relation_distillation(
@@ -277,7 +277,7 @@ def relation_distillation(
         raise UserError(f"relation_distillation: {len(z)} rows but {len(past)} past rows")
     mask = others(len(z), z.device).mask()
     assert mask is not None
-    every, every_past = everyone(z), everyone(past)
+    every, every_past = gather_rows(z), gather_rows(past)
     with torch.autocast(z.device.type, enabled=False):
         target = torch.where(mask, past @ every_past.T / past_temperature, -1e30).softmax(dim=1)
         log_p = torch.where(mask, z @ every.T / temperature, -1e30).log_softmax(dim=1)

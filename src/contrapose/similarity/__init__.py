@@ -20,7 +20,7 @@ from contrapose.similarity.pairs import others as others
 from contrapose.similarity.pairs import positives as positives
 from contrapose.similarity.sharded import across as across
 from contrapose.similarity.sharded import anchor_mean as anchor_mean
-from contrapose.similarity.sharded import everyone as everyone
+from contrapose.similarity.sharded import gather_rows as gather_rows
 from contrapose.similarity.sharded import row_ids as row_ids
 from contrapose.similarity.wide import products as products
 from contrapose.similarity.wide import widen as widen

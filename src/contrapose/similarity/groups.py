@@ -10,15 +10,15 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from contrapose.errors import UserError
-from contrapose.similarity.sharded import everyone, rank_and_world, row_ids
+from contrapose.similarity.sharded import gather_rows, rank_and_world, row_ids
 from contrapose.similarity.wide import widen
 from contrapose.threads import alone
 
 
 def group_sum(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> Float[Tensor, "G D"]:
     """Sum of the rows of each group present, in ascending order of the group's number."""
-    every = everyone(x)
-    names, number = everyone(group).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    every = gather_rows(x)
+    names, number = gather_rows(group).unique(return_inverse=True)  # type: ignore[no-untyped-call]
     return every.new_zeros(len(names), every.shape[1]).index_add(0, number, every)
 
 
@@ -30,9 +30,9 @@ def positive_similarity(
     """Mean similarity of each row to the *other* rows of its group, and how many they are.
 
     z_i . (sum over the group - z_i) / count; 0 where there is none. Sums are float32 at least.
-    `every`: `everyone(z)`, where the caller has gathered it already.
+    `every`: `gather_rows(z)`, where the caller has gathered it already.
     """
-    z, every = widen(z), widen(everyone(z) if every is None else every)
+    z, every = widen(z), widen(gather_rows(z) if every is None else every)
     members = _members(group)
     mean = _PositiveSimilarity.apply(z, None if every is z else every, members)
     return mean, members.count()
@@ -70,7 +70,7 @@ def unlabelled_apart(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
 
 @dataclass(frozen=True, eq=False)
 class _Numbered:
-    """Groups of everyone's rows and of mine, as numbers below len(every)."""
+    """Groups of the rows of all processes and of this one, as numbers below len(every)."""
 
     every: Int[Tensor, " M"]
     mine: Int[Tensor, " N"]
@@ -81,12 +81,12 @@ class _Numbered:
         return size.index_select(0, self.mine).sub_(1)
 
     def others(self, x: Float[Tensor, "M D"], mine: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """For each of my rows the sum of everyone's x over its group, less my own."""
+        """For each of my rows the sum of x over its group in all processes, less my own."""
         total = torch.zeros_like(x).index_add_(0, self.every, x)
         return total.index_select(0, self.mine).sub_(mine)
 
-    def everyones(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
-        """For each of everyone's rows the sum of my x over its group."""
+    def over_all(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
+        """For each row of all processes the sum of my x over its group."""
         total = x.new_zeros(len(self.every), x.shape[1]).index_add_(0, self.mine, x)
         return total.index_select(0, self.every)
 
@@ -108,7 +108,7 @@ class _Views:
 
 def _members(group: Tensor) -> _Numbered | _Views:
     """Which rows are together, without reading a device."""
-    every = everyone(group)
+    every = gather_rows(group)
     if every.device.type == "cpu" and len(every):
         if every is group:
             names = group.tolist()
@@ -145,5 +145,5 @@ class _PositiveSimilarity(torch.autograd.Function):
         weight = (grad / count)[:, None]
         back = weight * z  # to the rows of the group
         if ctx.gathered:
-            return (weight * others).sub_(back), ctx.members.everyones(back), None
+            return (weight * others).sub_(back), ctx.members.over_all(back), None
         return ctx.members.others(back, back).addcmul_(weight, others), None, None

@@ -34,20 +34,20 @@ class TopK(torch.autograd.Function):
 
         def work(i: int) -> None:
             q = query[rows[i]]
-            room = q.new_empty(len(q), min(key.shape[0], at_once * width))
+            scratch = q.new_empty(len(q), min(key.shape[0], at_once * width))
             values, indices = [], []
             for first in range(0, len(cols), at_once):
                 some = cols[first : first + at_once]
                 start, stop = some[0].start, some[-1].stop
                 for j, J in enumerate(some, start=first):
-                    out = room[:, J.start - start : J.stop - start]
+                    out = scratch[:, J.start - start : J.stop - start]
                     if (mask := block(i, j)) is False:
                         out.fill_(-math.inf)
                     else:
                         torch.mm(q, key[J].T, out=out)
                         if mask is not True:
                             out.add_(mask.log_())
-                found, place = _largest(room[:, : stop - start], min(k, stop - start))
+                found, place = _largest(scratch[:, : stop - start], min(k, stop - start))
                 values.append(found)
                 indices.append(place + start)
             value[rows[i]], best = _sorted(torch.cat(values, dim=1), k)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrapose.errors import UserError
-from contrapose.similarity.sharded import everyone, row_ids
+from contrapose.similarity.sharded import gather_rows, row_ids
 
 EXACT = 2**24  # whole numbers below it are float32 numbers
 
@@ -40,7 +40,7 @@ class Pairs:
             )
 
     def check(self, rows: int, cols: int) -> None:
-        """Refuse ids of other rows or columns than the ones given (a forgotten `everyone`)."""
+        """Refuse ids of other rows or columns than the ones given (a forgotten `gather_rows`)."""
         for name, ids, n in [
             ("row", self.row_id, rows),
             ("row", self.row_group, rows),
@@ -91,19 +91,19 @@ EVERY = Pairs()
 
 def others(n: int, device: torch.device | None = None) -> Pairs:
     """Each of my n rows against every other row."""
-    mine, everyones = row_ids(n, device)
-    return Pairs(row_id=mine, col_id=everyones, distinct=True)
+    mine, all_ids = row_ids(n, device)
+    return Pairs(row_id=mine, col_id=all_ids, distinct=True)
 
 
 def positives(group: Int[Tensor, " N"]) -> Pairs:
     """Rows of the same group, never a row with itself."""
-    mine, everyones = row_ids(len(group), group.device)
-    return Pairs("same", group, everyone(group), mine, everyones, distinct=True)
+    mine, all_ids = row_ids(len(group), group.device)
+    return Pairs("same", group, gather_rows(group), mine, all_ids, distinct=True)
 
 
 def negatives(group: Int[Tensor, " N"]) -> Pairs:
     """Rows of different groups."""
-    return Pairs("different", group, everyone(group))
+    return Pairs("different", group, gather_rows(group))
 
 
 class Blocks:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrapose.similarity.tiles import Room, Tiles
+from contrapose.similarity.tiles import Scratch, Tiles
 from contrapose.threads import Function, serial
 
 KEEP = 12 * 2**20  # bytes of exponentials kept for the backward pass; the rest are made again
@@ -53,14 +53,14 @@ class Warm(torch.autograd.Function):
         keep = KEEP // tiles.bytes if any(ctx.needs_input_grad) else 0
         kept: dict[tuple[int, int], Tensor] = {}
 
-        def work(i: int, j: int, room: Room) -> None:
+        def work(i: int, j: int, scratch: Scratch) -> None:
             if len(kept) < keep:
-                e = kept[i, j] = room.new()
+                e = kept[i, j] = scratch.new()
             else:
-                e = room(0)
+                e = scratch(0)
             logits(i, j, e).exp2_()
             for r, block in enumerate(blocks):
-                if (mask := block(i, j, partial(room, 1))) is not False:
+                if (mask := block(i, j, partial(scratch, 1))) is not False:
                     counted = e if mask is True else mask.mul_(e)
                     down[r][i].add_(counted.sum(dim=1))
                     if both and not tiles.on_diagonal(i, j):
@@ -86,18 +86,18 @@ class Warm(torch.autograd.Function):
         down = [tiles.by_row(x) for x in weight[:rules]]
         right = [tiles.by_col(x) for x in (weight[-rules:] if both else ())]
 
-        def work(i: int, j: int, room: Room) -> None:
+        def work(i: int, j: int, scratch: Scratch) -> None:
             g = None
             for r, block in enumerate(ctx.blocks):
-                if (mask := block(i, j, partial(room, 2 * r + 1))) is not False:
+                if (mask := block(i, j, partial(scratch, 2 * r + 1))) is not False:
                     w = down[r][i][:, None]
-                    w = torch.add(w, right[r][j], out=room(2 * r + 2)) if both else w
+                    w = torch.add(w, right[r][j], out=scratch(2 * r + 2)) if both else w
                     w = w if mask is True else mask.mul_(w)
                     g = w if g is None else g + w
             if g is not None:
                 e = ctx.kept.get((i, j))
-                e = logits(i, j, room(0)).exp2_() if e is None else e
-                gradient.add(i, j, torch.mul(e, g, out=room(0)))
+                e = logits(i, j, scratch(0)).exp2_() if e is None else e
+                gradient.add(i, j, torch.mul(e, g, out=scratch(0)))
 
         tiles.visit(work)
         return *gradient.result(), None, None, None, None
@@ -117,14 +117,14 @@ class Cold(torch.autograd.Function):
         cols = [_running(query, key.shape[0]) for _ in rules] if columns else rows
         down, right = [tiles.by_row(x) for x in rows], [tiles.by_col(x) for x in cols]
 
-        def work(i: int, j: int, room: Room) -> None:
-            x = logits(i, j, room(0))
+        def work(i: int, j: int, scratch: Scratch) -> None:
+            x = logits(i, j, scratch(0))
             for r, block in enumerate(blocks):
-                if (mask := block(i, j, partial(room, 1))) is not False:
+                if (mask := block(i, j, partial(scratch, 1))) is not False:
                     counted = x if mask is True else mask.log_().add_(x)
-                    _merge(down[r][i], counted, 1, room(2))
+                    _merge(down[r][i], counted, 1, scratch(2))
                     if both and not tiles.on_diagonal(i, j):
-                        _merge(right[r][j], counted, 0, room(2))
+                        _merge(right[r][j], counted, 0, scratch(2))
 
         tiles.visit(work)
         lse = tuple(top + total.log() for top, total in (rows + cols if columns else rows))
@@ -146,14 +146,14 @@ class Cold(torch.autograd.Function):
         down = [tiles.by_row(x) for x in known[:rules]]
         right = [tiles.by_col(x) for x in (known[-rules:] if both else ())]
 
-        def work(i: int, j: int, room: Room) -> None:
-            x, g = logits(i, j, room(0)), None
+        def work(i: int, j: int, scratch: Scratch) -> None:
+            x, g = logits(i, j, scratch(0)), None
             for r, block in enumerate(ctx.blocks):
-                if (mask := block(i, j, partial(room, 1))) is not False:
+                if (mask := block(i, j, partial(scratch, 1))) is not False:
                     counted = x if mask is True else mask.log_().add_(x)
-                    p = _softmax(counted, down[r][i][:, :, None], room(2 * r + 2))
+                    p = _softmax(counted, down[r][i][:, :, None], scratch(2 * r + 2))
                     if both:
-                        p.add_(_softmax(counted, right[r][j], room(2 * r + 3)))
+                        p.add_(_softmax(counted, right[r][j], scratch(2 * r + 3)))
                     g = p if g is None else g.add_(p)
             if g is not None:
                 gradient.add(i, j, g)
@@ -171,9 +171,9 @@ class SoftplusSum(torch.autograd.Function):
         total = torch.zeros_like(bias)
         down, offset = tiles.by_row(total), tiles.by_row(bias)
 
-        def work(i: int, j: int, room: Room) -> None:
-            if (mask := block(i, j, partial(room, 1))) is not False:
-                x = logits(i, j, room(0)).add_(offset[i][:, None])
+        def work(i: int, j: int, scratch: Scratch) -> None:
+            if (mask := block(i, j, partial(scratch, 1))) is not False:
+                x = logits(i, j, scratch(0)).add_(offset[i][:, None])
                 x = x if mask is True else x.add_(mask.log_())
                 down[i].add_(torch.nn.functional.softplus(x, threshold=40).sum(dim=1))
 
@@ -191,9 +191,9 @@ class SoftplusSum(torch.autograd.Function):
         gradient, dbias = _Gradient(ctx, query, key), torch.zeros_like(bias)
         down, offset, slope = (ctx.tiles.by_row(x) for x in (grad, bias, dbias))
 
-        def work(i: int, j: int, room: Room) -> None:
-            if (mask := ctx.block(i, j, partial(room, 1))) is not False:
-                x = logits(i, j, room(0)).add_(offset[i][:, None])
+        def work(i: int, j: int, scratch: Scratch) -> None:
+            if (mask := ctx.block(i, j, partial(scratch, 1))) is not False:
+                x = logits(i, j, scratch(0)).add_(offset[i][:, None])
                 x = x if mask is True else x.add_(mask.log_())
                 g = x.sigmoid_().mul_(down[i][:, None])
                 gradient.add(i, j, g)

@@ -69,21 +69,21 @@ class Tiles:
         """Of every tile the mask, as `Blocks` gives it."""
         return Blocks(pairs, self.rows, self.cols, self.like.dtype)
 
-    def visit(self, work: Callable[[int, int, "Room"], None]) -> None:
-        """Calls work(i, j, room) for every tile."""
+    def visit(self, work: Callable[[int, int, "Scratch"], None]) -> None:
+        """Calls work(i, j, scratch) for every tile."""
 
         def run(task: list[Tile]) -> None:
-            room = Room(self)
+            scratch = Scratch(self)
             for i, j in task:
-                room.enter(i, j)
-                work(i, j, room)
+                scratch.enter(i, j)
+                work(i, j, scratch)
 
         with instructions_for(self.precision):
             for tasks in self.rounds:
                 share(run, tasks, self.threads)
 
 
-class Room:
+class Scratch:
     """Scratch for one thread: numbered tensors of the shape of the tile that it is at."""
 
     def __init__(self, tiles: Tiles) -> None:

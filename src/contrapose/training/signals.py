@@ -14,7 +14,7 @@ from contrapose.encoders import Encoder, unit
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
 from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
-from contrapose.losses.temperature import Tiles, entropy, temperature_in_force
+from contrapose.losses.temperature import Similarities, entropy, temperature_in_force
 from contrapose.similarity import Pairs, paired, positive_similarity, topk
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import Step
@@ -91,7 +91,7 @@ def heat(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> dict[st
     perplexity.
     """
     key, pairs, match = contrast.negatives(z)
-    fewest = int(Tiles(z, key, pairs, match).count.min())
+    fewest = int(Similarities(z, key, pairs, match).count.min())
     t, keywords = recipe.temperature, getattr(recipe.loss, "keywords", {})
     perplexity = keywords.get("perplexity")
     if fewest <= (perplexity or 0):
