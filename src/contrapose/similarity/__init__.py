@@ -1,4 +1,8 @@
-"""Row reductions of a similarity matrix that is never stored."""
+"""Row reductions (log-sum-exp, sum of softplus, top-k) of a similarity matrix, in O(N D) memory.
+
+The N x M matrix of similarities query_i . key_j is never stored: it is computed tile by tile, and
+again in the backward pass. The losses are written with these functions.
+"""
 
 from contrapose.similarity.backend import logsumexp as logsumexp
 from contrapose.similarity.backend import logsumexp_both as logsumexp_both

@@ -1,6 +1,7 @@
-"""Which implementation of the row reductions runs: chosen here and nowhere else.
+"""The row reductions, each passed on to the implementation that suits its operands.
 
-`fused` on CUDA where Triton is installed and its kernels take the operands, else `tiled`.
+That is `fused` on CUDA if Triton is installed and its kernels accept the operands, else `tiled`.
+The choice is made in this file and nowhere else.
 """
 
 import contextlib
@@ -26,9 +27,10 @@ def logsumexp(
 ) -> Float[Tensor, " N"]:
     """log sum_j exp(scale * query_i . key_j) over the pairs that count; -inf where none does.
 
-    Differentiable in query, key and scale. Running sums are float32 at least, whatever the
-    operands; memory grows with N + M. Where `query` is the same object as `key` (rows against
-    themselves) half the work is saved. Raises ValueError where `pairs` describe other rows.
+    Differentiable in query, key and scale. Sums are kept in float32 or float64, whatever the
+    precision of the operands. Memory grows with N + M. If `query` and `key` are the same object
+    (rows against themselves) the matrix is symmetric, and half the work is saved. Raises UserError
+    if `pairs` describe other numbers of rows.
     """
     return _chosen(query).logsumexp(query, key, scale=scale, pairs=pairs)  # type: ignore[no-any-return]
 
@@ -40,7 +42,7 @@ def logsumexps(
     scale: float | Float[Tensor, ""] = 1.0,
     rules: tuple[Pairs, ...],
 ) -> tuple[Float[Tensor, " N"], ...]:
-    """`logsumexp` for each of several rules about which pairs count, in one pass."""
+    """`logsumexp` for several `rules`, each a `Pairs`, in one pass: one result for each rule."""
     return _chosen(query).logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
 
 
@@ -50,7 +52,7 @@ def logsumexp_both(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
-    """Log-sum-exps of the rows and of the columns of scale * query . key."""
+    """Log-sum-exps of the rows [N] and of the columns [M] of scale * query @ key.T."""
     return _chosen(query).logsumexp_both(query, key, scale=scale)  # type: ignore[no-any-return]
 
 
@@ -64,7 +66,7 @@ def softplus_sum(
 ) -> Float[Tensor, " N"]:
     """sum_j log(1 + exp(scale * query_i . key_j + bias_i)) over the pairs that count.
 
-    The reduction of the sigmoid losses. Differentiable in query, key, scale and bias.
+    Sigmoid losses (SigLIP) are written with it. Differentiable in query, key, scale and bias.
     """
     return _chosen(query).softplus_sum(query, key, scale=scale, bias=bias, pairs=pairs)  # type: ignore[no-any-return]
 
@@ -74,15 +76,15 @@ def topk(
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
     """The k most similar keys of every query, nearest first: (similarity, index).
 
-    Differentiable in query and key. A query with fewer than k pairs that count has similarity -inf
-    in the places left over. Raises ValueError unless 1 <= k <= M.
+    Differentiable in query and key. If fewer than k pairs of a query count, its remaining places
+    have similarity -inf. Raises UserError unless 1 <= k <= M.
     """
     return _chosen(query).topk(query, key, k, pairs=pairs)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
 def using(implementation: ModuleType) -> Iterator[None]:
-    """Inside, that module's reductions run, for example `dense`: for tests and comparisons."""
+    """A context in which this module's reductions run, for example `dense`: for tests."""
     token = _backend.set(implementation)
     try:
         yield
@@ -96,7 +98,7 @@ def _chosen(query: Tensor) -> ModuleType:
 
 @cache
 def _kernels() -> ModuleType:
-    """Imported where there is something to run them: it takes a second."""
+    """The module `fused`, imported only if a GPU can run it, since the import takes a second."""
     if importlib.util.find_spec("triton") is None:
         return tiled
     from contrapose.similarity import fused

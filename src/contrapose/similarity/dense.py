@@ -1,4 +1,7 @@
-"""The definition: what every other backend must agree with. Memory O(N M)."""
+"""The row reductions by their definition, with the whole matrix: O(N M) memory.
+
+Every other implementation is tested against these.
+"""
 
 import math
 

@@ -1,14 +1,13 @@
-"""The log-sum-exps on an accelerator, each pass one kernel: no tile of the matrix leaves the chip.
+"""Log-sum-exps on a GPU in Triton, one kernel for each pass: tiles stay in on-chip memory.
 
-Products are in the precision of the operands, or that of `products`, on tensor cores; the running
-maximum and sum are float32. Memory O(N D). One pass over rows against themselves gives the whole
-gradient: at pair (i, j) row i gets its share of what row i and of what row j want of it, and no
-sum needs a lock.
+Products use tensor cores, in the precision of the operands or that of `products`; the running
+maximum and sum are float32. Memory is O(N D). For rows against themselves the gradient of row i
+is sum_j (p_ij g_i + p_ji g_j) z_j, with p the softmax weights and g the incoming gradients; one
+program sums it for its own rows, so that nothing has to be locked.
 
-The kernels multiply bf16, fp16 and, where torch may use TF32 for it, float32 rows of up to WIDEST
-columns; all else, and the reductions that are not log-sum-exps, are left to `tiled`. (In float32
-proper they would use no tensor core, and more registers than sm_90 and sm_80 have, as the
-compiler says.)
+The kernels accept rows of up to WIDEST columns in bf16, in fp16 and, if torch may use TF32, in
+float32. Everything else, and the other reductions, is left to `tiled`. (Full float32 would use no
+tensor core, and more registers than the compiler finds on sm_90 and sm_80.)
 """
 
 import math
@@ -76,7 +75,7 @@ def logsumexp_both(
 
 
 def takes(query: Tensor, key: Tensor) -> bool:
-    """Whether the kernels can multiply these."""
+    """True if the kernels accept these operands."""
     precision = precision_of(query, key)
     known = precision in LOW or (
         precision == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -143,7 +142,7 @@ class _LogSumExps(torch.autograd.Function):
 
 
 def _turned(pairs: Pairs) -> Pairs:
-    """Of columns against rows."""
+    """The same pairs with rows and columns exchanged."""
     return Pairs(pairs.relation, pairs.col_group, pairs.row_group, pairs.col_id, pairs.row_id)
 
 
@@ -178,7 +177,7 @@ def _backward(
 
 
 def _plan(query: Tensor, key: Tensor) -> dict[str, Any]:
-    """How the work is cut: programs over rows and, where those are few, over spans of columns."""
+    """Sizes of the blocks of a program: over rows and, if rows are few, spans of columns."""
     wide = query.dtype == torch.float32
     depth = max(NARROWEST, triton.next_power_of_2(query.shape[1]))
     height, width = (HEIGHT // 2, WIDTH // 2) if wide or depth > 128 else (HEIGHT, WIDTH)
@@ -198,7 +197,7 @@ def _plan(query: Tensor, key: Tensor) -> dict[str, Any]:
 
 
 def _mask(pairs: Pairs, query: Tensor, key: Tensor) -> tuple[Any, ...]:
-    """Groups and ids on the device, and the relation."""
+    """The groups and ids of `pairs` on the device of `query`, and the number of the relation."""
     sides = (pairs.row_group, pairs.col_group, pairs.row_id, pairs.col_id)
     there = tuple(None if x is None else x.to(query.device).contiguous() for x in sides)
     if there[2] is None or there[3] is None:

@@ -1,4 +1,4 @@
-"""Sums over groups of rows: everything linear in the similarity, in O(N D).
+"""Sums over groups of rows: what is linear in the similarity needs no matrix, only O(N D) work.
 
 sum_j over a group of query_i . key_j  =  query_i . (sum_j over the group of key_j).
 """
@@ -29,8 +29,8 @@ def positive_similarity(
 ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
     """Mean similarity of each row to the *other* rows of its group, and how many they are.
 
-    z_i . (sum over the group - z_i) / count; 0 where there is none. Sums are float32 at least.
-    `every`: `gather_rows(z)`, where the caller has gathered it already.
+    It is z_i . (sum over the group - z_i) / count, and 0 for a row that is alone. Sums are float32
+    or float64. every: `gather_rows(z)`, if the caller has it already.
     """
     z, every = widen(z), widen(gather_rows(z) if every is None else every)
     members = _members(group)
@@ -39,7 +39,7 @@ def positive_similarity(
 
 
 def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """How many *other* rows each row's group has."""
+    """Number of *other* rows in the group of each row."""
     return _members(group).count()
 
 
@@ -56,10 +56,10 @@ def whole_numbers(name: str, what: str, x: Shaped[Tensor, "..."]) -> Int[Tensor,
 
 
 def unlabelled_apart(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """Groups in which every row with a negative number, that is without a label, is alone.
+    """Group numbers in which each row without a label (a negative number) has a group of its own.
 
-    Row i of process r among W gets the number -1 - (i W + r), which no other row has. Groups
-    without negative numbers come back as they are.
+    Row i of process r among W gets the number -1 - (i W + r), which no other row has. If no number
+    is negative, `group` itself is returned.
     """
     if group.device.type == "cpu" and not (group < 0).any():
         return group
@@ -107,7 +107,7 @@ class _Views:
 
 
 def _members(group: Tensor) -> _Numbered | _Views:
-    """Which rows are together, without reading a device."""
+    """The rows of each group, found without a transfer from the device."""
     every = gather_rows(group)
     if every.device.type == "cpu" and len(every):
         if every is group:

@@ -1,8 +1,8 @@
 """The k most similar keys of every query.
 
-Of entries put into groups, the k groups with the largest maxima hold the k largest entries: one
-outside them would have k above it. So the maxima are searched before the entries, and maxima of
-maxima before those: in all less than half the work of searching every entry.
+If entries are put into groups, the k groups with the largest maxima contain the k largest entries,
+because an entry outside them has at least k entries above it. So the maxima of groups are searched
+first, and the maxima of groups of groups before them: less than half the work of a full search.
 """
 
 import math
@@ -21,7 +21,7 @@ GROUP = 4
 
 
 class TopK(torch.autograd.Function):
-    """Similarities, nearest first, and indices; a place left over has -inf and 0."""
+    """(similarity, index) of the k nearest keys, nearest first; -inf and 0 if there are fewer."""
 
     @staticmethod
     @alone
@@ -77,7 +77,7 @@ class TopK(torch.autograd.Function):
 def _shape(
     query: Tensor, key: Tensor, k: int, tile: int | None, threads: int
 ) -> tuple[int, int, int]:
-    """Rows and columns of a product, and how many products side by side are searched together."""
+    """Rows and columns of one product, and how many neighbouring products are searched at once."""
     if tile is not None:
         height = width = area = tile
     elif query.device.type == "cpu":
@@ -89,7 +89,7 @@ def _shape(
 
 
 def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of every row, in any order, and where they are."""
+    """(value, column) of the k largest entries of every row, in any order."""
     width = x.shape[1] // GROUP
     if width <= 2 * k:
         return _select(x, k)
@@ -104,7 +104,7 @@ def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The same of few columns: numpy's selection takes less than half the time of torch's."""
+    """As `_largest`, for few columns: numpy's selection takes less than half of torch's time."""
     if x.device.type != "cpu":
         return x.topk(k, sorted=False)
     last = x.shape[1] - k

@@ -1,8 +1,8 @@
 """Which (row, column) pairs of a similarity matrix count, described in O(N) memory.
 
-A mask over N rows and M columns is never stored. It is two vectors of integers per side: a
-`group` (class, or image) and an `id` (the row itself). Every backend rebuilds the piece of
-the mask it needs from them, and on several machines they travel with the columns.
+The mask over N rows and M columns is never stored. Rows and columns each have two vectors of
+integers: `group` (the class or the image) and `id` (the row itself). Every implementation computes
+the piece of the mask that it needs from them.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ Sides = tuple[Tensor | None, Tensor | None]  # what describes the rows, and the 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of one group ("same"), of different groups ("different") or "all", never id with id."""
+    """Pairs of the same group, of different groups, or all; a row is never paired with itself."""
 
     relation: Literal["all", "same", "different"] = "all"
     row_group: Int[Tensor, " N"] | None = None
     col_group: Int[Tensor, " M"] | None = None
-    row_id: Int[Tensor, " N"] | None = None  # where row_id equals col_id, a row meets itself:
-    col_id: Int[Tensor, " M"] | None = None  # that pair never counts
-    distinct: bool = False  # each id is known to stand once on either side
+    row_id: Int[Tensor, " N"] | None = None  # a pair with row_id equal to col_id never counts:
+    col_id: Int[Tensor, " M"] | None = None  # it is a row with itself
+    distinct: bool = False  # no id occurs twice among the rows, nor among the columns
 
     def __post_init__(self) -> None:
         if (self.relation == "all") != (self.row_group is None or self.col_group is None):
@@ -40,7 +40,7 @@ class Pairs:
             )
 
     def check(self, rows: int, cols: int) -> None:
-        """Refuse ids of other rows or columns than the ones given (a forgotten `gather_rows`)."""
+        """UserError if there are other numbers of rows or columns (a forgotten `gather_rows`)."""
         for name, ids, n in [
             ("row", self.row_id, rows),
             ("row", self.row_group, rows),
@@ -53,7 +53,7 @@ class Pairs:
     def mask(
         self, rows: slice = slice(None), cols: slice = slice(None)
     ) -> Bool[Tensor, "n m"] | None:
-        """The piece of the mask at `rows` x `cols`; None when every pair counts."""
+        """The mask at `rows` x `cols`, True where a pair counts; None if every pair does."""
         mask = None
         if self.row_group is not None and self.col_group is not None:
             same = self.row_group[rows, None] == self.col_group[None, cols]
@@ -65,12 +65,12 @@ class Pairs:
 
     @property
     def symmetric(self) -> bool:
-        """Rows and columns are described by the same vectors: (i, j) counts where (j, i) does."""
+        """True if rows and columns have the same vectors: (i, j) then counts if (j, i) does."""
         return self.row_group is self.col_group and self.row_id is self.col_id
 
     @property
     def diagonal_is_self(self) -> bool:
-        """Exactly the pairs (i, i) are excluded by identity (symmetric pairs only)."""
+        """True if ids exclude exactly the pairs (i, i) (for symmetric pairs only)."""
         if self.row_id is None:
             return self.relation == "different"  # a row is never of another group than itself
         if self.distinct:
@@ -79,7 +79,7 @@ class Pairs:
         return bool(increasing.all()) or bool((self.row_id.sort().values.diff() > 0).all())
 
     def by_group(self, order: Int[Tensor, " N"] | None) -> "Pairs":
-        """Without ids, and with rows and columns in another order (symmetric pairs only)."""
+        """These pairs without ids, with rows and columns in `order` (for symmetric pairs only)."""
         if self.row_group is None:
             return EVERY
         group = self.row_group if order is None else self.row_group[order]
@@ -90,27 +90,27 @@ EVERY = Pairs()
 
 
 def others(n: int, device: torch.device | None = None) -> Pairs:
-    """Each of my n rows against every other row."""
+    """Each of the n rows of this process with every other row of all processes."""
     mine, all_ids = row_ids(n, device)
     return Pairs(row_id=mine, col_id=all_ids, distinct=True)
 
 
 def positives(group: Int[Tensor, " N"]) -> Pairs:
-    """Rows of the same group, never a row with itself."""
+    """Each row of this process with the other rows of its group."""
     mine, all_ids = row_ids(len(group), group.device)
     return Pairs("same", group, gather_rows(group), mine, all_ids, distinct=True)
 
 
 def negatives(group: Int[Tensor, " N"]) -> Pairs:
-    """Rows of different groups."""
+    """Each row of this process with the rows of other groups."""
     return Pairs("different", group, gather_rows(group))
 
 
 class Blocks:
-    """The mask of `pairs`, block by block: a tensor of 0 and 1, or one bool for the whole block.
+    """The mask of `pairs` block by block: a tensor of 0 and 1, or one bool if a block is uniform.
 
-    A block whose groups and ids, by their least and greatest, agree everywhere or nowhere needs
-    no comparison.
+    Most blocks are known to be uniform from the least and greatest group and id of their rows and
+    columns, without a comparison of every pair.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Blocks:
     def __call__(
         self, i: int, j: int, out: Callable[[], Tensor] | None = None
     ) -> Float[Tensor, "n m"] | bool:
-        """`out` gives scratch of the block's shape and of `dtype`."""
+        """The mask of block (i, j). out: returns scratch of the block's shape and of `dtype`."""
         if self.all:
             return True
         same, itself = self.same_group[i][j], self.same_id[i][j]
@@ -163,7 +163,7 @@ class Blocks:
 
 
 def _comparable(row: Tensor | None, col: Tensor | None, dtype: torch.dtype) -> Sides:
-    """Whole numbers as `dtype`; where that is not exact, others that are equal where they were."""
+    """Integers as `dtype`; if that is not exact, numbers that are equal for equal integers."""
     if row is None or col is None or row.device.type != "cpu":
         return row, col
     if all(not len(x) or int(x.abs().max()) <= EXACT for x in (row, col)):
@@ -173,7 +173,7 @@ def _comparable(row: Tensor | None, col: Tensor | None, dtype: torch.dtype) -> S
 
 
 def _agreement(sides: Sides, rows: list[slice], cols: list[slice]) -> list[list[bool | None]]:
-    """Whether the values of row block i and column block j are equal: all, none, or some (None)."""
+    """For each pair of blocks: True if all values are equal, False if none are, None otherwise."""
     row, col = sides
     if row is None or col is None:
         return [[False] * len(cols) for _ in rows]

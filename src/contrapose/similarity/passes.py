@@ -1,12 +1,12 @@
-"""Forward and backward passes over the tiles: what `tiled` chooses among.
+"""Autograd functions over tiles of the similarity matrix: the work that `tiled` gives out.
 
-No pass stores the matrix: a backward pass makes its tiles again, or takes them from the forward
-pass, which keeps as many as KEEP holds. Operands are float32 or float64, masks come block by block.
+No pass stores the matrix. The forward pass keeps as many tiles as fit into KEEP bytes; the backward
+pass computes the others again. Operands are float32 or float64, masks are computed block by block.
 
-Where key is None the rows are taken against themselves and the pairs (i, i) never count. A tile
-then serves its rows and, off the diagonal, its columns: s_ij = s_ji.
+Rows against themselves (key is None) never count the pairs (i, i). Since s_ij = s_ji, a tile off
+the diagonal then adds to the sums of its rows and to those of its columns.
 
-The passes return the log-sum-exps of the rows for each rule, then those of the columns if asked.
+Each function returns the log-sum-exps of the rows for each rule, then of the columns if asked.
 """
 
 import math
@@ -25,7 +25,7 @@ LOG2E = 1 / math.log(2)  # e^x = 2^(x log2 e), and a power of 2 takes half the t
 
 
 def _planned(work: Function) -> Function:
-    """A pass on the calling thread alone, unless its tile is for torch's threads."""
+    """`work` without torch's own threads, unless the matrix is a single tile meant for them."""
 
     @wraps(work)
     def run(ctx: Any, *args: Any) -> Any:
@@ -37,8 +37,8 @@ def _planned(work: Function) -> Function:
     return run  # type: ignore[return-value]
 
 
-class Warm(torch.autograd.Function):
-    """Sums of exponentials that need no shift: all are between e^-bound and e^bound."""
+class DirectLogSumExp(torch.autograd.Function):
+    """Log-sum-exps without a shift: for logits whose exponentials are within e^-bound, e^bound."""
 
     @staticmethod
     @_planned
@@ -103,8 +103,11 @@ class Warm(torch.autograd.Function):
         return *gradient.result(), None, None, None, None
 
 
-class Cold(torch.autograd.Function):
-    """Any temperature: the running maximum is taken out of each sum."""
+class OnlineLogSumExp(torch.autograd.Function):
+    """Log-sum-exps for any temperature: the running maximum is subtracted before exponentials.
+
+    This is the online softmax of Milakov and Gimelshein (2018), over tiles.
+    """
 
     @staticmethod
     @_planned
@@ -163,6 +166,8 @@ class Cold(torch.autograd.Function):
 
 
 class SoftplusSum(torch.autograd.Function):
+    """sum_j log(1 + e^x_ij) of each row, with x_ij = scale * query_i . key_j + bias_i."""
+
     @staticmethod
     @_planned
     def forward(ctx, query, key, scale, bias, pairs, tiles):  # type: ignore[no-untyped-def]
@@ -217,7 +222,7 @@ class _Logits:
 
 
 class _Gradient:
-    """What g = d L / d logits gives query, key and scale, tile by tile."""
+    """The gradients of query, key and scale, summed tile by tile from g = dL / dlogits."""
 
     def __init__(self, ctx, query: Tensor, key: Tensor) -> None:  # type: ignore[no-untyped-def]
         tiles = ctx.tiles
@@ -246,22 +251,22 @@ class _Gradient:
 
 
 def _value(scale: float | Tensor) -> float | Tensor:
-    """As a number, where reading it does not stall a device."""
+    """The scale as a number, if it is on the CPU; reading it from a GPU would wait for the GPU."""
     return scale.item() if isinstance(scale, Tensor) and scale.device.type == "cpu" else scale
 
 
 def _both(ctx, grads: tuple[Tensor, ...]) -> bool:  # type: ignore[no-untyped-def]
-    """Whether a tile serves its columns as it does its rows."""
+    """True if tile (i, j) also adds to column sums: symmetric input, or columns asked for."""
     return ctx.tiles.mirrored or len(grads) > len(ctx.blocks)
 
 
 def _running(like: Tensor, n: int) -> Tensor:
-    """Maxima so far, and sums of exponentials less them: of nothing yet."""
+    """The start of the running [maximum, sum of e^(x - maximum)] of n rows: no terms yet."""
     return torch.stack([like.new_full((n,), _least(like)), like.new_zeros(n)])
 
 
 def _merge(running: Tensor, logits: Tensor, dim: int, out: Tensor) -> None:
-    """Takes the logits, along `dim`, into the running (maximum, sum)."""
+    """Add the logits, along `dim`, to the running (maximum, sum)."""
     top = torch.maximum(running[0], logits.amax(dim))
     e = torch.sub(logits, top.unsqueeze(dim), out=out).exp_()
     running[1].mul_((running[0] - top).exp_()).add_(e.sum(dim))
@@ -269,7 +274,7 @@ def _merge(running: Tensor, logits: Tensor, dim: int, out: Tensor) -> None:
 
 
 def _softmax(logits: Tensor, known: Tensor, out: Tensor) -> Tensor:
-    """Weights of the logits, times the gradient."""
+    """Softmax weights e^(logits - lse), times the gradient."""
     lse, grad = known
     return torch.sub(logits, lse, out=out).exp_().mul_(grad)
 

@@ -1,13 +1,15 @@
 """The row reductions in plain PyTorch, one tile of the similarity matrix at a time.
 
-Log-sum-exp and top-k are associative: the result over columns A and B is a merge of the results
-over A and over B. Memory O(N D). Two ways to sum exponentials:
+Log-sum-exp and top-k are associative: the result over the columns A and B follows from the results
+over A and over B. Memory is O(N D). Exponentials are summed in one of two ways:
 
-warm    |scale * query . key| <= bound with e^bound well inside the dtype: no shift is needed and
-        a tile costs one product and one exponential.
-cold    the running maximum of each row is subtracted: any temperature, any length of vectors.
+direct  if |scale * query . key| <= bound, with e^bound well inside the range of the dtype, no shift
+        is needed: a tile costs one product and one exponential.
+online  otherwise the running maximum of each row is subtracted: for any temperature and any length
+        of vectors.
 
-Where query *is* key only the upper triangle is visited: each tile serves its rows and columns.
+If `query` and `key` are the same object only tiles of the upper triangle are computed; each adds to
+the sums of its rows and of its columns.
 """
 
 import math
@@ -20,7 +22,7 @@ from torch import Tensor
 from contrapose.errors import UserError
 from contrapose.similarity.nearest import TopK
 from contrapose.similarity.pairs import EVERY, Pairs
-from contrapose.similarity.passes import Cold, SoftplusSum, Warm
+from contrapose.similarity.passes import DirectLogSumExp, OnlineLogSumExp, SoftplusSum
 from contrapose.similarity.tiles import ALONE, Tiles, workers
 from contrapose.similarity.wide import precision_of, widen
 from contrapose.threads import alone
@@ -101,7 +103,7 @@ def topk(
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
     """The k most similar keys of every query, nearest first: (similarity, index).
 
-    A query with fewer than k pairs that count has similarity -inf in the places left over.
+    If fewer than k pairs of a query count, its remaining places have similarity -inf.
     """
     n, m = query.shape[0], key.shape[0]
     if not 1 <= k <= m:
@@ -129,12 +131,12 @@ def _reduce(
     arguments = query, key, factor, rules, columns, tiles
     # sums of exponentials, and their inverses, stay well inside the dtype
     if bound < (60 if query.dtype == torch.float32 else 500):
-        return cast(tuple[Tensor, ...], Warm.apply(*arguments, bound))
-    return cast(tuple[Tensor, ...], Cold.apply(*arguments))
+        return cast(tuple[Tensor, ...], DirectLogSumExp.apply(*arguments, bound))
+    return cast(tuple[Tensor, ...], OnlineLogSumExp.apply(*arguments))
 
 
 def _factor(scale: float | Tensor, query: Tensor) -> float | Tensor:
-    """A number, or a tensor where it wants a gradient or cannot be read without a stall."""
+    """The scale as a number; as a tensor if it needs a gradient or is on a GPU."""
     if isinstance(scale, Tensor) and (scale.requires_grad or scale.device.type != "cpu"):
         return scale.to(query)
     return float(scale.detach() if isinstance(scale, Tensor) else scale)
@@ -142,7 +144,7 @@ def _factor(scale: float | Tensor, query: Tensor) -> float | Tensor:
 
 @alone
 def _bound(query: Tensor, key: Tensor | None, scale: float | Tensor) -> float:
-    """No sum of e^(scale * query . key) over keys is above e^bound, no term below e^-bound."""
+    """A bound: sums of e^(scale * query . key) over keys <= e^bound, every term >= e^-bound."""
     if query.device.type != "cpu":  # reading a value would stall the device
         return math.inf
     other = query if key is None else key

@@ -1,10 +1,10 @@
-"""The similarity matrix cut into tiles, and in which order threads work on them.
+"""The tiles of a similarity matrix, and the order in which threads work on them.
 
-Tiles fit a core's cache and are made in scratch that is used again, so that a pass allocates
-next to nothing. Every thread runs its tiles serially (see `contrapose.threads`). Tiles that are
-worked on at the same time have no row and no column in common, so that a pass may add to what
-belongs to a row or to a column without a lock, and always in the same order. A small matrix is one
-tile: too few operations then to be worth threads of their own.
+A tile fits into the cache of a core. It is computed in scratch memory that is used again, so that a
+pass allocates almost nothing. Every thread works on its tiles one after the other (see
+`contrapose.threads`). Tiles that are worked on at the same time have no row and no column in
+common: threads add to the sums of rows and of columns without a lock, always in the same order. A
+small matrix is a single tile, since it has too little work for several threads.
 """
 
 import math
@@ -27,11 +27,11 @@ Tile = tuple[int, int]  # which block of rows, which block of columns
 
 
 class Tiles:
-    """Tiles of query x key; where key is None, of the query's rows against themselves.
+    """The tiles of query @ key.T; if key is None, of the query's rows against themselves.
 
-    Then the tiles below the diagonal are left out: each tile serves its rows and its columns.
-    precision: of the products, if not that of the query. `parallel` says that torch's threads are
-    to work on it.
+    In the second case the tiles below the diagonal are left out, because the matrix is symmetric.
+    tile: rows and columns of a tile, default by the sizes. precision: of the products, default the
+    query's. The attribute `parallel` is True if torch's own threads work on the only tile.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Tiles:
         self.bytes = math.prod(self.shape) * query.element_size()
 
     def by_row(self, x: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
-        """The pieces of x that belong to each block of rows."""
+        """x cut along `dim` into the pieces that belong to each block of rows."""
         return (x,) if len(self.rows) == 1 else torch.split(x, self.shape[0], dim)
 
     def by_col(self, x: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
@@ -66,11 +66,11 @@ class Tiles:
         return self.mirrored and i == j
 
     def blocks(self, pairs: Pairs) -> Callable[..., Tensor | bool]:
-        """Of every tile the mask, as `Blocks` gives it."""
+        """The function (i, j) -> mask of that tile, as `Blocks` defines it."""
         return Blocks(pairs, self.rows, self.cols, self.like.dtype)
 
     def visit(self, work: Callable[[int, int, "Scratch"], None]) -> None:
-        """Calls work(i, j, scratch) for every tile."""
+        """Call work(i, j, scratch) for every tile."""
 
         def run(task: list[Tile]) -> None:
             scratch = Scratch(self)
@@ -84,7 +84,7 @@ class Tiles:
 
 
 class Scratch:
-    """Scratch for one thread: numbered tensors of the shape of the tile that it is at."""
+    """Scratch memory of one thread: numbered tensors with the shape of its current tile."""
 
     def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
@@ -98,7 +98,7 @@ class Scratch:
         return self.tiles.like.new_empty(self.shape)
 
     def __call__(self, number: int) -> Tensor:
-        """The same memory for every tile."""
+        """The tensor with this number: the same memory for every tile."""
         whole = self.made.get(number)
         if whole is None:
             whole = self.made[number] = self.tiles.like.new_empty(self.tiles.shape)
@@ -108,7 +108,7 @@ class Scratch:
 
 
 def workers(query: Tensor, keys: int, *, few: int) -> int:
-    """On how many threads of our own to work on the query's similarities to so many keys."""
+    """Number of threads for the similarities to this many keys; 1 for up to `few` entries."""
     if query.device.type != "cpu" or query.shape[0] * keys <= few:
         return 1
     return torch.get_num_threads()
@@ -133,7 +133,7 @@ def _shape(query: Tensor, keys: int, mirrored: bool, threads: int) -> tuple[int,
 
 
 def _mirrored(blocks: int, _: int, parts: int) -> list[list[list[Tile]]]:
-    """Rounds of tasks: in each, part p of the rows meets part (round - p), as in a tournament."""
+    """Rounds of tasks: in round t part p is paired with part t - p (a round-robin schedule)."""
     spans = _spans(blocks, parts)
     rounds = []
     for turn in range(parts):
@@ -144,7 +144,7 @@ def _mirrored(blocks: int, _: int, parts: int) -> list[list[list[Tile]]]:
 
 
 def _rectangular(rows: int, cols: int, parts: int) -> list[list[list[Tile]]]:
-    """Rounds of tasks: in each, part p of the rows meets part (round + p) of the columns."""
+    """Rounds of tasks: in round t part p of the rows is paired with part t + p of the columns."""
     down, right = _spans(rows, parts), _spans(cols, parts)
     return [
         [[(i, j) for i in down[p] for j in right[(turn + p) % parts]] for p in range(parts)]

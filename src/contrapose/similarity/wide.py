@@ -1,4 +1,7 @@
-"""Products may be of half precision; running results never are: they would lose a digit a tile."""
+"""Precision of similarities: products may be in bf16 or fp16, sums are in float32 or float64.
+
+A sum in half precision would lose accuracy with every tile that is added.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,16 +24,16 @@ def widen(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 @contextlib.contextmanager
 def products(precision: torch.dtype) -> Iterator[None]:
-    """Inside, similarities of float32 embeddings are products of that precision: bf16 or fp16.
+    """A context in which products of float32 embeddings are computed in bf16 or fp16.
 
         with similarity.products(torch.bfloat16):
             loss = losses.nt_xent(z, group, temperature=0.1)
 
-    Sums, maxima and gradients stay float32. An embedding rounded to bf16 moves a similarity by
-    some 1e-3; of embeddings that are bf16 already only the weights in the gradient are rounded,
-    which moves that of NT-Xent by some 2e-4 of its length. Tensor cores on CUDA and processors
-    with bf16 instructions are several times faster so; elsewhere nothing changes.
-    Raises ValueError for another precision.
+    Sums, maxima and gradients stay float32. Rounding an embedding to bf16 changes a similarity by
+    about 1e-3. If embeddings are bf16 already, only the weights in the gradient are rounded, which
+    changes the gradient of NT-Xent by about 2e-4 of its length. Tensor cores and processors with
+    bf16 instructions are several times faster; on other machines nothing changes.
+    Raises UserError for another precision.
     """
     if precision not in LOW:
         raise UserError(f"products: precision {precision}; use torch.bfloat16 or torch.float16")
@@ -42,17 +45,17 @@ def products(precision: torch.dtype) -> Iterator[None]:
 
 
 def precision_of(query: Tensor, key: Tensor) -> torch.dtype:
-    """Of their products: the wider of their own, or what `products` says where that is float32."""
+    """Precision of the products: the wider of the two; if it is float32, that of `products`."""
     widest = torch.promote_types(query.dtype, key.dtype)
     return (_products.get() or widest) if widest == torch.float32 else widest
 
 
 @contextlib.contextmanager
 def instructions_for(precision: torch.dtype) -> Iterator[None]:
-    """Inside, torch may multiply float32 matrices by the instructions for that precision.
+    """A context in which torch may use the instructions of `precision` for float32 matrices.
 
-    Factors are rounded to bf16 and summed in float32 by processors that have instructions for it;
-    bf16 and fp16 numbers are TF32 numbers on CUDA.
+    A processor with bf16 instructions then rounds factors to bf16 and sums in float32. On CUDA it
+    is TF32, which represents every bf16 and fp16 number exactly.
     """
     if precision not in LOW:  # torch's switches are everybody's: leave them alone
         yield
