@@ -45,7 +45,7 @@ class InBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class Within(InBatch):
+class WithinParts(InBatch):
     """The other rows of the same part of the batch: the mean over parts of loss(z, group)."""
 
     part: Int[Tensor, " N"]
@@ -64,7 +64,7 @@ class Within(InBatch):
 
 
 @dataclass(frozen=True, eq=False)
-class Sharing(InBatch):
+class SharedLabels(InBatch):
     """The other rows of the batch, with the labels of each: loss(z, group, labels)."""
 
     labels: Int8[Tensor, "N K"]

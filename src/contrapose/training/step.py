@@ -11,7 +11,7 @@ from contrapose.augment import views as make_views
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.keys import chunked
-from contrapose.keys.contrast import Contrast, InBatch, Sharing, Within
+from contrapose.keys.contrast import Contrast, InBatch, SharedLabels, WithinParts
 from contrapose.keys.sources import Entries, Source
 from contrapose.losses.checks import RowsOutOfRange
 from contrapose.training.recipe import Recipe
@@ -101,10 +101,10 @@ def in_batch(
     """What V views of B images are compared with: all others, or those of their part."""
     of = torch.arange(len(group), device=group.device).repeat(views)
     if labels is not None:
-        return Sharing(group.repeat(views), of, labels.repeat(views, 1))
+        return SharedLabels(group.repeat(views), of, labels.repeat(views, 1))
     if part is None:
         return InBatch(group.repeat(views), of)
-    return Within(group.repeat(views), of, part.repeat(views))
+    return WithinParts(group.repeat(views), of, part.repeat(views))
 
 
 def positive_groups(
