@@ -6,7 +6,7 @@ import torchvision.transforms.functional as TF
 from scipy.stats import chi2_contingency, ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from contrapose.augment import Blur, center, chance, draw_box, draw_box_tf, resized_crop
+from contrapose.augment import Blur, bernoulli, center, draw_box, draw_box_tf, resized_crop
 from contrapose.augment.resample import matrix, multiply
 
 MODE = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -55,7 +55,7 @@ def test_whole_matrices_equal_taps(filter):
 @pytest.mark.parametrize(("side", "size"), [(32, 32), (80, 72)])
 def test_flipped_crop_is_the_flip_of_the_crop(side, size):
     image, box = torch.rand(6, 3, side, side), draw_box(6, side, side, seeded())
-    flip = chance(6, 0.5, seeded(2))
+    flip = bernoulli(6, 0.5, seeded(2))
     assert flip.any() and not flip.all()
     plain = resized_crop(image, box, size)
     expected = torch.where(flip[:, None, None, None], plain.flip(-1), plain)

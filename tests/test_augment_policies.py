@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contrapose import augment
-from contrapose.augment import center, chance, crop_flip, digits, simclr, views
+from contrapose.augment import bernoulli, center, crop_flip, digits, simclr, views
 
 POLICIES = {
     "simclr": partial(simclr, strength=1.0),
@@ -119,7 +119,7 @@ def test_a_glyph_is_never_mirrored_or_recoloured():
 
 def test_chance_is_refused_outside_zero_to_one():
     with pytest.raises(ValueError, match=r"p=1\.2"):
-        chance(3, 1.2, seeded())
+        bernoulli(3, 1.2, seeded())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

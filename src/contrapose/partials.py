@@ -59,6 +59,7 @@ MOVED = {  # names that older recipes, encoder files and job folders hold, and w
     "contrapose.shortcuts": "contrapose.studies.shortcuts",
     "contrapose.tuning": "contrapose.studies.tuning",
     "contrapose.similarity.everyone": "contrapose.similarity.gather_rows",
+    "contrapose.augment.chance": "contrapose.augment.bernoulli",
     **{
         f"contrapose.experiments.{name}": f"contrapose.experiments.{lab}.{name}"
         for lab, names in _LABS.items()

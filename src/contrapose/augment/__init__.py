@@ -4,7 +4,7 @@ from contrapose.augment.blur import Blur
 from contrapose.augment.channels import on_channels
 from contrapose.augment.colour import Grayscale, Jitter, Solarise
 from contrapose.augment.crop import draw_box, draw_box_tf, resized_crop
-from contrapose.augment.draw import chance, uniform
+from contrapose.augment.draw import bernoulli, uniform
 from contrapose.augment.harden import blanked, hardened
 from contrapose.augment.policies import (
     crop_flip,
@@ -25,9 +25,9 @@ __all__ = [
     "Policy",
     "Solarise",
     "Step",
+    "bernoulli",
     "blanked",
     "center",
-    "chance",
     "crop_flip",
     "digits",
     "draw_box",

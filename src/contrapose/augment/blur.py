@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from contrapose.augment.draw import chance, uniform
+from contrapose.augment.draw import bernoulli, uniform
 from contrapose.augment.resample import multiply
 from contrapose.errors import UserError
 
@@ -40,7 +40,7 @@ class Blur:
             raise UserError(f"Blur.draw: asked for sigma={sigma} px; use 0 < low <= high")
         width = uniform(count, *sigma, generator)
         return Blur(
-            sigma=torch.where(chance(count, p, generator), width, 0.0), radius=side // 10 // 2
+            sigma=torch.where(bernoulli(count, p, generator), width, 0.0), radius=side // 10 // 2
         )
 
     def __getitem__(self, rows: Tensor) -> "Blur":

@@ -21,7 +21,7 @@ def in_pieces(work: Callable[[slice], None], count: int, pixels: int) -> None:
     share(work, pieces, threads if len(pieces) > 1 else 1)
 
 
-def room(shape: tuple[int, ...], kind: type[np.float32] | type[np.uint8]) -> Tensor:
+def empty(shape: tuple[int, ...], kind: type[np.float32] | type[np.uint8]) -> Tensor:
     """torch.empty, from numpy, which asks the kernel for huge pages: 64 views of 224 px then take
     700 page faults instead of 9,400, whose time is felt beside that of making the views.
     """

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from contrapose.augment.draw import chance, uniform
+from contrapose.augment.draw import bernoulli, uniform
 from contrapose.errors import UserError
 
 RGB = tuple[int, int, int]
@@ -61,7 +61,7 @@ class Jitter:
         factor = [uniform(count, max(0.0, 1 - s), 1 + s, generator) for s in strengths]
         turn = uniform(count, -hue, hue, generator)
         return Jitter(
-            on=chance(count, p, generator),
+            on=bernoulli(count, p, generator),
             order=uniform(count, 0.0, 1.0, generator, 4).argsort(dim=1),
             factor=torch.stack([*factor, turn], dim=1),
             rgb=rgb,
@@ -181,7 +181,7 @@ class Grayscale:
     @staticmethod
     def draw(count: int, generator: Generator, *, p: float, rgb: RGB | None = None) -> "Grayscale":
         """With probability p each."""
-        return Grayscale(on=chance(count, p, generator), rgb=rgb)
+        return Grayscale(on=bernoulli(count, p, generator), rgb=rgb)
 
     def __getitem__(self, rows: Tensor) -> "Grayscale":
         return replace(self, on=self.on[rows])
@@ -206,7 +206,7 @@ class Solarise:
     @staticmethod
     def draw(count: int, generator: Generator, *, p: float, threshold: float = 0.5) -> "Solarise":
         """With probability p each (BYOL's second view: p = 0.2, threshold 128 / 255)."""
-        return Solarise(on=chance(count, p, generator), threshold=threshold)
+        return Solarise(on=bernoulli(count, p, generator), threshold=threshold)
 
     def __getitem__(self, rows: Tensor) -> "Solarise":
         return Solarise(on=self.on[rows], threshold=self.threshold)

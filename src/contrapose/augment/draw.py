@@ -19,8 +19,8 @@ def uniform(
     return low + (high - low) * drawn
 
 
-def chance(count: int, p: float, generator: Generator) -> Bool[Tensor, "B"]:
+def bernoulli(count: int, p: float, generator: Generator) -> Bool[Tensor, "B"]:
     """True with probability p for each image. Raises ValueError unless 0 <= p <= 1."""
     if not 0 <= p <= 1:
-        raise UserError(f"chance: asked for probability p={p}; use 0 <= p <= 1")
+        raise UserError(f"bernoulli: asked for probability p={p}; use 0 <= p <= 1")
     return torch.rand(count, generator=generator, device=generator.device) < p

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from contrapose.augment.blur import Blur
 from contrapose.augment.colour import RGB, Grayscale, Jitter
 from contrapose.augment.crop import draw_box
-from contrapose.augment.draw import chance
+from contrapose.augment.draw import bernoulli
 from contrapose.augment.view import Step, render
 
 Image = Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]
@@ -34,7 +34,7 @@ def simclr(
     (jitter with p 0.8, grayscale with p 0.2), and Gaussian blur with p 0.5.
     """
     n, s = len(image), 0.8 * strength
-    box, mirrored = _box(image, generator, area=area), chance(n, flip, generator)
+    box, mirrored = _box(image, generator, area=area), bernoulli(n, flip, generator)
     steps: list[Step] = [
         Jitter.draw(
             n, generator, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8, rgb=rgb
@@ -58,7 +58,7 @@ def supcon_cifar(image: Image, generator: Generator, *, size: int, rgb: RGB | No
     flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with p 0.2.
     """
     n = len(image)
-    box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
+    box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
     steps: list[Step] = [
         Jitter.draw(
             n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, rgb=rgb
@@ -75,7 +75,7 @@ def instance_discrimination(
     with p 0.2. `flip` is its probability: the paper lists a flip, the code leaves it out (0.0).
     """
     n = len(image)
-    box, mirrored = _box(image, generator, area=(0.2, 1.0)), chance(n, flip, generator)
+    box, mirrored = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, flip, generator)
     steps: list[Step] = [
         Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, rgb=rgb),
         Grayscale.draw(n, generator, p=0.2, rgb=rgb),
@@ -88,7 +88,7 @@ def moco_v1(image: Image, generator: Generator, *, size: int, rgb: RGB | None = 
     always.
     """
     n = len(image)
-    box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
+    box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
     steps: list[Step] = [
         Grayscale.draw(n, generator, p=0.2, rgb=rgb),
         Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, rgb=rgb),
@@ -101,7 +101,7 @@ def moco_v2(image: Image, generator: Generator, *, size: int, rgb: RGB | None = 
     p 0.2, blur with p 0.5 (kernel as SimCLR's, a tenth of the side; the authors' has no limit).
     """
     n = len(image)
-    box, flip = _box(image, generator, area=(0.2, 1.0)), chance(n, 0.5, generator)
+    box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
     steps: list[Step] = [
         Jitter.draw(
             n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, rgb=rgb
@@ -127,7 +127,7 @@ def crop_flip(
     """Crop and flip only: the training transform of a linear probe (SimCLR, B.6; SupCon on CIFAR
     takes area 0.2-1).
     """
-    flip = chance(len(image), 0.5, generator)
+    flip = bernoulli(len(image), 0.5, generator)
     return render(image, _box(image, generator, area=area), size, flip=flip)
 
 

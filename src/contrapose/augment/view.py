@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Generator, Tensor
 
-from contrapose.augment.chunks import in_pieces, room
+from contrapose.augment.chunks import empty, in_pieces
 from contrapose.augment.colour import Jitter
 from contrapose.augment.crop import resized_crop
 from contrapose.augment.resample import Filter
@@ -42,7 +42,7 @@ def render(
     """
     if image.device.type != "cpu":
         return _render(image, box, size, flip, steps, filter)
-    out = room((len(image), image.shape[1], size, size), np.float32)
+    out = empty((len(image), image.shape[1], size, size), np.float32)
     jitters = [step for step in steps if isinstance(step, Jitter)]
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ def views(
         raise UserError(f"views: asked for n={n} views of an image; use at least 1")
     if image.device.type == "cpu":
         kind = np.uint8 if image.dtype == torch.uint8 else np.float32
-        copies = room((n, *image.shape), kind).copy_(image).flatten(0, 1)
+        copies = empty((n, *image.shape), kind).copy_(image).flatten(0, 1)
     else:
         copies = image.repeat(n, 1, 1, 1)
     made = policy(copies, generator)
