@@ -14,9 +14,9 @@ from contrapose.data import open_images
 from contrapose.encoders import Encoder, none
 from contrapose.evaluation.suppression import (
     Suppression,
-    chance,
     explained,
     lost,
+    majority_accuracy,
     pictures,
     scaled,
     suppression,
@@ -60,7 +60,9 @@ def test_its_standard_error_is_that_of_repeated_tests():
 
 
 def test_chance_is_the_most_common_class_of_training():
-    assert chance(torch.tensor([2, 2, 0, -1]), torch.tensor([2, 0, -1, 0])) == pytest.approx(1 / 3)
+    assert majority_accuracy(
+        torch.tensor([2, 2, 0, -1]), torch.tensor([2, 0, -1, 0])
+    ) == pytest.approx(1 / 3)
 
 
 def test_an_encoder_that_drops_a_feature_suppresses_it_and_no_other():

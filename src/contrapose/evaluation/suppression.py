@@ -101,14 +101,14 @@ def suppression(
             accuracy=own[name],
             supervised=read(control, [name])[name],
             untrained=before[name],
-            chance=chance(label[name], tested[name]),
+            chance=majority_accuracy(label[name], tested[name]),
             n=int((tested[name] >= 0).sum()),
         )
         for name, control in supervised.items()
     }
 
 
-def chance(label: Int[Tensor, " N"], test_label: Int[Tensor, " M"]) -> float:
+def majority_accuracy(label: Int[Tensor, " N"], test_label: Int[Tensor, " M"]) -> float:
     """Test accuracy of always naming the most common class of training; rows of -1 left out."""
     return float((test_label[test_label >= 0] == label[label >= 0].mode().values).double().mean())
 

@@ -24,8 +24,13 @@ from contrapose.encoders import Stem, linear, mlp, resnet50, small_conv
 from contrapose.evaluation import probes
 from contrapose.evaluation.embed import embed
 from contrapose.evaluation.features import read_features
-from contrapose.evaluation.suppression import Suppression, explained, pictures, scaled
-from contrapose.evaluation.suppression import chance as guessing
+from contrapose.evaluation.suppression import (
+    Suppression,
+    explained,
+    majority_accuracy,
+    pictures,
+    scaled,
+)
 from contrapose.experiments import evidence
 from contrapose.experiments.charts import Chart, Trace, chart, line
 from contrapose.experiments.evidence import all_of
@@ -294,7 +299,7 @@ def probed_features(
             l2=1.0 if rare or kind != name else probes.DECADES,
         )[name]  # fmt: skip
         found.setdefault(kind, []).append(score.value)
-        guessed.setdefault(kind, []).append(guessing(y, tested[name]))
+        guessed.setdefault(kind, []).append(majority_accuracy(y, tested[name]))
     means = {kind: statistics.fmean(values) for kind, values in found.items()}
     return means | {"chance": {kind: statistics.fmean(v) for kind, v in guessed.items()}}
 
