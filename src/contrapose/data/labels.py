@@ -83,14 +83,14 @@ def read_labels(
     A table holds one label a line in the order of the images, or a column of files and one of
     labels (`column`); see `label_table`. Also returns what is to be said: how many got no label.
     """
-    values, what, notes = told(labels, names, column)
+    values, what, notes = given_labels(labels, names, column)
     label, classes = encode(values, len(names), what=what)
     if without := int((label < 0).sum()):
         notes["without a label"] = without
     return label, classes, notes
 
 
-def told(
+def given_labels(
     labels: object, names: Sequence[str], column: str | None = None
 ) -> tuple[Any, str, dict[str, int]]:
     """(the labels as they were given or stand in the file, what to call them, what to say)."""

@@ -17,7 +17,7 @@ from contrapose.data.composed.spec import COMPOSED, is_call, open_call, usage
 from contrapose.data.decode import SUFFIXES, Fit, Reading
 from contrapose.data.folder import from_folder
 from contrapose.data.images import ImageSet, NoSuchSplit
-from contrapose.data.labels import encode, told
+from contrapose.data.labels import encode, given_labels
 from contrapose.data.load import Encoded, Listing, load
 from contrapose.data.named import NAMED, ReadParquet, from_named
 from contrapose.data.parquet import from_parquet, shards
@@ -184,7 +184,7 @@ def _relabel(listing: Listing, labels: object, column: str | None) -> Listing:
     names = source.names if isinstance(source, Encoded) else None
     if names is None:
         names = [source.name(i) for i in range(len(source))]
-    values, what, notes = told(labels, names, column)
+    values, what, notes = given_labels(labels, names, column)
     if (more := several(values, len(names), what=what)) is not None:
         return replace(
             listing, label=None, labels=more[0], classes=more[1], notes={**listing.notes, **notes}
