@@ -21,8 +21,8 @@ from contrapose.evaluation.local import (
     hierarchy,
     local_maps,
     stages,
-    told,
     truth_map,
+    uncertainty_coefficient,
 )
 from contrapose.evaluation.local_sheet import overlay, palette
 
@@ -95,24 +95,28 @@ def test_few_different_points_leave_clusters_empty_and_nothing_else():
 # ---- numbers
 
 
-def test_told_is_scikit_learns_homogeneity():
+def test_the_uncertainty_coefficient_is_scikit_learns_homogeneity():
     a, b = torch.randint(0, 4, (5, 6, 7), generator=seeded()), torch.zeros(5, 6, 7).long()
     b = a // 2 + 2 * torch.randint(0, 3, (5, 6, 7), generator=seeded(1))
     each = [homogeneity_score(x.flatten().numpy(), y.flatten().numpy()) for x, y in zip(a, b)]  # noqa: B905
-    assert told(a, b, joint=False).value == pytest.approx(np.mean(each))
+    assert uncertainty_coefficient(a, b, joint=False).value == pytest.approx(np.mean(each))
     whole = homogeneity_score(a.flatten().numpy(), b.flatten().numpy())
-    assert told(a, b, joint=True).value == pytest.approx(whole)
+    assert uncertainty_coefficient(a, b, joint=True).value == pytest.approx(whole)
 
 
 def test_finer_clusters_that_split_coarse_ones_tell_them_and_not_the_reverse():
     fine = torch.randint(0, 8, (4, 30, 30), generator=seeded())
-    assert told(fine // 2, fine, joint=False).value == pytest.approx(1)
-    assert told(fine, fine // 2, joint=False).value == pytest.approx(2 / 3, abs=0.01)
-    unrelated = told(torch.randint(0, 2, (4, 30, 30), generator=seeded(1)), fine, joint=False)
+    assert uncertainty_coefficient(fine // 2, fine, joint=False).value == pytest.approx(1)
+    assert uncertainty_coefficient(fine, fine // 2, joint=False).value == pytest.approx(
+        2 / 3, abs=0.01
+    )
+    unrelated = uncertainty_coefficient(
+        torch.randint(0, 2, (4, 30, 30), generator=seeded(1)), fine, joint=False
+    )
     assert abs(unrelated.value - unrelated.shuffled) < 0.01
     assert abs(adjusted_mutual_information(fine, fine // 2, joint=True) - 0.8) < 0.01
     with pytest.raises(ValueError, match="one class on every image"):
-        told(fine * 0, fine, joint=False)
+        uncertainty_coefficient(fine * 0, fine, joint=False)
 
 
 # ---- maps
@@ -169,7 +173,7 @@ def test_the_control_finds_the_halves_of_a_picture(joint):
     assert hierarchy(maps, "pixels 16x16")[2, 100].value > 0.99
 
 
-def test_known_digits_are_told_by_a_map_that_knows_them():
+def test_a_map_of_known_digits_determines_them():
     glyphs = open_images("digits")
     images = many_digits(glyphs, digits=5, placement="grid", images=6)
     where = layout(images, torch.arange(6))
@@ -184,7 +188,7 @@ def test_known_digits_are_told_by_a_map_that_knows_them():
         assert (part == 3).all()
     assert adjusted_mutual_information(truth, truth, joint=False) == pytest.approx(1)
     maps = local_maps(encoder_of(small_conv, 1), images, clusters=(4,), restarts=2)
-    found = told(truth, maps.labels["pixels 16x16"][4], joint=False)
+    found = uncertainty_coefficient(truth, maps.labels["pixels 16x16"][4], joint=False)
     assert found.value > found.shuffled + 0.1
 
 

@@ -165,16 +165,16 @@ def local_maps(
 
 
 @dataclass(frozen=True)
-class Told:
+class UncertaintyCoefficient:
     """How much of one labelling another one tells: 1 - H(of | given) / H(of), in [0, 1]."""
 
     value: float
     shuffled: float  # the same after shuffling positions: what two unrelated labellings give
 
 
-def told(
+def uncertainty_coefficient(
     of: Integer[Tensor, "N h w"], given: Integer[Tensor, "N h w"], *, joint: bool, seed: int = 0
-) -> Told:
+) -> UncertaintyCoefficient:
     """1 - H(of | given) / H(of) over the positions of each image, its mean over images; over all
     positions at once where labels mean the same in every image (`joint`).
 
@@ -182,22 +182,26 @@ def told(
     class have nothing to tell and are left out; ValueError where that leaves none.
     """
     if of.shape != given.shape:
-        raise UserError(f"told: labels of shape {tuple(of.shape)} and {tuple(given.shape)}")
+        raise UserError(
+            f"uncertainty_coefficient: labels of shape {tuple(of.shape)} and {tuple(given.shape)}"
+        )
     a, b = (x.long().reshape(1 if joint else len(x), -1) for x in (of, given))
     mixed = torch.rand(b.shape, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
     total = _entropy(a)
     known = total > 0
     if not bool(known.any()):
-        raise UserError("told: the labels to be told are one class on every image")
+        raise UserError(
+            "uncertainty_coefficient: the labels to be predicted are one class on every image"
+        )
 
     def share(by: Tensor) -> float:
         left = _entropy(a * (int(by.max()) + 1) + by) - _entropy(by)
         return float((1 - left / total)[known].mean().clamp(0, 1))
 
-    return Told(share(b), share(b.gather(1, mixed)))
+    return UncertaintyCoefficient(share(b), share(b.gather(1, mixed)))
 
 
-def hierarchy(maps: LocalMaps, stage: str) -> dict[tuple[int, int], Told]:
+def hierarchy(maps: LocalMaps, stage: str) -> dict[tuple[int, int], UncertaintyCoefficient]:
     """{(coarse, fine): how much of the coarse clusters the fine ones tell} for neighbouring K.
 
     1 means that the clusters of a larger K split those of the smaller one.
@@ -205,7 +209,7 @@ def hierarchy(maps: LocalMaps, stage: str) -> dict[tuple[int, int], Told]:
     by_k = maps.labels[stage]
     order = sorted(by_k)
     return {
-        (coarse, fine): told(by_k[coarse], by_k[fine], joint=maps.joint)
+        (coarse, fine): uncertainty_coefficient(by_k[coarse], by_k[fine], joint=maps.joint)
         for coarse, fine in itertools.pairwise(order)
     }
 
