@@ -100,9 +100,9 @@ def test_what_cannot_be_meant_is_an_error():
 def test_a_file_of_embeddings_is_diagnosed_at_several_temperatures(tmp_path):
     np.save(tmp_path / "x.npy", X.numpy())
     found = diagnose_embeddings(tmp_path / "x.npy", out=tmp_path / "found.json")["repulsion"]
-    felt = [row["effective_negatives"] for row in found]
+    effective = [row["effective_negatives"] for row in found]
     assert [row["temperature"] for row in found] == [0.05, 0.1, 0.2, 0.5, 1.0]
-    assert felt == sorted(felt) and 1 <= felt[0] and felt[-1] <= 39
+    assert effective == sorted(effective) and 1 <= effective[0] and effective[-1] <= 39
     lows = [row["from_similarity"] for row in found]
     assert lows == sorted(lows, reverse=True)
 

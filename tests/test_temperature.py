@@ -240,9 +240,9 @@ def test_tiles_and_keeping_them_change_nothing(per, monkeypatch):
     torch.testing.assert_close(*results)
     t = temperature_at(z, z, perplexity=50.0, per=per, pairs=negatives(group))
     mask = group[:, None] != group
-    felt = plain_entropy(z.double(), t[:, None] if t.ndim else t, mask).exp()
-    assert float(felt.mean()) == pytest.approx(50, rel=1e-3)
-    assert per == "batch" or float((felt - 50).abs().max()) < 0.05
+    effective = plain_entropy(z.double(), t[:, None] if t.ndim else t, mask).exp()
+    assert float(effective.mean()) == pytest.approx(50, rel=1e-3)
+    assert per == "batch" or float((effective - 50).abs().max()) < 0.05
 
 
 SHARES = [[12, 12], [20, 4], [24, 0]]
@@ -313,9 +313,9 @@ def test_a_run_with_a_perplexity_records_the_temperature_in_force(tmp_path, per)
         "simclr", "digits", out=tmp_path / "run", epochs=1, changes=changes, device="cpu"
     )
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    felt = [row["effective_negatives"] for row in rows]
-    assert all(20 * (1 - 1e-3) <= value < 127 for value in felt)
-    assert felt[0] > 40  # positives are far before training
+    effective = [row["effective_negatives"] for row in rows]
+    assert all(20 * (1 - 1e-3) <= value < 127 for value in effective)
+    assert effective[0] > 40  # positives are far before training
     assert len({row["temperature"] for row in rows}) == len(rows)
     signals = contrapose.diagnose(run)["signals"]
     assert signals["effective_negatives"] > 20 * (1 - 1e-3)

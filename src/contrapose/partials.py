@@ -61,6 +61,10 @@ MOVED = {  # names that older recipes, encoder files and job folders hold, and w
     "contrapose.similarity.everyone": "contrapose.similarity.gather_rows",
     "contrapose.augment.chance": "contrapose.augment.bernoulli",
     **{
+        f"contrapose.{before}.felt": "contrapose.studies.tuning.effective_negatives"
+        for before in ("tuning", "studies.tuning")
+    },
+    **{
         f"contrapose.experiments.{name}": f"contrapose.experiments.{lab}.{name}"
         for lab, names in _LABS.items()
         for name in names

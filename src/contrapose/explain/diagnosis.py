@@ -23,7 +23,7 @@ from contrapose.explain.verdict import verdict
 from contrapose.keys.contrast import InBatch
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
-from contrapose.training.signals import heat
+from contrapose.training.signals import temperature_signals
 from contrapose.training.step import positive_groups
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)  # at which the repulsion between rows is shown
@@ -88,7 +88,7 @@ def signals_of_run(
         "contrastive_accuracy": geometry.contrastive_accuracy(z, group),
         "effective_rank_h": geometry.effective_rank(embedded.h),
         "effective_rank_z": geometry.effective_rank(embedded.z),
-        **heat(subject.recipe, z, InBatch(group, group)),
+        **temperature_signals(subject.recipe, z, InBatch(group, group)),
         "width_h": embedded.h.shape[1],
         "width_z": embedded.z.shape[1],
     }

@@ -75,7 +75,7 @@ def experiment(
     test split is not touched.
     """
     source = partial(opened, data=dict(data), most=images)
-    measures = [without_labels, uniformity, felt]
+    measures = [without_labels, uniformity, effective_negatives]
     measures += [standard.linear_probe, standard.knn, standard.tolerance] if labelled else []
 
     def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
@@ -141,7 +141,7 @@ ABOUT = {
     "effective_rank_h": "How many directions h uses.",
     ACCURACY: "What counts, where there are labels.",
     "minus_uniformity": "-uniformity: falls as the temperature rises, on most images.",
-    "effective_negatives": "The temperature in words of how many negatives are felt.",
+    "effective_negatives": "The temperature as a number: how many negatives share the repulsion.",
 }
 
 
@@ -157,7 +157,7 @@ def opened(split: str, *, data: Mapping[str, Any], most: int) -> ImageSet:
     return found if len(found) <= most else found.subset(evenly(len(found), most))
 
 
-def felt(of: Trained) -> dict[str, float]:
+def effective_negatives(of: Trained) -> dict[str, float]:
     """Effective negatives in the last measured batch."""
     rows = [] if of.run is None else of.run.metrics()
     found = [row["effective_negatives"] for row in rows if row.get("effective_negatives")]

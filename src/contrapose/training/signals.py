@@ -31,13 +31,13 @@ def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
     z, h, contrast = seen.z, seen.h, seen.contrast
     row = {
         "loss": seen.loss,
-        "chance": chance(recipe, z, contrast),
+        "chance": loss_at_chance(recipe, z, contrast),
         "gradient_norm": seen.gradient_norm,
         **positives(z, contrast),
         "uniformity": geometry.uniformity(z),
         "effective_rank_h": geometry.effective_rank(h),
         "effective_rank_z": geometry.effective_rank(z),
-        **heat(recipe, z, contrast),
+        **temperature_signals(recipe, z, contrast),
     }
     if seen.label is not None:
         known = seen.label >= 0
@@ -82,7 +82,9 @@ def positives(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
     return found
 
 
-def heat(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
+def temperature_signals(
+    recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast
+) -> dict[str, float]:
     """The temperature in force on these rows, and the effective negatives that it gives.
 
     With a perplexity the temperature is the one that gives it here, or a higher one where positives
@@ -107,8 +109,8 @@ def heat(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> dict[st
                 )
             )  # fmt: skip
         t = float(found.median())
-    felt = float(entropy(z, key, scale=1 / found, pairs=pairs, match=match).exp().mean())
-    return ({} if t is None else {"temperature": t}) | {"effective_negatives": felt}
+    effective = float(entropy(z, key, scale=1 / found, pairs=pairs, match=match).exp().mean())
+    return ({} if t is None else {"temperature": t}) | {"effective_negatives": effective}
 
 
 def _own(
@@ -121,7 +123,7 @@ def _own(
     return similarity, count > 0
 
 
-def chance(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> float:
+def loss_at_chance(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> float:
     """The loss of an encoder that gives every image the same embedding: ln(2B-1) for NT-Xent.
 
     With keys, theirs are the same embedding too: ln(n) for InfoNCE against a bank of n.
