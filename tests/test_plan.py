@@ -9,7 +9,8 @@ import torch
 import contrapose
 from contrapose import api, plan, recipes
 from contrapose.errors import UserError
-from contrapose.training.cost import cost, in_time
+from contrapose.progress import duration
+from contrapose.training.cost import cost
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,6 @@ def test_the_plan_of_a_run_is_recorded(tmp_path):
 
 
 def test_times_are_said_in_the_unit_that_suits():
-    assert [in_time(s) for s in (0.2, 40, 700, 3 * 3600, 4e6)] == [
-        "1 s", "40 s", "12 min", "3 h", "46 days",
+    assert [duration(s) for s in (0.21, 40, 700, 2.46 * 3600, 11 * 3600, 4e6)] == [
+        "0.21 s", "40 s", "12 min", "2.5 h", "11 h", "46 days",
     ]  # fmt: skip

@@ -86,7 +86,11 @@ def main() -> None:
         check_platform()
         app(standalone_mode=True)
     except KeyboardInterrupt:
-        _stop("interrupted", 130)
+        _stop("interrupted", 130, "")
+    except SystemExit as end:  # which typer makes of Ctrl-C, without a word
+        if end.code == 130:
+            _stop("interrupted", 130, "")
+        raise
     except Exception as error:
         if os.environ.get("CONTRAPOSE_TRACEBACK"):
             raise

@@ -14,7 +14,8 @@ from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.machine import free_memory
-from contrapose.training.cost import Cost, cost, in_time
+from contrapose.progress import duration
+from contrapose.training.cost import Cost, cost
 from contrapose.training.recipe import Recipe
 
 PATIENCE = 30 * 60.0  # s: a run of a recipe as it is may take as long without a GPU
@@ -114,7 +115,7 @@ def planned(
         return made, Plan(price, {})
     reason = (
         f"{own['encoder']} at {own['size']} px, batch {own['batch_size']}, {own['epochs']:g} "
-        f"epochs would take {in_time(first.seconds)} and {first.memory / 1e9:.1f} GB here"
+        f"epochs would take {duration(first.seconds)} and {first.memory / 1e9:.1f} GB here"
     )
     flags = " ".join(f"--{k.replace('_', '-')} {own[k]}" for k in own if k in instead)
     return made, Plan(price, instead, reason, flags)

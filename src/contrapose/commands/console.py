@@ -1,14 +1,25 @@
 """What the command line shows: progress, tables, the verdict; readable at 80 columns."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
+
+from contrapose.progress import duration, listening
 
 if TYPE_CHECKING:
     from contrapose.data import ImageSet
@@ -18,6 +29,7 @@ if TYPE_CHECKING:
     from contrapose.training.run import Run
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
+EVERY = 60.0  # s between two lines of progress, where the output is no terminal
 console = Console(highlight=False)
 
 
@@ -35,24 +47,74 @@ def print_images(images: "ImageSet") -> None:
         console.print(f"  and {len(images.skipped) - 5:,} more")
 
 
+@contextmanager
+def a_line_a_minute(words: Callable[[], str]) -> Iterator[None]:
+    """Where the output is no terminal: `words()` is printed every EVERY seconds, from a thread, so
+    that there is a sign of life however long one call takes."""
+    if console.is_terminal:
+        yield
+        return
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(EVERY):
+            console.print(Text(f"  {words()}"), soft_wrap=True)
+
+    threading.Thread(target=beat, name="progress", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def one_line() -> TextColumn:
+    """The column of a progress bar that says what is being done, cut where the terminal ends."""
+    return TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """What is being done and for how long: a line that changes, or one a minute in a file."""
+    begun, said = time.monotonic(), what
+    columns = (SpinnerColumn(), one_line(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what)
+
+        def show(doing: str) -> None:
+            nonlocal said
+            said = f"{what}: {doing}" if doing else what
+            bar.update(task, description=said)
+
+        with a_line_a_minute(lambda: f"{said} ({duration(time.monotonic() - begun)} so far)"):
+            with listening(show):
+                yield
+
+
 class TrainingProgress:
-    """A progress line of a training run, with the signals that matter most."""
+    """A progress line of a training run, with the signals that matter most.
+
+    On a terminal it changes with every step; in a file there is one a minute.
+    """
+
+    run: "Run | None" = None  # once it is begun
 
     def __enter__(self) -> "TrainingProgress":
         self.bar = Progress(
-            BarColumn(bar_width=16),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
+            BarColumn(bar_width=16), one_line(), TimeRemainingColumn(compact=True), console=console
         )
         self.task = self.bar.add_task("", total=None)
-        self.knn = ""
+        self.knn, self.words, self.left = "", "", ""
+        self.opening, self.training = ExitStack(), ExitStack()
+        self.opening.enter_context(working("preparing"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.opening.close()
+        self.training.close()
 
     def begin(self, run: "Run", recipe: "Recipe", images: "ImageSet") -> None:
+        self.opening.close()
+        self.run = run
         print_images(images)
         what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
         console.print(Text(f"{what} -> {run.path}"))
@@ -61,7 +123,18 @@ class TrainingProgress:
         held = written["data"].get("held_out")
         if held:
             console.print(f"  {held:.0%} of the images are held out of training, for evaluation")
-        self.bar.start()
+        self.batch, self.words, self.left = recipe.batch_size, "the first step", ""
+        self.training.close()  # of an earlier training, where there are several
+        self.training.enter_context(listening(self.show))
+        self.training.enter_context(a_line_a_minute(lambda: f"{self.words}{self.left}"))
+        if console.is_terminal:
+            self.training.enter_context(self.bar)
+
+    def show(self, doing: str) -> None:
+        """What else takes time: an epoch's look at all images, the statistics at the end."""
+        if doing:
+            self.words, self.left = doing, ""
+            self.bar.update(self.task, description=doing)
 
     def step(self, at: "Step") -> None:
         row = at.row or {}
@@ -70,6 +143,13 @@ class TrainingProgress:
         speed = f"{at.images_per_second:,.0f} images/s"
         text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
         self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
+        left = (at.steps - at.step) * self.batch / max(at.images_per_second, 1e-9)
+        self.words = f"step {at.step:,} of {at.steps:,}  {text}"
+        self.left = f"  {duration(left)} left"
+        if at.step == at.steps:
+            if not console.is_terminal:
+                console.print(Text(f"  {self.words}"), soft_wrap=True)
+            self.words, self.left = "saving the run", ""
 
 
 def print_plan(plan: dict[str, Any] | None) -> None:
@@ -84,14 +164,6 @@ def print_plan(plan: dict[str, Any] | None) -> None:
         )
         console.print(Text(f"  chosen for this machine: {chosen}", style="yellow"))
         console.print(Text(f"  since {plan['reason']}; for a GPU: {plan['otherwise']}"))
-
-
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """A spinner while something takes seconds."""
-    with Progress(SpinnerColumn(), TextColumn(what), console=console, transient=True) as bar:
-        bar.add_task("")
-        yield
 
 
 def print_scores(scores: Sequence["Score"]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from contrapose.commands.train import explain_run
+from contrapose.commands.train import explain_run, what_stands_is_said
 
 
 def demo(
@@ -16,9 +16,11 @@ def demo(
     from contrapose import api
     from contrapose.commands.console import TrainingProgress
 
-    with TrainingProgress() as watching:
-        run = api.train(
-            "simclr", "digits", out=out, epochs=epochs, device="cpu", command=api.command_line(),
-            watch=watching.step, begin=watching.begin,
-        )  # fmt: skip
-    explain_run(run, "cpu", None)
+    watching = TrainingProgress()
+    with what_stands_is_said(watching):
+        with watching:
+            run = api.train(
+                "simclr", "digits", out=out, epochs=epochs, device="cpu",
+                command=api.command_line(), watch=watching.step, begin=watching.begin,
+            )  # fmt: skip
+        explain_run(run, "cpu", None)

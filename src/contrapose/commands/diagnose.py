@@ -40,13 +40,16 @@ def diagnose(
 ) -> None:
     """Say in words what RUN, or any matrix of embeddings, has learned and has not."""
     from contrapose import explain
-    from contrapose.commands.console import print_findings
+    from contrapose.commands.console import print_findings, working
     from contrapose.training.run import Run
 
     if target.is_file() or (not target.exists() and target.suffix):
         if recipe is not None:
             raise UserError(f"--recipe {recipe}: embeddings have none; leave it out")
-        found = explain.diagnose_embeddings(target, labels, out, key=key, label_key=label_column)
+        with working("diagnosing"):
+            found = explain.diagnose_embeddings(
+                target, labels, out, key=key, label_key=label_column
+            )
         print_taken(found["file"])
     else:
         flags = {
@@ -57,7 +60,8 @@ def diagnose(
                 f"{', '.join(given)}: for files of embeddings; a run knows its labels, and keeps "
                 f"its diagnosis in {target / 'diagnosis.json'}"
             )
-        found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
+        with working("diagnosing"):
+            found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
     print_signals(found["signals"])
     print_repulsion(found["repulsion"])
     print_duplicates(found.get("duplicates", []))

@@ -21,11 +21,12 @@ def embed(
 ) -> None:
     """Write h and z of every image of DATA, with its file, and its label where there is one."""
     from contrapose import explain
-    from contrapose.commands.console import print_images
+    from contrapose.commands.console import print_images, working
     from contrapose.training.run import Run
 
-    images = explain.write_embeddings(
-        Run.open(run), others(data, how), out, split=split, device=device, recipe=recipe
-    )
+    with working("embedding"):
+        images = explain.write_embeddings(
+            Run.open(run), others(data, how), out, split=split, device=device, recipe=recipe
+        )
     print_images(images)
     typer.echo(f"Written: {out} ({len(images):,} images)")

@@ -24,10 +24,13 @@ def evaluate(
 ) -> None:
     """Measure RUN with labels: nearest neighbours and linear probes, with intervals."""
     from contrapose import explain
-    from contrapose.commands.console import print_scores
+    from contrapose.commands.console import print_scores, working
     from contrapose.training.run import Run
 
     opened = Run.open(run)
-    subject = explain.Subject.open(opened, others(data, how), device, recipe)
-    print_scores(explain.evaluate(subject, protocol=protocol))
+    with working("opening the images"):
+        subject = explain.Subject.open(opened, others(data, how), device, recipe)
+    with working("evaluating"):
+        scores = explain.evaluate(subject, protocol=protocol)
+    print_scores(scores)
     typer.echo(f"Written: {opened.path / subject.file('evaluation')}")

@@ -2,23 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
 from contrapose import experiments
-from contrapose.commands.console import console
+from contrapose.commands.console import a_line_a_minute, console, one_line
 from contrapose.errors import UserError
 from contrapose.experiments.form import Experiment
 from contrapose.experiments.running.collect import collect
 from contrapose.experiments.running.engine import Standing, errors, reproduce
 from contrapose.experiments.running.task import Task, job_folders
+from contrapose.progress import duration
 from contrapose.report import write_experiment
-from contrapose.report.numbers import duration
 
 WORDS = {True: "holds", False: "does not hold", None: "not tested"}
 STYLES = {True: "green", False: "bold red", None: "yellow"}
@@ -30,11 +31,13 @@ class JobsProgress:
     def __init__(self) -> None:
         self.told: set[str] = set()
         self.task: Task | None = None
+        self.words = ""
+        self.lines = ExitStack()
 
     def __enter__(self) -> "JobsProgress":
         self.bar = Progress(
             BarColumn(bar_width=16),
-            TextColumn("{task.description}", table_column=_one_line()),
+            one_line(),
             console=console,
             transient=True,
         )
@@ -43,6 +46,7 @@ class JobsProgress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+        self.lines.close()
 
     def begin(self, experiment: Experiment, task: Task, at: Standing) -> None:
         self.task = task
@@ -54,6 +58,7 @@ class JobsProgress:
         console.print(Text(f"scale {task.scale} ({cost}), {seeds}, {at.total} jobs{done}"))
         console.print(Text(f"-> {task.folder}"), soft_wrap=True)
         self.bar.start()
+        self.lines.enter_context(a_line_a_minute(lambda: self.words))
 
     def step(self, at: Standing) -> None:
         assert self.task is not None
@@ -65,9 +70,9 @@ class JobsProgress:
         doing = f"  {names[0]}" + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else ""
         left = f"  {duration(at.seconds_left)} left" if at.seconds_left else ""
         failed = f", {len(at.failed)} failed" if at.failed else ""
-        words = f"{len(at.finished)} of {at.total}{failed}{left}{doing}"
+        self.words = f"{len(at.finished)} of {at.total}{failed}{left}{doing}"
         done = len(at.finished) + len(at.failed) + sum(at.running.values())
-        self.bar.update(self.line, completed=done, total=at.total, description=words)
+        self.bar.update(self.line, completed=done, total=at.total, description=self.words)
 
     def _said(self, name: str, failed: bool) -> Text:
         assert self.task is not None
@@ -76,7 +81,7 @@ class JobsProgress:
             error = (folder.read("error.json") or {}).get("error", "")
             return Text("  failed  ", style="bold red") + Text(f"{name}: {error}")
         seconds = (folder.read("result.json") or {}).get("seconds")
-        return Text("  done    ", style="green") + Text(f"{name}  {duration(seconds)}")
+        return Text("  done    ", style="green") + Text(f"{name}  {duration(seconds or 0)}")
 
 
 def run(
@@ -154,9 +159,3 @@ def _resource(text: str) -> tuple[str, Any]:
         if math.isfinite(number):
             return name, number
     return name, value
-
-
-def _one_line() -> Any:
-    from rich.table import Column
-
-    return Column(no_wrap=True, overflow="ellipsis")

@@ -1,14 +1,17 @@
 """`contrapose train`: an encoder from images, then its evaluation, diagnosis and report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from contrapose.commands.options import Device, about_images, flag_of
-from contrapose.errors import UserError
+from contrapose.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from contrapose.commands.console import TrainingProgress
     from contrapose.training.run import Run
 
 
@@ -65,41 +68,60 @@ def train(
     from contrapose.commands.console import TrainingProgress
     from contrapose.training.run import Run
 
-    with TrainingProgress() as watching:
-        if resume is not None:
-            before = Run.open(resume).status()
-            run = api.resume(
-                resume, recipe=recipe, images=data, device=device, precision=precision,
-                compiled=compile_, watch=watching.step, begin=watching.begin,
-            )  # fmt: skip
+    watching = TrainingProgress()
+    with what_stands_is_said(watching, recipe):
+        with watching:
+            if resume is not None:
+                before = Run.open(resume).status()
+                run = api.resume(
+                    resume, recipe=recipe, images=data, device=device, precision=precision,
+                    compiled=compile_, watch=watching.step, begin=watching.begin,
+                )  # fmt: skip
+            else:
+                run = api.train(
+                    recipe or "simclr", data, out=out, encoder=encoder, epochs=epochs,
+                    batch_size=batch_size, temperature=temperature, seed=seed, changes=set_ or (),
+                    device=device, precision=precision or "auto", compiled=compile_,
+                    command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
+                )  # fmt: skip
+        if resume is not None and before.get("state") == "finished":
+            if run.status().get("step") == before.get("step"):
+                steps = before.get("step")
+                typer.echo(f"{run.path} is finished, {steps} steps: nothing left to do")
+        if explain:
+            explain_run(run, device, recipe)
         else:
-            run = api.train(
-                recipe or "simclr", data, out=out, encoder=encoder, epochs=epochs,
-                batch_size=batch_size, temperature=temperature, seed=seed, changes=set_ or (),
-                device=device, precision=precision or "auto", compiled=compile_,
-                command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
-            )  # fmt: skip
-    if resume is not None and before.get("state") == "finished":
-        if run.status().get("step") == before.get("step"):
-            typer.echo(f"{run.path} is finished, {before.get('step')} steps: nothing left to do")
-    if explain:
-        explain_run(run, device, recipe)
-    else:
-        typer.echo(f"Trained: {run.path}")
+            typer.echo(f"Trained: {run.path}")
+
+
+@contextmanager
+def what_stands_is_said(watching: "TrainingProgress", recipe: str | None = None) -> Iterator[None]:
+    """Ctrl-C once the run is trained says that it is saved, and the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run = watching.run
+        if run is None or run.status().get("state") != "finished":
+            raise
+        from contrapose.training.loop import trained
+
+        raise Interrupted(trained(run) + (f" --recipe {recipe}" if recipe else "")) from None
 
 
 def explain_run(run: "Run", device: str, recipe: str | None) -> None:
+    """Evaluate, diagnose and report a run that is trained."""
     from contrapose import explain
     from contrapose.commands.console import print_findings, print_scores, working
     from contrapose.report import write_report
 
-    with working("evaluating"):
+    with working("opening the images again"):
         subject = explain.Subject.open(run, device=device, recipe=recipe)
+    with working("evaluating"):
         scores = explain.evaluate(subject)
     print_scores(scores)
     with working("diagnosing"):
         found = explain.diagnose(subject)
+    print_findings(found["verdict"])
     with working("writing the report"):
         page = write_report([run.path])
-    print_findings(found["verdict"])
     typer.echo(f"Report: {page}")

@@ -19,6 +19,7 @@ from contrapose.data.images import ImageSet
 from contrapose.data.labels import TABLES, read_labels
 from contrapose.data.split import evenly, exact_keys, keys_among
 from contrapose.errors import UserError
+from contrapose.progress import counted, stage
 from contrapose.similarity import Pairs, topk
 
 NEAR = 0.985  # cosine; at most 0.3 % of CIFAR-10, flowers, Tiny-ImageNet and COCO are as near
@@ -160,7 +161,7 @@ def _descriptors(
 ) -> tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]:
     """Descriptors of those of the chosen images that have contrast, and which these are."""
     parts = []
-    for index in torch.split(chosen, 1024):
+    for index in counted(torch.split(chosen, 1024), "looking for copies"):
         x = images.batch(index)[:, : images.shown].float().cpu()
         x = F.adaptive_avg_pool2d(x, SIDE) if images.size > SIDE else x
         x = x.flatten(1)
@@ -185,7 +186,8 @@ def _near_pairs(
     rows = torch.arange(len(x))
     pairs = Pairs(row_id=rows, col_id=torch.arange(len(y))) if own else Pairs()
     k = min(NEIGHBOURS, len(y) - own)
-    _, index = topk(short, other, k, pairs=pairs)
+    with stage("comparing images with one another"):
+        _, index = topk(short, other, k, pairs=pairs)
     similarity = torch.stack([(x * y[index[:, j]]).sum(dim=1) for j in range(k)], dim=1)
     row, column = torch.nonzero(similarity > above, as_tuple=True)
     return torch.stack([row, index[row, column]], dim=1)

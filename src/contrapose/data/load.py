@@ -40,6 +40,7 @@ from contrapose.data.threads import chunks, each
 from contrapose.data.values import RGB, SAMPLE, ValueRange, found_range, some_values
 from contrapose.data.walk import readable
 from contrapose.errors import UserError
+from contrapose.progress import counted
 
 _USUAL_SIDE = 224  # px, for photographs of different sizes
 _LARGEST_OWN_SIDE = 256  # px; a side that all images share is kept up to here
@@ -235,7 +236,10 @@ def _read(
 
 
 def _scan(source: Source, how: Reading) -> tuple[list[Header], dict[int, Skipped]]:
-    parts = each(lambda chunk: source.headers(chunk, how), chunks(len(source), _CHUNK))
+    parts = each(
+        lambda chunk: source.headers(chunk, how), chunks(len(source), _CHUNK),
+        words=f"looking at {len(source):,} images",
+    )  # fmt: skip
     found = [h for part in parts for h in part]
     bad = {i: Skipped(source.name(i), _said(h)) for i, h in enumerate(found) if _failed(h)}
     return [Header(0, 0, ()) if isinstance(h, Exception) else h for h in found], bad
@@ -316,10 +320,11 @@ def _decode(
                 count.update(() if k in failed else said)
 
     area = sum(headers[i].width * headers[i].height for i in good) / max(1, len(good))
+    words = f"decoding {len(good):,} images"
     if area > TINY**2:
-        each(some, chunks(len(good), _CHUNK))
+        each(some, chunks(len(good), _CHUNK), words)
     else:
-        for chunk in chunks(len(good), _CHUNK):
+        for chunk in counted(chunks(len(good), _CHUNK), words):
             some(chunk)
     return squares, bad, dict(count)
 

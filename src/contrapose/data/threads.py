@@ -1,24 +1,33 @@
 """A map over threads, shared by everything that decodes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
 
 from contrapose.machine import cores
+from contrapose.progress import counted
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
-def each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`[function(item) for item in items]` on all cores. An error or Ctrl-C drops what waits."""
+def each(function: Callable[[T], R], items: Sequence[T], words: str = "") -> list[R]:
+    """`[function(item) for item in items]` on all cores. An error or Ctrl-C drops what waits.
+
+    words: what that is, for whoever listens to its progress; nothing is said without.
+    """
+
+    def told(of: Sequence[S]) -> Iterable[S]:
+        return counted(of, words) if words else of
+
     if len(items) < 2 or cores() < 2:
-        return [function(item) for item in items]
+        return [function(item) for item in told(items)]
     waiting = [_threads(os.getpid()).submit(function, item) for item in items]
     try:
-        return [future.result() for future in waiting]
+        return [future.result() for future in told(waiting)]
     except BaseException:
         for future in waiting:
             future.cancel()

@@ -14,6 +14,7 @@ from contrapose.augment import center, views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, modes_kept
 from contrapose.errors import UserError
+from contrapose.progress import counted
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def embed(
     parts: list[tuple[Tensor, Tensor]] = []
     with modes_kept(encoder):
         encoder.eval()
-        for index in torch.split(torch.arange(len(images)), batch_size):
+        batches = torch.split(torch.arange(len(images)), batch_size)
+        for index in counted(batches, f"embedding {len(images):,} images"):
             _assert_evaluating(encoder)
             x = center(images.batch(index).to(device), size)
             x = x.double() if precision == "fp64" else x
@@ -92,7 +94,8 @@ def embed_views(
     rows = []
     with modes_kept(encoder):
         encoder.eval()
-        for index in torch.split(torch.arange(len(images)), batch_size):
+        batches = torch.split(torch.arange(len(images)), batch_size)
+        for index in counted(batches, f"embedding views of {len(images):,} images"):
             seen = views(policy, images.batch(index).to(device), generator, n=n)
             rows.append(torch.stack([encoder(view)[which].float().cpu() for view in seen]))
     z = torch.cat(rows, dim=1)

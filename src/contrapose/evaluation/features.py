@@ -14,6 +14,7 @@ from contrapose.errors import UserError
 from contrapose.evaluation import probes, scores
 from contrapose.evaluation.embed import embed
 from contrapose.evaluation.scores import Score
+from contrapose.progress import stage
 
 
 def probes_of_features(
@@ -74,7 +75,8 @@ def read_features(
             )
             continue
         single = len(rows) > 0 and int(rows.min()) < 2  # then nothing can be held out to choose l2
-        probe = probes.linear_probe(x, label[name], l2=1.0 if single else l2, seed=seed)
+        with stage(f"feature {name}"):
+            probe = probes.linear_probe(x, label[name], l2=1.0 if single else l2, seed=seed)
         often = float((known[known >= 0] == seen[rows.argmax()]).double().mean())
         left = f"; {strange:,} of classes without a training row left out" if strange else ""
         found[name] = scores.accuracy(

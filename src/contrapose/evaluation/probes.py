@@ -16,6 +16,7 @@ from torch import Tensor
 
 from contrapose.encoders import unit
 from contrapose.errors import UserError
+from contrapose.progress import counted, stage
 from contrapose.similarity import Pairs, topk
 
 DECADES = tuple(10.0**k for k in range(5, -4, -1))
@@ -56,7 +57,8 @@ def knn(
     number = int(label.max()) + 1 if classes is None else classes
     rows = torch.arange(len(query), device=query.device)
     pairs = Pairs(row_id=rows, col_id=known) if leave_one_out else Pairs()
-    similarity, index = topk(unit(query), unit(bank[known]), min(k, voters), pairs=pairs)
+    with stage("nearest neighbours"):
+        similarity, index = topk(unit(query), unit(bank[known]), min(k, voters), pairs=pairs)
     vote = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest one weighs 1
     scores = vote.new_zeros(len(query), number).scatter_add(1, label[index], vote)
     return scores / scores.sum(dim=1, keepdim=True)
@@ -121,7 +123,7 @@ def linear_probe(
             )
         held = _hold_out(y, held_out, seed)
         fit = _Fit(x[~held], y[~held], len(present), standardise)
-        for value in path:
+        for value in counted(path, "linear probe"):
             weight, bias = fit.solve(value)
             right = (x[held] @ weight.T + bias).argmax(dim=1) == y[held]
             measured.append((value, float(right.double().mean())))
@@ -132,9 +134,9 @@ def linear_probe(
     else:
         how, chosen = f"l2 = {best:g}", ""
     fit = _Fit(x, y, len(present), standardise)
-    for value in (value for value in path if value >= best):
-        if value == best or value > 99 * best:  # a warm start for the last one
-            weight, bias = fit.solve(value)
+    # a warm start for the last one
+    for value in counted([v for v in path if v == best or v > 99 * best], "linear probe again"):
+        weight, bias = fit.solve(value)
     features = "standardised features" if standardise else "features as they are"
     unlabelled = f"; {dropped:,} rows without a label left out" if dropped else ""
     return LinearProbe(

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from contrapose.evaluation.scores import Features, Score
+from contrapose.progress import counted
 
 DRAWS = 200  # of the test images, for the interval
 PROTOCOL = (
@@ -42,7 +43,7 @@ def mean_average_precision(
     usable = [
         k for k in range(wanted.shape[1]) if {0, 1} <= {*given[:, k]} and {0, 1} <= {*wanted[:, k]}
     ]
-    for k in usable:
+    for k in counted(usable, "a linear probe of each label"):
         known = given[:, k] >= 0
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         probe.fit(train.numpy()[known], given[known, k])
@@ -66,7 +67,8 @@ def _score(
         return None
     random = np.random.default_rng(seed)
     drawn = [random.integers(len(wanted), size=len(wanted)) for _ in range(DRAWS)]
-    again = [_mean(scores[rows], wanted[rows], usable) for rows in drawn]
+    drawing = counted(drawn, "interval of mean average precision")
+    again = [_mean(scores[rows], wanted[rows], usable) for rows in drawing]
     low, high = np.nanquantile(again, (0.025, 0.975))
     return Score(
         metric=metric,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 from contrapose.evaluation.probes import LinearProbe, _labelled, _spread
+from contrapose.progress import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def sgd_probe(
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # the last column carries the bias
     weight = x.new_zeros(len(present), x.shape[1])
     velocity = torch.zeros_like(weight)
-    for epoch in range(protocol.epochs):
+    for epoch in counted(range(protocol.epochs), f"linear probe as {protocol.name}"):
         lr = protocol.rate(epoch)
         order = torch.randperm(len(x), generator=generator).to(x.device)
         for batch in torch.split(order, protocol.batch_size):

@@ -21,6 +21,7 @@ from contrapose.explain.findings import as_json
 from contrapose.explain.subject import Subject, spread, written_about
 from contrapose.explain.verdict import verdict
 from contrapose.keys.contrast import InBatch
+from contrapose.progress import stage
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.signals import temperature_signals
@@ -52,20 +53,27 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     embedded = subject.embed(shown)
     z, group = embed_views(subject, shown)
     # where images are decoded on access, all of them would be decoded for it
-    of_train, of_test = looked_at(subject.train), looked_at(subject.test)
-    equal = equal_keys(of_train.keys) if of_train and subject.train.in_memory else None
-    signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
-    before, _ = embed_views(subject, shown, untrained=True)
+    with stage("copies"):
+        of_train, of_test = looked_at(subject.train), looked_at(subject.test)
+        equal = equal_keys(of_train.keys) if of_train and subject.train.in_memory else None
+        repeats = repeat_signals(subject, of_train, of_test)
+    with stage("geometry"):
+        signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
+    with stage("the encoder before training"):
+        before, _ = embed_views(subject, shown, untrained=True)
     signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
-    signals |= repeat_signals(subject, of_train, of_test) | class_signals(subject.train.label)
+    signals |= repeats | class_signals(subject.train.label)
     scored, status = subject.run.scores(subject.file("evaluation")), subject.run.status()
     findings = verdict(subject.run.metrics(), scored, status=status, signals=signals)
     found = {"verdict": as_json(findings), "signals": signals}
-    found["repulsion"] = repulsion(z, group, also=signals.get("temperature"))
+    with stage("repulsion by temperature"):
+        found["repulsion"] = repulsion(z, group, also=signals.get("temperature"))
     found["duplicates"] = named_groups(subject.train, equal or ())
     subject.run.write(subject.file("diagnosis"), found)
     if not subject.other:
-        pictures.add(subject.run, **pictures.of_run(subject.recipe, shown, embedded, z, group))
+        with stage("map, neighbours and contact sheet"):
+            shown_of_run = pictures.of_run(subject.recipe, shown, embedded, z, group)
+        pictures.add(subject.run, **shown_of_run)
     return found
 
 

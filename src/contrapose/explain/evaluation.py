@@ -21,6 +21,7 @@ from contrapose.evaluation.scores import Score
 from contrapose.evaluation.several import mean_average_precision, prevalence
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.explain import pictures
+from contrapose.explain.headline import UNTRAINED, WORDS
 from contrapose.explain.subject import (
     Subject,
     labelled,
@@ -29,6 +30,7 @@ from contrapose.explain.subject import (
     written_about,
 )
 from contrapose.partials import unknown
+from contrapose.progress import counted, stage
 from contrapose.training.run import Run
 
 UNEVEN = 1.5  # times as many images of one class as of another
@@ -112,7 +114,8 @@ def _score(
     """
     label, seed = train.label, subject.recipe.seed
     assert label is not None and test.label is not None
-    of_train, of_test = subject.embed(train), subject.embed(test)
+    with stage("h of training and test images"):
+        of_train, of_test = subject.embed(train), subject.embed(test)
     few = evenly(len(train), PIXELS_FROM)
     controls = train if len(few) == len(train) else train.subset(few)
     k = min(200, max(5, len(train) // 50), len(train) - 1)  # 200 from 10,000 images on
@@ -120,7 +123,8 @@ def _score(
     linear, beside = "linear probe accuracy", "linear probe accuracy"
     if len(few) < len(train):
         beside += f" from {len(few):,} training images"
-    learned = _probe(of_train.h, label, seed)
+    with stage("h"):
+        learned = _probe(of_train.h, label, seed)
     votes = learned.scores(of_test.h)
     rows: list[tuple[Tensor, str, str, scores.Features, str]] = [
         (votes, linear, learned.protocol, "h", learned.chosen),
@@ -132,12 +136,14 @@ def _score(
         x: Tensor, x_test: Tensor, features: scores.Features, what: str
     ) -> tuple[Tensor, str, str, scores.Features, str]:
         assert controls.label is not None
-        probe = _probe(x, controls.label, seed)
+        with stage(WORDS.get(features, features)):
+            probe = _probe(x, controls.label, seed)
         return probe.scores(x_test), beside, probe.protocol + what, features, probe.chosen
 
     if beside != linear:
         rows.append(control(of_train.h[few], of_test.h, "h", ""))
-    before, before_test = (subject.embed(x, untrained=True).h for x in (controls, test))
+    with stage(WORDS[UNTRAINED]):
+        before, before_test = (subject.embed(x, untrained=True).h for x in (controls, test))
     rows.append(control(before, before_test, "untrained h", "; control: the weights at the start"))
     shrunk = f"; control: raw pixels, {train.shown} x {_side(train)} x {_side(train)}"
     rows.append(control(pixels(controls), pixels(test), "pixels", shrunk))
@@ -217,7 +223,7 @@ def pixels(images: ImageSet) -> Float[Tensor, "N P"]:
     side = _side(images)
     parts: Sequence[Tensor] = [
         center(images.batch(index)[:, : images.shown], side).flatten(1).cpu()
-        for index in torch.split(torch.arange(len(images)), 1024)
+        for index in counted(torch.split(torch.arange(len(images)), 1024), "raw pixels")
     ]
     return torch.cat(list(parts))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from contrapose.progress import duration
 from contrapose.report.experiment_charts import themed
-from contrapose.report.numbers import MISSING, duration, leaf
+from contrapose.report.numbers import MISSING, leaf
 from contrapose.report.page import assemble, write_text
 from contrapose.report.run_folder import Json, read_record
 

@@ -86,17 +86,6 @@ def short(value: float | None) -> str:
     return text.replace("-", "−")
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them."""
-    if seconds is None:
-        return MISSING
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the comparison: a field or metric over all runs."""

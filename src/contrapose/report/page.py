@@ -22,12 +22,12 @@ from plotly.offline import get_plotlyjs
 
 from contrapose.errors import UserError
 from contrapose.files import replace_file, said_of
+from contrapose.progress import duration
 from contrapose.report.charts import Figure
 from contrapose.report.classes import Classes
 from contrapose.report.numbers import (
     compare_recipes,
     compare_scores,
-    duration,
     leaf,
     number,
     over_seeds,

@@ -32,6 +32,7 @@ from contrapose.explain.pictures import to_uint8
 from contrapose.files import as_file_name, as_json_bytes, clear, replace_file, said_of, unfinished
 from contrapose.machine import choose_device
 from contrapose.partials import describe
+from contrapose.progress import counted
 from contrapose.report import write_shortcuts
 from contrapose.studies.candidates import Candidate, against, candidates
 from contrapose.training import loop
@@ -105,11 +106,12 @@ def examine(
 
     every = candidates(source)
     some = source.subset(evenly(len(source), COUNT))
-    before = {c.name: _shared(c, some, chosen.policy, chosen.seed) for c in every}
+    looking = counted(every, "what the views share")
+    before = {c.name: _shared(c, some, chosen.policy, chosen.seed) for c in looking}
     alone = {
         c.name: _shared(c, some, replace(chosen, views=against(chosen.views, source, [c])).policy,
                         chosen.seed)
-        for c in every
+        for c in counted(every, "what stronger views would share")
     }  # fmt: skip
     taken = [c for c in every if before[c.name][0].bits.low >= PARTLY]
     hard = replace(chosen, views=against(chosen.views, source, taken))
@@ -174,7 +176,7 @@ def _read(
     plain = augment.center(images.batch(torch.arange(len(images))).cpu(), images.size)
     return {
         c.name: easy.readable(h, c.asked(plain), what=c.words, split=images.split, seed=seed)
-        for c in every
+        for c in counted(every, "what h holds")
     }
 
 

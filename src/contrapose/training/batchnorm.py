@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from contrapose.augment import views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
+from contrapose.progress import counted
 
 LEFT = 0.01  # share of the first values above which running statistics are estimated
 IMAGES = 4096  # at most, from which they are estimated
@@ -59,7 +60,8 @@ def estimate_statistics(
     generator = torch.Generator(device).manual_seed(seed)
     chosen = torch.randperm(len(images), generator=draw)[:IMAGES]
     encoder.to(device)
-    for index in torch.tensor_split(chosen, max(1, round(len(chosen) / batch_size))):
+    batches = torch.tensor_split(chosen, max(1, round(len(chosen) / batch_size)))
+    for index in counted(batches, "statistics of batch normalisation"):
         seen = views(policy, images.batch(index).to(device), generator, n=number_of_views)
         encoder(seen.flatten(0, 1))
     for layer, (momentum, updates) in zip(layers, kept, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
+from contrapose.progress import duration
 from contrapose.training.batches import shuffled
 from contrapose.training.recipe import Recipe
 
@@ -32,7 +33,7 @@ class Cost:
     def words(self) -> str:
         """`about 12 min at 700 images/s, 1.1 GB`."""
         return (
-            f"about {in_time(self.seconds)} at {self.images_per_second:,.3g} images/s, "
+            f"about {duration(self.seconds)} at {self.images_per_second:,.3g} images/s, "
             f"{self.memory / 1e9:.1f} GB"
         )
 
@@ -74,14 +75,6 @@ def cost(
         memory=BESIDE * kept * at_once + (1 + OPTIMIZER) * weights + stored,
         parameters=sum(p.numel() for p in network.parameters()),
     )
-
-
-def in_time(seconds: float) -> str:
-    """`40 s`, `12 min`, `7 h`, `41 days`."""
-    for unit, name in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:,.0f} {name}"
-    return f"{max(1, seconds):.0f} s"
 
 
 def _timed(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:

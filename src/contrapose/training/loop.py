@@ -125,6 +125,16 @@ def fit(
                 training.status("failed", f"{type(error).__name__}: {error}")
             raise
         training.status("finished")
+        if interrupted():
+            raise InterruptedTraining(trained(run))
+
+
+def trained(run: Run) -> str:
+    """What stands of a run that is interrupted once it is trained, and how to go on."""
+    return (
+        f"stopped after training: the encoder is trained and saved in {run.path}; for its "
+        f"evaluation and report: contrapose train --resume {run.path}"
+    )
 
 
 class _Training:
