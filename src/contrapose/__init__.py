@@ -4,7 +4,7 @@
     run = contrapose.train("simclr", "digits", epochs=60)
     encoder = contrapose.Encoder.load(run.path)
 
-Nothing heavy is imported before it is asked for.
+Modules such as torch are imported only when they are first needed.
 """
 
 import importlib

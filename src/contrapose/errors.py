@@ -1,6 +1,7 @@
-"""Errors that a user can mend, told apart from faults of the library.
+"""Errors that a user can correct, as a type of their own.
 
-The command line turns a `UserError` into one line; any other error keeps its traceback.
+The command line prints a `UserError` as one line; any other error is a fault of the library and
+keeps its traceback.
 """
 
 import importlib.util
@@ -16,8 +17,8 @@ def check_platform() -> None:
 
 
 class UserError(ValueError):
-    """What was asked for cannot be done; the message repeats the request and says what to do."""
+    """A request that cannot be carried out; the message repeats it and says what to do."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C or a termination signal ended the work; the message says how to go on with it."""
+    """The work was ended by Ctrl-C or a termination signal; the message says how to continue."""

@@ -1,8 +1,8 @@
-"""Files replaced whole, folders held by one process at a time, and strict JSON.
+"""Atomic replacement of files, locks of folders, and strict JSON.
 
-A file is written beside its place, as `.NAME.PID.new`, and renamed: a kill at any moment leaves the
-old file or the new one. A process that writes into a folder holds its `.lock` (flock), which the
-system frees when the process ends, however it ends.
+A file is first written as `.NAME.PID.new` in the same folder and then renamed, so that a kill at
+any moment leaves the old file or the new one. A process that writes into a folder holds a lock
+(flock) on its file `.lock`; the operating system releases it when the process ends in any way.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ UNDERWAY = (".new", ".old")  # endings of hidden names that are being written or
 
 
 class HeldElsewhere(UserError):
-    """Another process writes into the folder."""
+    """The folder is locked by another process, which writes into it."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one, never half of one."""
+    """Replace the file atomically: a reader sees the old content or the new, never half of it."""
     with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """An open file that takes the place of `path` when the block ends; nothing changes on errors.
+    """A context with an open file that replaces `path` at its end; on errors `path` stays as it is.
 
-    Raises OSError that names the file, as where the disk is full.
+    Raises OSError that names the file, for example if the disk is full.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -58,7 +58,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def said_of(path: Path) -> Iterator[None]:
-    """An error of writing that names the file and what to do."""
+    """A context in which an OSError is given the name of the file and what to do about it."""
     try:
         yield
     except OSError as error:
@@ -69,7 +69,7 @@ def said_of(path: Path) -> Iterator[None]:
 
 
 def as_file_name(path: str) -> str:
-    """The last part of a path, or another name, with letters, digits and - _ . alone."""
+    """A file name from the last part of a path: letters, digits and - _ . only."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(path).name) or "images"
 
 
@@ -80,7 +80,7 @@ def as_json_bytes(value: Any) -> bytes:
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinity as null: they are not JSON."""
+    """The value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -89,7 +89,7 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path, *, remedy: str = "restore it") -> Any:
-    """The JSON value of a file; UserError that names it, and the remedy, where it is damaged."""
+    """The JSON value of a file; if it is damaged, UserError with its name and the remedy."""
     try:
         return json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
@@ -99,18 +99,21 @@ def read_json(path: Path, *, remedy: str = "restore it") -> Any:
 def read_object(
     path: Path, shape: Mapping[str, Any] | None = None, *, remedy: str = "restore it"
 ) -> dict[str, Any]:
-    """The JSON object of a file; UserError that names the file and the field that is wrong."""
+    """The JSON object of a file; UserError with file and field if it has not this shape."""
     found: dict[str, Any] = conform(read_json(path, remedy=remedy), shape or {}, str(path), remedy)
     return found
 
 
 def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> Any:
-    """The value, where it has this shape; UserError that says where it has not, and the remedy.
+    """The value itself if it has this shape; else UserError with the place and the remedy.
 
-    shape: a type or a union of types, where float means a finite number; {field: shape} for an
-    object that has these fields, and perhaps others; {str: shape} for one with any fields; [shape]
-    for a list; a frozenset of the words that are allowed; (shape, None) where it may be null. A
-    field whose name ends in "?" may be missing.
+    shape: one of
+        a type or a union of types, where float means a finite number;
+        {field: shape}, an object with these fields and possibly others; "field?" may be missing;
+        {str: shape}, an object with any fields;
+        [shape], a list;
+        a frozenset of the words that are allowed;
+        (shape, None), a value that may be null.
     """
     if isinstance(shape, frozenset):
         if not isinstance(value, str) or value not in shape:
@@ -139,7 +142,7 @@ def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> A
 
 
 def _of_kind(value: Any, kind: Any, where: str, remedy: str) -> Any:
-    """The value, where it is of the type, or one of the union."""
+    """The value if it is of the type, or of one of the union; else UserError."""
     kinds = typing.get_args(kind) or (kind,)
     if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
         fits = math.isfinite(value)
@@ -167,9 +170,9 @@ _WORDS = {
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold an existing folder against other processes, and clear what a killed one left half done.
+    """A context that locks an existing folder, after removing what a killed process left half done.
 
-    Raises HeldElsewhere, which names the other process.
+    Raises HeldElsewhere, which names the other process, if the folder is locked.
     """
     with open(folder / LOCK, "a+", encoding="utf-8") as lock:
         if not _flock(lock.fileno(), shared=False):
@@ -187,7 +190,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """The process that holds the folder now, as its lock names it; None where nobody does."""
+    """The process that holds the lock of the folder, as {"pid", "host"}; None if there is none."""
     try:
         with open(folder / LOCK, encoding="utf-8") as lock:
             if _flock(lock.fileno(), shared=True):
@@ -198,14 +201,14 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what processes that are gone left half written or half removed in the folder."""
+    """Remove half-written and half-removed files of processes that no longer exist."""
     for path in folder.glob(".*"):
         if path.suffix in UNDERWAY and not _underway(path):
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it, if it is there."""
+    """Delete a file or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -214,7 +217,7 @@ def remove(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; a kill meanwhile leaves nothing of it under its own name."""
+    """Delete a folder; if the process is killed meanwhile, nothing is left under its name."""
     aside = path.with_name(f".{path.name}.old")
     remove(aside)
     with contextlib.suppress(OSError):
@@ -223,7 +226,7 @@ def remove_folder(path: Path) -> None:
 
 
 def unfinished(folder: Path) -> bool:
-    """True where nothing was begun yet: no folder, an empty one, or what a kill left of a start."""
+    """True if the folder does not exist, is empty, or holds only what a killed start left."""
     if not folder.exists():
         return True
     if not folder.is_dir():
@@ -236,15 +239,15 @@ def unfinished(folder: Path) -> bool:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from others: {"pid", "host"}."""
+    """The identity of this process: {"pid", "host"}."""
     return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def was_killed(folder: Path, status: Mapping[str, Any]) -> bool | None:
-    """True where the process that wrote the status "running" into the folder is gone.
+    """True if the process that wrote the status "running" into the folder no longer exists.
 
-    A process that is alive holds the folder. None where this cannot be told: no lock was ever
-    there, or the process ran on another machine, whose locks may not be seen here.
+    A process that is alive holds the lock of the folder. None if this is unknown: there never was a
+    lock, or the process ran on another machine, whose locks may not be visible here.
     """
     if status.get("state") != "running":
         return False
@@ -259,7 +262,7 @@ def was_killed(folder: Path, status: Mapping[str, Any]) -> bool | None:
 
 
 def _flock(file: int, *, shared: bool) -> bool:
-    """Take the lock without waiting; a reader that looks at it for a moment is let pass.
+    """Take the lock without waiting, except for readers, which hold it only for a moment.
 
     Raises ImportError on Windows, which has no such locks.
     """
@@ -290,7 +293,7 @@ def _named(by: Mapping[str, Any]) -> str:
 
 
 def _underway(path: Path) -> bool:
-    """Whether the process whose number is in `.NAME.PID.new` still exists, and is another one."""
+    """True if the process whose number is in `.NAME.PID.new` exists and is not this one."""
     number = path.name.split(".")[-2]
     if not number.isdecimal() or int(number) == os.getpid():
         return False

@@ -1,4 +1,4 @@
-"""Where a run computes: the device, whether bf16 pays there, and what a run folder notes of it."""
+"""The machine of a run: its device, its precision, and what the run folder records of it."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from contrapose.version import __version__
 
 
 def environment(device: str, bf16: bool) -> dict[str, Any]:
-    """Where and with what a run was made."""
+    """Machine, software versions, device and precision of a run, for its recipe.json."""
     return {
         "contrapose": __version__,
         "commit": _commit(),
@@ -30,7 +30,7 @@ def environment(device: str, bf16: bool) -> dict[str, Any]:
 
 
 def choose_device(device: str) -> str:
-    """`auto` is CUDA where there is one; ValueError for a device that is not there."""
+    """The device: `auto` is CUDA if there is one; UserError for a device that is missing."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
@@ -44,7 +44,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_bf16(precision: str, device: str) -> bool:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    """True for bf16; `auto` is bf16 if the hardware multiplies it natively."""
     if precision not in ("auto", "fp32", "bf16"):
         raise UserError(f"--precision {precision}: use auto, fp32 or bf16")
     if precision != "auto":
@@ -62,7 +62,7 @@ def cores() -> int:
 
 
 def free_memory(device: str) -> float:
-    """Bytes that can still be had on a device: of the GPU, or of this machine or container."""
+    """Bytes of free memory of a device: of the GPU, or of this machine or container."""
     if device.startswith("cuda"):
         return float(torch.cuda.mem_get_info(device)[0])
     try:

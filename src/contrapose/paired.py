@@ -1,4 +1,4 @@
-"""The difference of two accuracies that were measured on the same images, tested image by image."""
+"""The difference of two accuracies measured on the same images, with a paired test."""
 
 import base64
 import math
@@ -31,7 +31,7 @@ class Difference:
 
     @property
     def sign(self) -> int:
-        """1: a is better beyond chance; -1: b is; 0: the images do not tell."""
+        """1 if a is significantly better, -1 if b is, 0 if the images do not decide."""
         return 0 if self.p >= CLEAR else int(math.copysign(1, self.value))
 
     def __str__(self) -> str:
@@ -50,12 +50,14 @@ def difference(
 ) -> Difference:
     """McNemar's exact test of two classifiers on the same images, and an interval.
 
-    p: binomial, of how the images that only one of them names right divide. The interval is Wald's
-    with half an image added to each of the four counts (Agresti & Min 2005): d = (a_only - b_only)
-    / (n + 2), variance (a_only + b_only + 1 - (n + 2) d^2) / (n + 2)^2.
-    group: images that belong together, such as frames of a clip, count once: the test is a sign
-    test over groups with a net difference, the variance sum_g (d_g - n_g d)^2 / n^2 * G / (G - 1).
-    Raises ValueError for two of different length, or none.
+    a, b: True for each image that a classifier names correctly.
+    group: the group of each image, such as the clip of a frame. A group counts once: p is then of
+        a sign test over groups with a net difference, and the variance of d is
+        sum_g (d_g - n_g d)^2 / n^2 * G / (G - 1).
+    p: of a binomial test over the images that exactly one of the two names correctly. The interval
+    is Wald's with half an image added to each of the four counts (Agresti & Min 2005):
+    d = (a_only - b_only) / (n + 2), variance (a_only + b_only + 1 - (n + 2) d^2) / (n + 2)^2.
+    Raises UserError if the lengths differ, or for no images.
     """
     from scipy.stats import binomtest
 
@@ -83,8 +85,8 @@ def difference(
 
 
 def of_scores(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
-    """The difference of two scores as they stand in evaluation.json; None where they were not
-    measured image by image on the same images."""
+    """The difference of two scores of evaluation.json; None if they lack the result of each image,
+    or are of different images."""
     bits = [score.get("right") for score in (a, b)]
     same = a.get("images") == b.get("images") and a.get("n") == b.get("n") and a.get("images")
     if not same or not all(isinstance(text, str) and text for text in bits):
@@ -98,12 +100,12 @@ def of_scores(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
 
 
 def packed(right: Sequence[bool] | Bool[np.ndarray, " N"]) -> str:
-    """A bit for each image, in order, as hexadecimal digits."""
+    """One bit for each image, in order, as hexadecimal digits."""
     return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
 
 
 def unpacked(text: str, n: int) -> Bool[np.ndarray, " N"]:
-    """The first n bits of what `packed` wrote; ValueError where there are fewer."""
+    """The first n bits of what `packed` wrote; UserError if there are fewer."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
     if len(bits) < n:
         raise UserError(f"{len(bits)} bits for {n} images")
@@ -111,11 +113,11 @@ def unpacked(text: str, n: int) -> Bool[np.ndarray, " N"]:
 
 
 def numbers_as_text(number: Int[np.ndarray, " N"]) -> str:
-    """Small whole numbers, such as those of groups, compressed."""
+    """Integers, such as group numbers, compressed to text."""
     return base64.b64encode(zlib.compress(np.asarray(number, "<i4").tobytes(), 9)).decode("ascii")
 
 
 def numbers_in(text: str) -> Int[np.ndarray, " N"]:
-    """What `numbers_as_text` wrote."""
+    """The integers that `numbers_as_text` wrote."""
     found = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4")
     return found.astype(np.int64)

@@ -1,8 +1,9 @@
-"""What a run takes on this machine, and a smaller run where it would take too much.
+"""The time and memory of a run on this machine, and a smaller run if they are too large.
 
-A ResNet-50 on photographs of 224 px needs a GPU: on two cores it takes more memory than there is,
-and weeks. Whatever was not asked for (encoder, size, batch, epochs) is then chosen so that a first
-result comes in minutes; what was asked for is never changed, and refused where it does not fit.
+A ResNet-50 on photographs of 224 px needs a GPU; on two cores it takes weeks, and more memory than
+there is. Settings that the user did not ask for (encoder, size, batch, epochs) are then chosen so
+that a first result takes minutes. Settings that were asked for are never changed; if they do not
+fit, UserError says what would.
 """
 
 import math
@@ -32,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {  # by the flag that it stands for
 
 
 class Made(NamedTuple):
-    """A run that could begin."""
+    """A run that is ready to start: recipe, images and encoder."""
 
     recipe: Recipe
     images: ImageSet  # as training sees them
@@ -45,7 +46,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes, and what was chosen for this machine in place of the recipe's own."""
+    """Cost of a run, and the settings that were chosen for this machine instead of the recipe's."""
 
     cost: Cost
     chosen: Mapping[str, Any]  # {"encoder": "small_conv", "epochs": 60 ...}; empty: nothing
@@ -71,12 +72,12 @@ def planned(
     free: float | None = None,
     command: str = "contrapose train DATA",
 ) -> tuple[Made, Plan]:
-    """The run to make, and its plan.
+    """The run to start, and its plan.
 
-    make: what to choose in place of the recipe's own ({} is the recipe's) -> the run. asked: which
-    of encoder, size, batch_size and epochs must stay as they are. free: bytes of memory, by default
-    what the machine has left. command: repeated in the UserError that says that the memory does not
-    do.
+    make: a function from settings that replace the recipe's ({} for none) to the run.
+    asked: which of encoder, size, batch_size and epochs must stay as they are.
+    free: bytes of memory, default the free memory of the machine.
+    command: the command that UserError repeats if the memory is too small.
     """
     instead: dict[str, Any] = {}
     made = make(instead)
@@ -122,7 +123,7 @@ def planned(
 
 
 def _fitting(price: Cost, room: float, recipe: Recipe) -> int:
-    """The largest batch of a power of two that the memory holds."""
+    """The largest batch, a power of two, that fits into this many bytes."""
     return int(2 ** max(1, math.floor(math.log2(recipe.batch_size * room / price.memory))))
 
 
@@ -138,7 +139,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _too_large(price: Cost, room: float, recipe: Recipe, command: str) -> str:
-    """What does not fit, and what would."""
+    """The message for a run that does not fit, with a command that would."""
     batch = _fitting(price, room, recipe)
     own = _settings(recipe)
     return (

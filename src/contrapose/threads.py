@@ -1,7 +1,7 @@
-"""Threads on which torch runs serially, for work that is cut into pieces.
+"""Threads for work in pieces; within a thread torch uses no further threads.
 
-An operation on a small tensor takes less time than waking a second OpenMP thread for it (up to
-0.1 ms), so each piece runs all its operations on one thread, and the threads share the pieces.
+An operation on a small tensor takes less time than waking a second OpenMP thread (up to 0.1 ms). So
+all operations of a piece run on one thread, and the pieces are shared by the threads.
 """
 
 import os
@@ -19,9 +19,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def share(work: Callable[[Piece], None], pieces: Iterable[Piece], threads: int) -> None:
-    """Calls `work` on every piece, begun in the order given, and waits for all.
+    """Call `work` on every piece, started in the order given, and wait for all of them.
 
-    On several threads gradients are not recorded; an error in one is raised here.
+    On several threads gradients are not recorded. An error in one of them is raised here.
     """
     if threads > 1:
         list(_pool(threads, os.getpid()).map(torch.no_grad()(work), pieces))
@@ -32,7 +32,7 @@ def share(work: Callable[[Piece], None], pieces: Iterable[Piece], threads: int) 
 
 @contextmanager
 def serial() -> Iterator[None]:
-    """Inside, torch operations run on the calling thread alone."""
+    """A context in which torch operations use only the calling thread."""
     if (threads := torch.get_num_threads()) == 1:
         yield
         return
@@ -44,7 +44,7 @@ def serial() -> Iterator[None]:
 
 
 def alone(f: Function) -> Function:
-    """The function, its torch operations on the calling thread alone."""
+    """The function with its torch operations on the calling thread only: a decorator."""
 
     @wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:

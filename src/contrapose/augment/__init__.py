@@ -1,4 +1,4 @@
-"""Views: batched augmentations on a tensor, each image its own draw, and the papers' policies."""
+"""Augmented views: batched augmentations, drawn for each image, and the policies of papers."""
 
 from contrapose.augment.blur import Blur
 from contrapose.augment.channels import on_channels

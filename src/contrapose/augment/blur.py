@@ -1,4 +1,4 @@
-"""Gaussian blur, a width of its own for each image, as one weight matrix for rows and columns."""
+"""Gaussian blur, one standard deviation an image: a weight matrix for rows and for columns."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ SMALL = 64  # px; up to this side a CPU multiplies by whole matrices
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
-    """Gaussian blur of `sigma[b]` px within a kernel of 2 radius + 1 px; 0 leaves an image alone.
+    """Gaussian blur as drawn: standard deviation `sigma[b]` px (0: none), kernel 2 radius + 1 px.
 
-    Borders reflect, so the radius is held to side - 1 px: further out there is nothing to reflect.
+    The image is continued by reflection at its borders, so the radius is at most side - 1 px.
     """
 
     sigma: Float[Tensor, "B"]
@@ -34,7 +34,7 @@ class Blur:
         p: float = 0.5,
     ) -> "Blur":
         """sigma ~ U(sigma) px with probability p; kernel = a tenth of `side` px made odd (SimCLR,
-        appendix A). Raises ValueError unless 0 < sigma[0] <= sigma[1] and 0 <= p <= 1.
+        appendix A). Raises UserError unless 0 < sigma[0] <= sigma[1] and 0 <= p <= 1.
         """
         if not 0 < sigma[0] <= sigma[1]:
             raise UserError(f"Blur.draw: asked for sigma={sigma} px; use 0 < low <= high")
@@ -81,8 +81,8 @@ def gaussian(offset: Tensor, sigma: Float[Tensor, "B"], radius: int) -> Float[Te
 
 
 def reflected(sigma: Float[Tensor, "B"], radius: int, side: int) -> Float[Tensor, "B side side"]:
-    """w_ij of pixel j in blurred pixel i: of j itself and of its mirror images -j and
-    2 (side - 1) - j (the border is not repeated).
+    """w_ij, the weight of pixel j in blurred pixel i: of j and of its mirror images -j and
+    2 (side - 1) - j (the border pixel is not repeated).
     """
     j = torch.arange(side, device=sigma.device)
     i = j[:, None]
@@ -94,8 +94,10 @@ def reflected(sigma: Float[Tensor, "B"], radius: int, side: int) -> Float[Tensor
 def _blur_by_band(
     image: Float[Tensor, "C side side"], weight: Float[Tensor, "block K"], radius: int
 ) -> None:
-    """The same product in place, without the zeros: `weight` gives `block` outputs from K = block
-    + 2 radius inputs, and the windows of all blocks are one strided view of the padded image.
+    """The blur of one image in place, by a product with the nonzero band of the weight matrix.
+
+    `weight` maps K = block + 2 radius input pixels to `block` output pixels; the inputs of all
+    blocks are one strided view of the padded image.
     """
     channels, side, _ = image.shape
     block, window = weight.shape

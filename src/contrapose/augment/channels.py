@@ -1,4 +1,4 @@
-"""Channels that are no picture: what is constant over an image stays so, whatever the views do."""
+"""Views of images in which some channels hold a constant (such as random bits) and no picture."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,10 @@ def on_channels(
     views: Callable[..., Tensor],
     channels: int,
 ) -> Float[Tensor, "B C size size"]:
-    """`views` of the first `channels` channels; of the others the corner's value all over.
+    """`views` of the first `channels` channels; each other channel filled with its corner's value.
 
-    So are random bits appended after augmentation: every view of an image has the same. Raises
-    ValueError where there are fewer channels.
+    So every view of an image has the same random bits, as if they had been appended after
+    augmentation. Raises UserError if there are fewer channels.
     """
     if not 1 <= channels <= pixels.shape[1]:
         raise UserError(

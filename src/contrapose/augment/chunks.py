@@ -1,4 +1,4 @@
-"""Many images on a CPU: pieces that fit its cache, one thread a piece."""
+"""A batch of images in pieces that fit a CPU's cache, each worked on by one thread."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,10 @@ PIECE = 8 * 224 * 224  # px
 
 
 def in_pieces(work: Callable[[slice], None], count: int, pixels: int) -> None:
-    """Calls `work` on slices of range(count), of some 8 images of 224 x 224 `pixels` each, on
-    torch.get_num_threads() threads where that is more than 1. An error in one is raised here.
+    """Call `work` on slices of range(count) that hold about 8 x 224 x 224 pixels each.
+
+    pixels: of one image. The slices are shared by torch.get_num_threads() threads. An error in one
+    of them is raised here.
     """
     threads = torch.get_num_threads()
     length = max(1, min(PIECE // pixels, -(-count // threads)))
@@ -22,7 +24,9 @@ def in_pieces(work: Callable[[slice], None], count: int, pixels: int) -> None:
 
 
 def empty(shape: tuple[int, ...], kind: type[np.float32] | type[np.uint8]) -> Tensor:
-    """torch.empty, from numpy, which asks the kernel for huge pages: 64 views of 224 px then take
-    700 page faults instead of 9,400, whose time is felt beside that of making the views.
+    """An uninitialised tensor, from numpy, which asks the operating system for huge pages.
+
+    With 64 views of 224 px there are then 700 page faults instead of 9,400, whose time can be
+    measured beside that of the views themselves.
     """
     return torch.from_numpy(np.empty(shape, kind))

@@ -1,10 +1,10 @@
-"""Colour: jitter in random order, grayscale, solarise; each applied in place on a float batch.
+"""Colour augmentations: jitter in random order, grayscale, solarise; in place on a float batch.
 
-Brightness, contrast and saturation are one operation, `clamp(lerp(anchor, image, factor))`, whose
-anchor is black, the image's mean gray, or each pixel's gray. Hue turns the hexagon of HSV exactly.
-An image with one channel has no hue and no saturation: there these change nothing. Of images with
-other channels than grey or colour `rgb` names the three that are red, green and blue, counted from
-0: these change, the others stay.
+Brightness, contrast and saturation are the same operation, `clamp(lerp(anchor, image, factor))`;
+the anchor is black, the mean gray of the image, or the gray of each pixel. The hue is rotated in
+HSV exactly. An image with one channel has no hue and no saturation, so these leave it as it is. For
+images with other numbers of channels `rgb` names the three that are red, green and blue, counted
+from 0: these change, the others stay.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 class Jitter:
     """Colour jitter as drawn: for each image the order of the four operations and their strength.
 
-    `order[b]` lists the operations of image b (0 brightness, 1 contrast, 2 saturation, 3 hue);
-    `factor[b, op]` multiplies for the first three (1 = as is) and turns the hue by -0.5..0.5;
-    an image whose `on[b]` is False is left alone.
+    `order[b]` lists the operations of image b (0 brightness, 1 contrast, 2 saturation, 3 hue).
+    `factor[b, op]` is the factor of the first three (1 changes nothing) and the rotation of the
+    hue, -0.5 to 0.5 of a full turn. An image whose `on[b]` is False is left unchanged.
     """
 
     on: Bool[Tensor, "B"]
@@ -50,7 +50,7 @@ class Jitter:
         """factor ~ U(max(0, 1 - strength), 1 + strength), turn ~ U(-hue, hue), orders equally
         likely, all with probability p (torchvision's ColorJitter).
 
-        Raises ValueError for a strength < 0, hue > 0.5 or p outside [0, 1].
+        Raises UserError for a strength < 0, hue > 0.5 or p outside [0, 1].
         """
         strengths = (brightness, contrast, saturation)
         if min(strengths) < 0 or not 0 <= hue <= 0.5:
@@ -75,10 +75,10 @@ class Jitter:
         return torch.where(self.on, (self.order == HUE).int().argmax(dim=1), -1)
 
     def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
-        """Applied in place. Raises ValueError unless C is 1 or 3, or `rgb` names three of them.
+        """Applied in place. Raises UserError unless C is 1 or 3, or `rgb` names three of them.
 
-        Images are lined up at their hue: up to three operations before it, the hue of all at once,
-        up to three after it. Sorted by `before_hue`, each of these seven steps is one slice.
+        The hue of all images is rotated at once, between at most three operations before it and
+        three after it. With the images sorted by `before_hue` each of the seven steps is a slice.
         """
         if self.rgb is not None:
             _on_three(replace(self, rgb=None), image, self.rgb, "Jitter")
@@ -140,7 +140,7 @@ def gray_of(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
 
 
 def turn_hue(image: Float[Tensor, "B C H W"], turn: Float[Tensor, "B"]) -> None:
-    """h <- h + turn (1 = once round) at fixed value and saturation of HSV, in place.
+    """h <- h + turn (1 is a full turn) at fixed value and saturation of HSV, in place.
 
     With V = max, m = min, hue h in turns: channel c = m + (V - m) clamp(6 |h - h_c| - 1, 0, 1),
     where |.| is the distance on the circle and h_c the hue opposite to pure c.
@@ -173,7 +173,7 @@ def _as_float(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Grayscale:
-    """Red, green and blue become the gray of the image where `on`."""
+    """Grayscale as drawn: red, green and blue of the images with `on` become their gray."""
 
     on: Bool[Tensor, "B"]
     rgb: RGB | None = None
@@ -187,7 +187,7 @@ class Grayscale:
         return replace(self, on=self.on[rows])
 
     def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
-        """Applied in place. Raises ValueError unless C is 1 or 3, or `rgb` names three of them."""
+        """Applied in place. Raises UserError unless C is 1 or 3, or `rgb` names three of them."""
         if self.rgb is not None:
             _on_three(replace(self, rgb=None), image, self.rgb, "Grayscale")
             return
@@ -198,7 +198,7 @@ class Grayscale:
 
 @dataclass(frozen=True, kw_only=True)
 class Solarise:
-    """Values from `threshold` on are inverted where `on`."""
+    """Solarisation as drawn: values x >= threshold of the images with `on` become 1 - x."""
 
     on: Bool[Tensor, "B"]
     threshold: float = 0.5
@@ -218,7 +218,7 @@ class Solarise:
 
 
 def _on_three(step: Callable[[Tensor], None], image: Tensor, rgb: RGB, what: str) -> None:
-    """`step` of these three channels, as red, green and blue; the others stay."""
+    """Apply `step` to the three channels `rgb` as red, green and blue; the others stay."""
     if len(set(rgb)) != 3 or not all(0 <= c < image.shape[1] for c in rgb):
         raise UserError(
             f"{what}: rgb={rgb} of images with {image.shape[1]} channels; name three different ones"

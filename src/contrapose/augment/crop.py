@@ -1,4 +1,4 @@
-"""Random resized crop and horizontal flip: where each image is looked at."""
+"""Random resized crop and horizontal flip: the box of each image, and its pixels."""
 
 import math
 
@@ -23,11 +23,12 @@ def draw_box(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Int[Tensor, "B 4"]:
-    """(top, left, height, width) px: share of the area U(area), log of width/height U(log ratio).
+    """(top, left, height, width) px of one box for each image, drawn as torchvision does.
 
-    A box that does not fit is drawn again; after 10 attempts the largest centred box of a permitted
-    ratio is taken (the law of torchvision's RandomResizedCrop.get_params).
-    Raises ValueError unless 0 < area[0] <= area[1] and 0 < ratio[0] <= ratio[1].
+    The share of the area is U(area), the logarithm of width/height U(log ratio). A box that does
+    not fit is drawn again; after 10 attempts it is the largest centred box with a permitted ratio
+    (the distribution of torchvision's RandomResizedCrop.get_params).
+    Raises UserError unless 0 < area[0] <= area[1] and 0 < ratio[0] <= ratio[1].
     """
     if not 0 < area[0] <= area[1]:
         raise UserError(f"draw_box: asked for area={area}; use 0 < low <= high")
@@ -58,14 +59,15 @@ def draw_box_tf(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     covered: float = 0.1,
 ) -> Int[Tensor, "B 4"]:
-    """(top, left, height, width) px by the law of TensorFlow's sample_distorted_bounding_box, the
-    whole image being the object: what SimCLR's code and its notebooks crop with.
+    """(top, left, height, width) px of one box for each image, drawn as TensorFlow does.
 
-    width/height ~ U(ratio); the height is uniform among the whole px whose area is permitted; top
-    is uniform among 0 .. H-h-1, so the last place is never taken, and so for left. A box that does
-    not fit or holds less than `covered` of the image is drawn again (SimCLR's area 0.08 is in truth
-    0.1); after 10 attempts (TensorFlow: 100) the whole image is taken. In float32, as there.
-    Raises ValueError unless 0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1].
+    This is sample_distorted_bounding_box with the whole image as the object, which SimCLR's code
+    and its notebooks use. width/height ~ U(ratio); the height is uniform over the whole px with a
+    permitted area; top is uniform over 0 .. H-h-1 (the last place is never used), likewise left. A
+    box that does not fit, or has less than `covered` of the area, is drawn again, so that SimCLR's
+    least area of 0.08 is 0.1 in fact. After 10 attempts (TensorFlow: 100) it is the whole image.
+    Computed in float32, as there.
+    Raises UserError unless 0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1].
     """
     if not 0 < area[0] <= area[1] <= 1:
         raise UserError(f"draw_box_tf: asked for area={area}; use 0 < low <= high <= 1")
@@ -111,7 +113,7 @@ def resized_crop(
     """Each image's own box, resized with antialiasing to size x size px, mirrored where `flip`.
 
     Equals torchvision's `resized_crop(antialias=True)` at the same box, clamped to [0, 1] (a cubic
-    overshoots); uint8 input counts 255 as 1. Raises ValueError when size < 1.
+    overshoots); uint8 input counts 255 as 1. Raises UserError when size < 1.
     """
     if size < 1:
         raise UserError(f"resized_crop: asked for size={size} px; use at least 1")

@@ -1,7 +1,7 @@
-"""Random numbers that each image draws for itself: an augmentation is a draw, then an apply.
+"""Random numbers of augmentations: first a draw with one row per image, then its application.
 
-A draw is a tensor with one row per image, made on the generator's device by inverting a
-distribution function, so the state of the generator alone decides a view.
+Draws are made on the generator's device, from uniform numbers by the inverse of a distribution
+function, so the state of the generator alone determines a view.
 """
 
 import torch
@@ -20,7 +20,7 @@ def uniform(
 
 
 def bernoulli(count: int, p: float, generator: Generator) -> Bool[Tensor, "B"]:
-    """True with probability p for each image. Raises ValueError unless 0 <= p <= 1."""
+    """True with probability p for each image. Raises UserError unless 0 <= p <= 1."""
     if not 0 <= p <= 1:
         raise UserError(f"bernoulli: asked for probability p={p}; use 0 <= p <= 1")
     return torch.rand(count, generator=generator, device=generator.device) < p

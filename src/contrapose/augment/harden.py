@@ -1,6 +1,6 @@
-"""What can be put on top of any policy so that views no longer share an easy feature.
+"""Additions to any augmentation policy that remove an easy feature which the views share.
 
-`contrapose shortcuts` suggests the settings; `hardened` and `blanked` are what it tries them with.
+`contrapose shortcuts` suggests their settings and tries them.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,14 +29,17 @@ def hardened(
     blur: float = 0.0,
     rgb: RGB | None = None,
 ) -> Float[Tensor, "B C size size"]:
-    """`views`, with a border cut away and a crop before it, colour changes and blur behind it.
+    """The policy `views`, with a cut border and a crop before it, colour changes and blur after it.
 
-    border: px of the image cut from every side. area: least share of what is left that a first
-    crop keeps. intensity: strength s of a jitter of brightness and contrast, factors U(1 - s, 1 +
-    s), on every view. colour: the same of saturation, with a turn of the hue by U(-s, s) / 2 of the
-    circle, and gray with p = 0.2. rgb: channels that change colour. blur: probability of a Gaussian
-    of U(0.5, size / 16) px.
-    Raises ValueError for a border that leaves nothing, or a share that is none.
+    border: px to cut from every side.
+    area: the least share of what is left that the first crop keeps.
+    intensity: strength s of a jitter of brightness and contrast with factors U(1 - s, 1 + s), on
+        every view.
+    colour: strength s of a jitter of saturation with factors U(1 - s, 1 + s) and of the hue by
+        U(-s, s) / 2 of a full turn; then gray with probability 0.2.
+    blur: probability of a Gaussian blur of U(0.5, size / 16) px.
+    rgb: the channels that are red, green and blue, if there are others.
+    Raises UserError for a border that leaves nothing, and for an area or a blur that is no share.
     """
     height, width = image.shape[2:]
     if not 0 <= 2 * border < min(height, width):
@@ -71,7 +74,10 @@ def blanked(
     views: Callable[..., Tensor],
     channels: Sequence[int],
 ) -> Float[Tensor, "B C size size"]:
-    """`views` with these channels set to 0, counted from 0. ValueError for one that is missing."""
+    """The policy `views` with these channels set to 0, counted from 0.
+
+    Raises UserError for a channel that the images do not have.
+    """
     if not all(0 <= c < image.shape[1] for c in channels):
         raise UserError(
             f"blanked: channels={tuple(channels)} of images with {image.shape[1]} channels"

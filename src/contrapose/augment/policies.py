@@ -1,9 +1,10 @@
-"""The papers' augmentations by name: each a function of a batch and a generator, one view a call.
+"""The augmentation policies of papers: functions of a batch and a generator that return one view.
 
-`simclr(image, generator, size=32)`; bind the other arguments with `functools.partial`. Input is
-uint8 or float in [0, 1], output float32 in [0, 1], without whitening (the encoder holds mean and
-standard deviation). The generator lives on the image's device. Crop, flip and blur take any number
-of channels; of those that change colours `rgb` tells the three channels, if there are others.
+Call `simclr(image, generator, size=32)`; set the other arguments with `functools.partial`. Input is
+[B, C, H, W], uint8 or float in [0, 1]; output is [B, C, size, size], float32 in [0, 1]. It is not
+whitened: the encoder holds mean and standard deviation. The generator is on the image's device.
+Crop, flip and blur accept any number of channels; policies that change colours need 1 or 3, or
+`rgb`, the three channels that are red, green and blue.
 """
 
 from jaxtyping import Float, Int, UInt8
@@ -115,8 +116,9 @@ def moco_v2(image: Image, generator: Generator, *, size: int, rgb: RGB | None = 
 def digits(
     image: Image, generator: Generator, *, size: int, area: tuple[float, float] = (0.5, 1.0)
 ) -> View:
-    """Glyphs: crop of area 0.5-1 and no more (the random-bits experiment of "Intriguing
-    Properties"); a mirrored digit is another sign, and ink has no colour.
+    """Handwritten digits: a crop of area 0.5-1 only ("Intriguing Properties", random bits).
+
+    No flip, since a mirrored digit is another sign; no colour changes, since images are gray.
     """
     return render(image, _box(image, generator, area=area), size)
 

@@ -1,8 +1,8 @@
-"""Antialiased resampling of each image's own box, by a weight matrix per axis and image.
+"""Antialiased resampling of a box of each image, by a weight matrix for each axis and image.
 
-`out = rows @ image @ columns^T`, with the weights of torch's `interpolate(antialias=True)`. Small
-images, and an accelerator, take the matrices as they are: two products for the whole batch. Large
-images on a CPU take only the few weights of a row that are not zero, its taps.
+out = rows @ image @ columns^T, with the weights of torch's `interpolate(antialias=True)`. For small
+images, and on a GPU, these are two products for the whole batch. For large images on a CPU only the
+few nonzero weights of each row (its taps) are used.
 """
 
 import math
@@ -28,8 +28,8 @@ def matrix(
     """w_ij = k((j + 1/2 - c_i) / max(scale, 1)), rows summing to 1, c_i = low + (i + 1/2) scale.
 
     scale = length / size; `low` and `length` in source px; k is a triangle (bilinear) or Keys'
-    cubic with a = -1/2 (bicubic); pixels outside [low, low + length) have no weight, as if the box
-    had been cut out first. `reverse` lists the outputs from the far end: a flip at no cost.
+    cubic with a = -1/2 (bicubic). Pixels outside [low, low + length) have weight 0, as if the box
+    had been cut out first. reverse: outputs in the opposite order, which is a flip.
     """
     low, length = low.float()[:, None, None], length.float()[:, None, None]
     scale = length / size

@@ -1,4 +1,4 @@
-"""From what was drawn to pixels: crop and flip, then the steps of a policy in their order."""
+"""The pixels of a view from its draws: crop and flip, then the steps of the policy in order."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -17,8 +17,10 @@ from contrapose.errors import UserError
 
 @runtime_checkable
 class Step(Protocol):
-    """One augmentation as drawn for a batch: `step[rows]` is the draw of these rows, `step(image)`
-    applies it in place to a float batch in [0, 1].
+    """One augmentation as drawn for a batch.
+
+    `step[rows]` is the draw of these rows; `step(image)` applies it in place to a float batch in
+    [0, 1].
     """
 
     def __getitem__(self, rows: Tensor) -> "Step": ...
@@ -37,8 +39,8 @@ def render(
 ) -> Float[Tensor, "B C size size"]:
     """Crop, resize, flip, then every step in turn, clamped to [0, 1].
 
-    On a CPU in pieces that fit its cache, spread over torch's threads; the result does not depend
-    on the pieces.
+    On a CPU the batch is divided into pieces that fit the cache, one thread a piece; the result
+    does not depend on the pieces.
     """
     if image.device.type != "cpu":
         return _render(image, box, size, flip, steps, filter)
@@ -84,7 +86,7 @@ def views(
 ) -> Float[Tensor, "V B C size size"]:
     """n independent views of each image, `policy(image, generator)` with its other arguments bound.
 
-    One call of the policy on n copies of the batch. Raises ValueError when n < 1.
+    One call of the policy on n copies of the batch. Raises UserError when n < 1.
     """
     if n < 1:
         raise UserError(f"views: asked for n={n} views of an image; use at least 1")

@@ -1,4 +1,4 @@
-"""Encoders: backbones (image -> h), projection heads (h -> z), and `Encoder`, which holds both."""
+"""Encoders: backbones (image -> h), projection heads (h -> z), and `Encoder`, which joins them."""
 
 from contrapose.encoders.backbones import BACKBONES as BACKBONES
 from contrapose.encoders.backbones import Stem as Stem

@@ -1,4 +1,7 @@
-"""Backbones: functions that return a module with an attribute `width`, the F of h [B F]."""
+"""Backbones: functions that return a module from images [B, C, H, W] to h [B, F].
+
+The attribute `width` of the module is F.
+"""
 
 import difflib
 import importlib
@@ -15,10 +18,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def keras_defaults(module: M) -> M:
-    """Draw the weights and set the batch norms of `module` as Keras's layers begin; returns it.
+    """Initialise `module` in place as Keras does, weights and batch norms, and return it.
 
-    Kernels U(-l, l) with l = sqrt(6 / (fan_in + fan_out)) (Glorot), biases 0; running statistics
-    keep 0.99 of themselves a step, and batch norm's eps is 1e-3.
+    Kernels U(-l, l) with l = sqrt(6 / (fan_in + fan_out)) (Glorot), biases 0; batch norms have
+    eps 1e-3, and their running statistics keep a share of 0.99 in each step.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -80,7 +83,7 @@ def resnet200(
 def small_conv(*, channels: int = 1, width: int = 256) -> nn.Module:
     """Four 3x3 convolutions with BN and ReLU, strides 1 2 2 2, then the mean over the image.
 
-    For 4 to 64 px and work on a CPU: at 32 px about 1/40 of the arithmetic of ResNet-18. `width`
+    For images of 4 to 64 px on a CPU: at 32 px about 1/40 of the operations of ResNet-18. `width`
     is F; the layers have width/8, width/4, width/2 and width channels.
     """
     if width < 8 or width % 8:
@@ -91,17 +94,17 @@ def small_conv(*, channels: int = 1, width: int = 256) -> nn.Module:
 def notebook_conv(*, channels: int = 1) -> nn.Module:
     """Three unpadded 3x3 convolutions of stride 2 (32, 64, 64 channels) and a dense layer of 128.
 
-    The network of the random-bits notebook of "Intriguing Properties" (2011.02803) with its
-    `keras_defaults`, for images of 28 px only; no layer has a bias, each has BN and ReLU.
+    The network of the random-bits notebook of "Intriguing Properties" (2011.02803), initialised
+    by `keras_defaults`, for images of 28 px only. Every layer has BN and ReLU and no bias.
     """
     return keras_defaults(_NotebookConv(channels))
 
 
 def timm(*, name: str, channels: int = 3, **options: Any) -> nn.Module:
-    """Any network of the timm library by its name, without classifier; never downloads weights.
+    """A network of the timm library by its name, without classifier; never downloads weights.
 
-    `options` go to `timm.create_model`, e.g. img_size=64; those that read files or change
-    what comes out are refused. Needs `pip install contrapose[timm]`.
+    options: arguments of `timm.create_model`, for example img_size=64; UserError for those that
+    read files or change the output. Needs `pip install contrapose[timm]`.
     """
     refused = [
         o for o in options if o.startswith(("pretrained", "checkpoint", "features", "cache"))

@@ -1,8 +1,8 @@
-"""The encoder: a backbone gives the representation h, a head gives the embedding z on the sphere.
+"""The encoder: a backbone computes the representation h, a projection head the embedding z.
 
-Backbones and heads are plain functions that return modules, so that a recipe can hold them as
-`functools.partial(resnet18, stem="cifar")` and `functools.partial(mlp, dim=128)`. Whitening
-belongs to the network that needs it: the encoder holds `mean` and `std`, images stay in [0, 1].
+Backbones and heads are functions that return modules, so that a recipe can hold them as
+`functools.partial(resnet18, stem="cifar")` and `functools.partial(mlp, dim=128)`. Images stay in
+[0, 1]: the encoder subtracts `mean` and divides by `std` itself.
 """
 
 import json
@@ -26,9 +26,9 @@ from contrapose.partials import describe, revive
 class Encoder(nn.Module):
     """x -> h = backbone((x - mean) / std) -> z = head(h) / |head(h)|, or head(h) as it is.
 
-    `backbone` has an attribute `width`, the F of h [B F]; `head` maps [B F] to [B D] and says by
-    `unit_length` which z it is (see `heads`). `mean` and `std` have one number per channel of
-    images in [0, 1].
+    backbone: a module from [B, C, H, W] to h [B, F], with an attribute `width`, which is F.
+    head: a module from [B, F] to [B, D]; its `unit_length` says if z is normalised (see `heads`).
+    mean, std: one number per channel, for images in [0, 1].
     """
 
     mean: Tensor
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> "Encoder":
-        """backbone() and head(width) put together, and remembered so that a file can name them."""
+        """The encoder of backbone() and head(width); their names are kept for `to_bytes`."""
         body = backbone()
         encoder = cls(body, head(body.width), mean, std)
         encoder.architecture = {"backbone": describe(backbone), "head": describe(head)}
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         """The encoder of a run folder or of a .safetensors file, in evaluation mode.
 
         No code of the file is executed: it names functions of this library, or of `own`, the module
-        of a recipe file that you trust. Raises FileNotFoundError or ValueError.
+        of a recipe file that you trust. Raises FileNotFoundError or UserError.
         """
         weights, metadata, file = read_weights(Path(path))
         written = metadata.get("encoder")
@@ -93,9 +93,9 @@ class Encoder(nn.Module):
         return encoder.eval()
 
     def to_bytes(self, final_step: int | None = None) -> bytes:
-        """The safetensors file that `load` reads: weights, and the names of their architecture.
+        """The content of a .safetensors file for `load`: weights and names of the architecture.
 
-        final_step: noted in it where weights are written once training has ended at that step.
+        final_step: the step at which training ended, to be noted in the file.
         """
         weights = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
         named = (self.architecture or {}) | ({} if final_step is None else {FINAL: final_step})
@@ -113,11 +113,11 @@ class Encoder(nn.Module):
 
     @property
     def unit_length(self) -> bool:
-        """Whether z is brought to unit length, as the head says."""
+        """True if z is divided by its length (an attribute of the head)."""
         return bool(getattr(self.head, "unit_length", True))
 
     def represent(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
-        """h, the representation that is kept after training; x is float in [0, 1]."""
+        """The representation h, which is used after training; x is float in [0, 1]."""
         if x.ndim != 4 or x.shape[1] != self.channels or not x.is_floating_point():
             raise UserError(
                 f"Encoder: got {x.dtype} of shape {tuple(x.shape)}; needs float images in [0, 1] "
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
         return h
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B F"], Tensor]:
-        """(h, z): z [B D] is float32, of unit length if the head says so, in any precision."""
+        """(h, z). z [B, D] is float32 in any precision, of unit length if `unit_length`."""
         h = self.represent(x)
         z: Tensor = self.head(h)
         return h, unit(z) if self.unit_length else z.to(_widened(z))
@@ -135,8 +135,7 @@ class Encoder(nn.Module):
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Whatever happens within: every submodule leaves in the mode, training or evaluation, that it
-    came in."""
+    """A context that restores the mode, training or evaluation, of every submodule at its end."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield
@@ -146,10 +145,10 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 def unit(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """x / |x| in float32 at least; a row shorter than 1e-6 has no direction and stays as it is.
+    """x / |x| row by row, in float32 or float64; a row shorter than 1e-6 stays as it is.
 
-    Dividing such a row by its length would give a gradient of up to 1/|x|, and one dead row would
-    outweigh the batch.
+    The gradient of x / |x| is as large as 1/|x|, so that a single row close to 0 would outweigh the
+    rest of the batch.
     """
     x = x.to(_widened(x))
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)

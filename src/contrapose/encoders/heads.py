@@ -1,8 +1,8 @@
 """Projection heads: functions (width of h) -> module, from h [B F] to the embedding z [B D].
 
-A head says whether the encoder brings its output to unit length: the module's attribute
-`unit_length`, True for one that has none. unit_length=False leaves z as the head gives it: logits,
-priors on the plane, or a loss of unbounded products ("no l2 norm", SimCLR's table 5).
+The module's attribute `unit_length` (True if it has none) decides if the encoder divides z by its
+length. unit_length=False leaves z as the head returns it: for logits, for priors on the plane, or
+for losses of unnormalised products ("no l2 norm", SimCLR's table 5).
 """
 
 import itertools
@@ -14,21 +14,21 @@ from contrapose.errors import UserError
 
 
 def none(width: int, *, unit_length: bool = True) -> nn.Module:
-    """z is h itself."""
+    """No projection: z is h itself."""
     return _said(nn.Identity(), unit_length)
 
 
 def linear(
     width: int, *, dim: int = 128, batch_norm: bool = True, unit_length: bool = True
 ) -> nn.Module:
-    """One dense layer: bias-free with BN (SimCLR's code), or with a bias and no BN (MoCo v1)."""
+    """One dense layer: with BN and no bias (SimCLR's code), or with a bias and no BN (MoCo v1)."""
     return mlp(width, dim=dim, layers=1, batch_norm=batch_norm, unit_length=unit_length)
 
 
 def classifier(width: int, *, classes: int) -> nn.Module:
-    """One dense layer whose output are the logits of so many classes, not of unit length.
+    """One dense layer to the logits of `classes` classes, which are not of unit length.
 
-    Raises ValueError for fewer than two classes.
+    Raises UserError for fewer than two classes.
     """
     if classes < 2:
         raise UserError(f"classifier: classes={classes}; a choice needs at least 2")
@@ -44,11 +44,12 @@ def mlp(
     batch_norm: bool | Literal["hidden"] = True,
     unit_length: bool = True,
 ) -> nn.Module:
-    """z = W2 relu(W1 h), or deeper: `layers` counts the dense layers.
+    """z = W2 relu(W1 h), or with more layers.
 
-    batch_norm=True puts BN after every dense layer, the last one without offset (SimCLR's code);
-    "hidden" leaves the last layer plain; False is the paper's formula. A dense layer without BN
-    has a bias. `hidden` is the width of the hidden layers, by default that of h.
+    dim: D, the width of z. layers: number of dense layers. hidden: width of the hidden layers,
+    default that of h. batch_norm: True has BN after every dense layer, the last one without offset
+    (SimCLR's code); "hidden" has none after the last layer; False has none (the paper's formula).
+    A dense layer without BN has a bias.
     """
     if layers < 1 or dim < 1:
         raise UserError(f"mlp: layers={layers}, dim={dim}; both must be at least 1")

@@ -1,4 +1,4 @@
-"""Weights of a .safetensors file, or the newest that a run folder holds."""
+"""Reading weights: from a .safetensors file, or the newest ones of a run folder."""
 
 import json
 import sys
@@ -16,10 +16,11 @@ FINAL = "final_step"  # beside the architecture in weights written once training
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
     """(weights by name, metadata, the file) of a .safetensors file, or the newest of a run folder.
 
-    In a run folder encoder.safetensors counts where training ended at the newest checkpoint's step;
-    else that checkpoint, then encoder.safetensors, which a kill may have left a checkpoint behind,
-    then older checkpoints: one that cannot be read is named on standard error, once.
-    Raises FileNotFoundError, or ValueError where none can be read.
+    In a run folder it is encoder.safetensors, if training ended at the step of the newest
+    checkpoint. Otherwise the process was killed, and encoder.safetensors may be older than the
+    newest checkpoint: then that checkpoint is tried first, then encoder.safetensors, then older
+    checkpoints. A file that cannot be read is named on standard error, once.
+    Raises FileNotFoundError, or UserError if none can be read.
     """
     files = weights_files(path) if path.is_dir() else [path]
     problems: list[str] = []
@@ -43,9 +44,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Path]:
 def tensors_in(
     file: Path, *, metadata_only: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors by name, metadata) of one .safetensors file, whatever bytes its path holds.
+    """(tensors by name, metadata) of one .safetensors file; its path need not be valid UTF-8.
 
-    metadata_only: without the tensors, which are then not read.
+    metadata_only: the tensors are not needed, and not read where that can be avoided.
     """
     try:
         str(file).encode()
@@ -60,7 +61,7 @@ def tensors_in(
 
 
 def weights_files(run: Path) -> list[Path]:
-    """Where a run folder may hold its weights, those of the latest step first."""
+    """The files of a run folder that may hold its weights, latest step first."""
     kept = list(reversed(checkpoints(run)))
     saved = [folder / "weights.safetensors" for folder in kept]
     file = run / "encoder.safetensors"
@@ -70,7 +71,7 @@ def weights_files(run: Path) -> list[Path]:
 
 
 def final_step(file: Path) -> int | None:
-    """The step at which training ended, where a file of weights was written after its end."""
+    """The step at which training ended, if the file was written after its end, else None."""
     try:
         named = json.loads(tensors_in(file, metadata_only=True)[1].get("encoder", "null"))
     except (OSError, ValueError, safetensors.SafetensorError):

@@ -1,4 +1,7 @@
-"""Where keys come from besides the batch: queues, banks, slow encoders; and batches of any size."""
+"""Keys from outside the batch: a memory bank, a queue with a momentum encoder, cross-batch memory.
+
+Also gradient caching, which computes the exact gradient of a batch that does not fit into memory.
+"""
 
 from contrapose.keys.caching import cached as cached
 from contrapose.keys.caching import chunked as chunked

@@ -1,9 +1,9 @@
-"""Gradient caching: a batch bounded by time, not by memory (GradCache, arXiv 2101.06983).
+"""Gradient caching: large batches in the memory of a small chunk (GradCache, arXiv 2101.06983).
 
-A contrastive loss needs every embedding at once, but not every activation: d L / d w is the sum
-over chunks of (d z_chunk / d w)^T d L / d z_chunk. The first pass embeds the chunks without keeping
-activations, the loss gives d L / d z, the second pass embeds each chunk again and sends its share
-back. This is activation checkpointing of whole chunks, and torch's checkpoint does it.
+A contrastive loss needs all embeddings of a batch at once, but not all activations, because
+dL/dw = sum over chunks of (dz_chunk/dw)^T dL/dz_chunk. The first pass embeds every chunk without
+keeping activations; the loss gives dL/dz; the second pass embeds each chunk again and propagates
+its part of dL/dz back. It is activation checkpointing of whole chunks, with torch's `checkpoint`.
 """
 
 import contextlib
@@ -19,15 +19,16 @@ from contrapose.errors import UserError
 
 
 def chunked(encode: nn.Module, x: Tensor, *, chunk: int) -> Any:
-    """`encode(x)`, at most `chunk` rows of x at a time, keeping activations of one chunk alone.
+    """`encode(x)` in chunks of at most `chunk` rows, with the activations of one chunk in memory.
 
-    Any loss of the result has the gradient that it would have without chunks, at the price of a
-    second forward pass in `backward`. Its random state (dropout), autocast and buffers are those of
-    the first, on a CPU and on CUDA; running statistics take in every chunk once. BatchNorm
-    normalises by the chunk, so a network with BN computes something else than on the whole batch,
-    as it does on several devices. `encode` may return a tensor or a tuple of them, each with a row
-    for every row of x. Under DistributedDataParallel call it in the forward of the module that is
-    wrapped. Raises ValueError for a chunk below 1.
+    A loss of the result has the same gradient as without chunks; `backward` costs a second forward
+    pass. That pass repeats the random state (dropout), autocast and buffers of the first, on a CPU
+    and on CUDA, and running statistics see every chunk once. One thing differs: batch norm
+    normalises each chunk on its own, as it does on several devices.
+
+    encode: returns a tensor, or a tuple of tensors, with one row for each row of x. Under
+    DistributedDataParallel call `chunked` in the forward of the wrapped module.
+    Raises UserError for a chunk below 1.
     """
     if chunk < 1:
         raise UserError(f"chunked: chunk={chunk}; use at least 1 row")
@@ -44,12 +45,12 @@ def chunked(encode: nn.Module, x: Tensor, *, chunk: int) -> Any:
 
 
 def cached(encode: nn.Module, x: Tensor, loss: Callable[[Any], Tensor], *, chunk: int) -> Tensor:
-    """loss(encode(x)) in the memory of one chunk of x: see `chunked`. Any loss; call `backward`."""
+    """loss(encode(x)) in the memory of one chunk of x, for any loss. See `chunked`."""
     return loss(chunked(encode, x, chunk=chunk))
 
 
 class _Replay:
-    """The second pass sees the buffers as the first one found them, and leaves none changed."""
+    """A context for the second pass: buffers as before the first pass, restored afterwards."""
 
     def __init__(self, encode: nn.Module) -> None:
         self.held = [m._buffers for m in encode.modules() if m._buffers]

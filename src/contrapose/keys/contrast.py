@@ -1,9 +1,9 @@
-"""What the rows of one step are compared with: each kind calls a loss with what it has, by name.
+"""The keys that the rows of one training step are compared with, and the call of the loss.
 
-A loss names what it wants in its arguments: `z, group`, or `query, key, match` where each row has
-one key as its positive, or `z, group, key, key_group`. `fits` says whether a loss does.
-`negatives(z)` says the same as (key, pairs, match): keys, which of them count as negatives, and the
-one key of each row that never does.
+Each class here holds keys and passes them to a loss by the names of the loss's arguments: `z,
+group`; or `query, key, match`, if each row has one key as its positive; or `z, group, key,
+key_group`. `fits` tells whether a loss has these arguments. `negatives(z)` returns (key, pairs,
+match): the keys, which of them are negatives of a row, and the one key of a row that never is.
 """
 
 import inspect
@@ -24,7 +24,10 @@ Negatives = tuple[Float[Tensor, "M D"], Pairs, Int[Tensor, " N"] | None]
 
 @dataclass(frozen=True, eq=False)
 class InBatch:
-    """The other rows of the batch: loss(z, group), and the image of each row where it asks."""
+    """Compare with the other rows of the batch: loss(z, group), or loss(z, group, image).
+
+    group, image: the class (or image) and the image of each row.
+    """
 
     group: Int[Tensor, " N"]
     image: Int[Tensor, " N"]
@@ -33,7 +36,7 @@ class InBatch:
     also: ClassVar[tuple[str, ...]] = ("image",)
 
     def parts(self) -> "list[tuple[Int[Tensor, ' n'] | slice, InBatch]]":
-        """Rows that are compared among themselves, and how: the batch is one part."""
+        """(rows, contrast) of each set of rows that are compared with each other: here one set."""
         return [(slice(None), self)]
 
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
@@ -46,7 +49,10 @@ class InBatch:
 
 @dataclass(frozen=True, eq=False)
 class WithinParts(InBatch):
-    """The other rows of the same part of the batch: the mean over parts of loss(z, group)."""
+    """Compare with the other rows of the same part of the batch: mean over parts of the loss.
+
+    part: the number of the part of each row.
+    """
 
     part: Int[Tensor, " N"]
 
@@ -65,7 +71,10 @@ class WithinParts(InBatch):
 
 @dataclass(frozen=True, eq=False)
 class SharedLabels(InBatch):
-    """The other rows of the batch, with the labels of each: loss(z, group, labels)."""
+    """Compare with the other rows of the batch, several labels a row: loss(z, group, labels).
+
+    labels: [N, K], 1 where row i has label k, 0 where it has not, -1 where this is unknown.
+    """
 
     labels: Int8[Tensor, "N K"]
 
@@ -77,7 +86,7 @@ class SharedLabels(InBatch):
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Keys of which row i's positive is `key[match[i]]`: loss(query, key, match, pairs=...)."""
+    """Compare with keys, of which `key[match[i]]` is row i's positive: loss(query, key, match)."""
 
     key: Float[Tensor, "M D"]
     match: Int[Tensor, " N"]
@@ -96,7 +105,7 @@ class Matched:
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
-    """The batch and older keys, positives where groups agree: loss(z, group, key, key_group)."""
+    """Compare with the batch and older keys, by group: loss(z, group, key, key_group)."""
 
     group: Int[Tensor, " N"]
     key: Float[Tensor, "M D"]
@@ -117,10 +126,10 @@ Contrast = InBatch | Matched | Grouped
 
 
 def fits(loss: Loss, contrast: Contrast | type[Contrast]) -> bool:
-    """Whether the loss names in its arguments what this contrast gives: all of it, nothing else.
+    """True if the loss has an argument for everything the contrast passes, and needs nothing else.
 
-    Without `group` or `match` it would be computed without its positives; where it wants a `time`
-    or a `text`, something else would be given in their place.
+    So a loss is never called without its positives (`group` or `match`), and one that needs frame
+    times or texts is never called with something else in their place.
     """
     wants = set(given(loss))
     offered = {*contrast.takes, *contrast.also}

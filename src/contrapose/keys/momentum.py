@@ -1,4 +1,4 @@
-"""The key encoder of MoCo: a slow copy of the encoder that is trained."""
+"""The momentum encoder of MoCo: a moving average of the encoder that is trained."""
 
 import copy
 from typing import Any
@@ -10,9 +10,9 @@ from contrapose.errors import UserError
 
 
 class MomentumEncoder(nn.Module):
-    """A copy whose weights follow: w <- m w + (1 - m) w_trained (MoCo, arXiv 1911.05722, eq. 2).
+    """An exponential moving average of an encoder: w <- m w + (1 - m) w_trained.
 
-    It starts equal, gets no gradient and none flows through it. Its state is in `state_dict`.
+    MoCo, arXiv 1911.05722, equation 2. It starts as a copy of the encoder and has no gradient.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -25,9 +25,9 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, m: float) -> None:
-        """One step after `encoder`, whose buffers (BN statistics) are copied as they are.
+        """Move the weights towards those of `encoder`; buffers (BN statistics) are copied.
 
-        Raises ValueError for an m outside [0, 1] and for an encoder of another architecture.
+        Raises UserError for an m outside [0, 1] and for an encoder of another architecture.
         """
         if not 0 <= m <= 1:
             raise UserError(f"MomentumEncoder.update: m={m}; use 0 <= m <= 1")

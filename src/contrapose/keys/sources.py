@@ -1,9 +1,9 @@
-"""Where the keys of a training run come from: what a recipe's `keys` makes.
+"""Sources of keys for a training run: the functions that a recipe's `keys` may name.
 
-`bank(encoder, images, dim, momentum=0.5)` and its like are called once, when training begins, with
-the encoder, the number of images and the width of z; a recipe binds the other arguments. In every
-step a source says which views the trained encoder embeds, makes the batch's own keys, and hands the
-loss what it contrasts with; after the step it takes the batch's keys in.
+`bank(encoder, images, dim, momentum=0.5)` and the others are called once, when training begins,
+with the encoder, the number of images and the width of z; a recipe sets the other arguments. In
+every step a source chooses which views the trained encoder embeds, computes the keys of the batch
+and returns what the loss compares the rows with. After the step it stores the keys of the batch.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Views = Float[Tensor, "V B C S S"]
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Keys of one batch as a source takes them in, without gradient."""
+    """The keys of one batch to be stored, without gradient, with their images and groups."""
 
     key: Float[Tensor, "N D"]
     index: Int[Tensor, " N"]  # which image
@@ -34,7 +34,7 @@ class Entries:
 
 @runtime_checkable
 class Source(Protocol):
-    """What a recipe's `keys` makes: an nn.Module, whose state is part of every checkpoint."""
+    """A source of keys: an nn.Module, so that its state is part of every checkpoint."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -46,20 +46,21 @@ class Source(Protocol):
     def entries(
         self, view: Views, z: Tensor, index: Int[Tensor, " B"], group: Int[Tensor, " B"]
     ) -> Entries:
-        """This batch's keys; `z` are the rows of `queries`, view by view."""
+        """The keys of this batch; z: embeddings of `queries`, view by view."""
 
     def contrast(self, rows: int, entries: Entries) -> Contrast:
-        """What those rows are compared with, before the entries are taken in."""
+        """What the rows are compared with; called before the entries are stored."""
 
     def update(self, encoder: nn.Module, entries: Entries) -> None:
-        """After the step: take the entries in, follow the encoder."""
+        """After the step: store the entries, and update what follows the encoder."""
 
 
 def bank(encoder: nn.Module, images: int, dim: int, *, momentum: float = 0.5) -> "FromBank":
-    """Every image's own slot is its positive, all other slots negatives (Wu et al., CVPR 2018).
+    """A memory bank with one key v_i for each image (Wu et al., CVPR 2018).
 
-    v_i <- normalised m v_i + (1 - m) z_i after each step, m = `momentum`. One view is enough; with
-    several, each is compared with the slot, which moves towards their mean. Losses: `info_nce`,
+    The positive of image i is v_i, its negatives are all other keys. After each step v_i becomes
+    m v_i + (1 - m) z_i, brought to unit length, with m = `momentum`. One view is enough; with
+    several, each is compared with v_i, which moves towards their mean. Losses: `info_nce`,
     `hard_info_nce`, `simple_info_nce`, `hard_simple_info_nce`. Memory: images x dim numbers.
     """
     return FromBank(Bank(images, dim, momentum))
@@ -74,16 +75,17 @@ def queue(
     momentum: float = 0.999,
     chunk: int | None = None,
 ) -> "FromQueue":
-    """A momentum copy of the encoder makes the keys, a queue keeps the last `size` (MoCo).
+    """A queue of the last `size` keys of a momentum encoder (MoCo, arXiv 1911.05722, algorithm 1).
 
-    The last view of an image is its key, embedded by the copy, the other views are queries. The
-    negatives of a query are the queue's keys but for older ones of its own image, not the batch's
-    (arXiv 1911.05722, algorithm 1). The queue starts full of random directions, as in the authors'
-    code. After each step the copy follows with `momentum` and the keys enter the queue.
-    `chunk`: the copy embeds the batch in a random order, at most so many images at a time, so that
-    keys and queries have other BN statistics, as shuffled BN on several devices gives them.
-    Losses: as for `bank`. Raises ValueError for a momentum outside [0, 1], and for a size or a
-    chunk below 1.
+    The momentum encoder embeds the last view of each image as its key; the other views are queries.
+    The negatives of a query are the keys in the queue, without older keys of its own image and
+    without the other keys of the batch. The queue starts full of random directions, as in the
+    authors' code. After each step the momentum encoder is updated with `momentum` and the keys of
+    the batch enter the queue. Losses: as for `bank`.
+
+    chunk: the momentum encoder embeds the batch in a random order, at most `chunk` images at a
+    time, so that keys and queries have different BN statistics, as with shuffled BN on several
+    devices. Raises UserError for a momentum outside [0, 1], and for a size or a chunk below 1.
     """
     if chunk is not None and chunk < 1:
         raise UserError(f"keys.queue: chunk={chunk}; use at least 1 image, or none")
@@ -95,11 +97,11 @@ def queue(
 
 
 def memory(encoder: nn.Module, images: int, dim: int, *, size: int = 8192) -> "FromMemory":
-    """Rows of the batch and the last `size` embeddings before it, as they were then (XBM).
+    """Cross-batch memory: the last `size` embeddings are keys beside the batch (XBM).
 
-    Cross-batch memory (arXiv 1912.06798): embeddings drift slowly, so recent ones serve as keys
-    without a second encoder. Positives are those of the anchor's class, or of its image where a
-    recipe's positives are images. It starts empty. Loss: `supcon_memory`.
+    Embeddings change slowly during training, so recent ones are good keys without a second encoder
+    (arXiv 1912.06798). Positives are rows and keys of the anchor's class, or of its image if the
+    recipe's positives are images. The memory starts empty. Loss: `supcon_memory`.
     """
     return FromMemory(Queue(size, dim))
 

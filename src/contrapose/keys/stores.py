@@ -1,9 +1,9 @@
-"""Keys that outlive their batch: a ring of recent ones, and one slot for every image.
+"""Stored keys: a queue of recent ones (first in, first out) and a bank with one for each image.
 
-Both hold buffers only, so that `state_dict` is all there is to save. Beside a key stands the id of
-its image: an older entry of the anchor's own image is then never its negative. Inside `across`
-every process takes in the keys of all, in rank order: the same state everywhere, with uneven and
-with empty ranks too.
+Both are modules with buffers only, so `state_dict` saves them. The image of each key is stored with
+it: an older key of the anchor's own image is then never used as its negative. Inside `across` every
+process stores the keys of all processes, in rank order, so that all have the same state, even if
+some processes hold fewer rows or none.
 """
 
 import math
@@ -20,8 +20,8 @@ from contrapose.similarity import gather_rows, whole_numbers
 class Queue(nn.Module):
     """The last `size` keys, first in first out (MoCo, arXiv 1911.05722; XBM, arXiv 1912.06798).
 
-    It starts empty. Batches may be of any size, also larger than the queue, of which they then
-    leave their last rows, and need not divide it. Raises ValueError for a size or width below 1.
+    It starts empty. Batches may have any size; of one that is larger than the queue only the last
+    rows are kept. Raises UserError for a size or width below 1.
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -41,7 +41,7 @@ class Queue(nn.Module):
 
     @property
     def key(self) -> Float[Tensor, "M D"]:
-        """The keys there are, without gradient; a view, in the order of the slots."""
+        """The stored keys, without gradient: a view, in the order of their slots."""
         return self._key[: len(self)]
 
     @property
@@ -51,10 +51,10 @@ class Queue(nn.Module):
 
     @property
     def group(self) -> Int[Tensor, " M"]:
-        """The group of each key, which a supervised loss compares; its image where none was given.
+        """The group of each key, for a supervised loss; the image, if no groups were given.
 
-        Groups must mean the same in every batch: class numbers, not positions. A negative one means
-        that the key has no label: it is nobody's positive.
+        Groups must mean the same in every batch: class numbers, not positions in a batch. A
+        negative group means that the key has no label: it is a positive of no row.
         """
         return self._group[: len(self)]
 
@@ -65,9 +65,9 @@ class Queue(nn.Module):
         index: Int[Tensor, "..."],
         group: Int[Tensor, "..."] | None = None,
     ) -> None:
-        """Take in N keys of the images `index` (of all processes inside `across`).
+        """Store N keys of the images `index`; inside `across`, those of all processes.
 
-        Raises ValueError for keys of another width and for ids of another length.
+        Raises UserError for keys of another width and for ids of another length.
         """
         group = index if group is None else group
         index, group = _checked("Queue.push", key, self._key.shape[1], index, group)
@@ -86,11 +86,11 @@ class Queue(nn.Module):
 
 
 class Bank(nn.Module):
-    """One slot per image: v_i <- u / |u| with u = m v_i + (1 - m) z_i (Wu et al., CVPR 2018).
+    """One key per image: v_i <- u / |u| with u = m v_i + (1 - m) z_i (Wu et al., CVPR 2018).
 
-    `momentum` is m (the paper and S1: 0.5). Slots start uniform in +-sqrt(3 / D), as in the
-    authors' code: of unit length in the mean, not each. Several rows of one image in a push count
-    by their mean. Raises ValueError for n or dim below 1 and for a momentum outside [0, 1).
+    momentum: m, 0.5 in the paper. Keys start uniform in +-sqrt(3 / D), as in the authors' code:
+    their mean square length is 1. If an image has several rows in one push, their mean is used.
+    Raises UserError for n or dim below 1 and for a momentum outside [0, 1).
     """
 
     def __init__(self, n: int, dim: int, momentum: float = 0.5) -> None:
@@ -110,9 +110,9 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def push(self, key: Float[Tensor, "N D"], index: Int[Tensor, "..."]) -> None:
-        """Move the slots `index` towards `key` (of all processes inside `across`). O(N D).
+        """Move v_i of the images `index` towards `key`; inside `across`, for all processes. O(N D).
 
-        Raises ValueError for keys of another width, ids of another length or outside the bank.
+        Raises UserError for keys of another width, ids of another length or outside the bank.
         """
         (index,) = _checked("Bank.push", key, self.key.shape[1], index)
         key, index = gather_rows(key.detach()).to(self.key), gather_rows(index)
@@ -140,7 +140,7 @@ def _mean_of_each(key: Float[Tensor, "N D"], index: Int[Tensor, " N"]) -> Float[
 
 
 def _checked(name: str, key: Tensor, dim: int, *ids: Tensor) -> list[Tensor]:
-    """The ids as int64; ValueError for keys of another width, ids of another length or type."""
+    """The ids as int64; UserError for keys of another width, ids of another length or type."""
     if key.ndim != 2 or key.shape[1] != dim or any(i.shape != key.shape[:1] for i in ids):
         shapes = ", ".join(str(tuple(i.shape)) for i in ids)
         raise UserError(

@@ -1,4 +1,4 @@
-"""The processes that share a batch: started on one machine, or by torchrun, and watched."""
+"""Processes that share a batch, started here or by torchrun, and their supervision."""
 
 from contrapose.processes.ranks import Rank as Rank
 from contrapose.processes.ranks import processes as processes

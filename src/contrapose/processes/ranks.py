@@ -1,6 +1,7 @@
-"""The processes that share a batch: started here on one machine, or already there by torchrun.
+"""Processes that share a batch: started here on one machine, or before by torchrun.
 
-Those that are started here are watched (`watch.py`): where one dies, or none gets on, all end.
+Processes that are started here are supervised (`watch.py`): if one dies, or none makes progress,
+all are ended.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ TORCHRUN_ANSWERING = 25  # the same under torchrun, where nobody watches
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the processes."""
+    """This process among those that share a batch: its number, their count, its device."""
 
     rank: int
     world: int
@@ -40,7 +41,7 @@ class Rank:
     lost: Callable[[], str | None] = lambda: None  # what went wrong with the other processes
 
     def gathered(self, x: Any) -> list[Any]:
-        """On the first process what each has, elsewhere nothing."""
+        """On the first process the list of every process's x; on the others an empty list."""
         if self.world == 1:
             return [x]
         found = [None] * self.world if self.rank == 0 else None
@@ -50,12 +51,12 @@ class Rank:
 
 @contextlib.contextmanager
 def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> Iterator[Rank]:
-    """`count` processes; the others run work(me, *args), this one what is inside the block.
+    """A context with `count` processes: this one runs the block, the others work(me, *args).
 
-    Under torchrun they are there already, all run what is inside the block and `count` is what
-    torchrun says. `auto` is then a GPU each where there are any, else the CPU.
-    Raises ChildProcessError where one dies or is silent before all have joined; later a collective
-    inside the block raises RuntimeError, and `me.lost()` says why.
+    Under torchrun the processes exist already, all of them run the block, and `count` is that of
+    torchrun. device: `auto` is one GPU for each process if there are any, else the CPU.
+    Raises ChildProcessError if a process dies or stops answering before all have joined. If that
+    happens later, a collective inside the block raises RuntimeError, and `me.lost()` says why.
     """
     with serial():
         if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -88,7 +89,7 @@ def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> 
 
 
 def _devices(count: int, device: str) -> list[str]:
-    """A GPU each, as far as they go; processes that share one cannot exchange rows."""
+    """The devices of at most `count` processes: one GPU each, since two cannot share a GPU."""
     if device == "cuda":
         return [f"cuda:{k}" for k in range(min(count, torch.cuda.device_count()))]
     return [device] if device.startswith("cuda") else [device] * count

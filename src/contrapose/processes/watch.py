@@ -1,7 +1,7 @@
-"""Watches over the processes that were started here: whether one has died, whether they get on.
+"""Supervision of the processes that were started here: whether all live and make progress.
 
-A rank that waits in a collective cannot be interrupted; it fails at once when a process that it
-waits for is gone. So whatever is wrong, the processes are ended, and the reason is kept.
+A process that waits in a collective cannot be interrupted, but fails at once when one that it waits
+for has ended. So if anything is wrong all processes are ended, and the reason is kept.
 """
 
 import os
@@ -22,9 +22,9 @@ POLL = 0.2  # seconds
 
 
 class Watch:
-    """Starts `others`, the ranks from 1 on, and ends them all with itself.
+    """Starts `others`, the processes of rank 1 and above, and ends them together with this one.
 
-    beats: shared doubles, one a rank: when each last got on with its work, in seconds of
+    beats: shared doubles, one for each rank: the time of its last progress, in seconds of
     `time.monotonic`; 0 until it has started.
     """
 
@@ -53,13 +53,13 @@ class Watch:
         self._end()
 
     def gets_on(self, rank: int = 0) -> None:
-        """Note that a rank has done a piece of its work."""
+        """Record that a rank has made progress."""
         self._beats[rank] = time.monotonic()
 
     def wait_for_start(self) -> None:
-        """Return once every process has started, and watch from then on.
+        """Wait until every process has started; supervision begins then.
 
-        Raises ChildProcessError for one that dies before, or that uses no CPU time for `SILENCE`.
+        Raises ChildProcessError if one dies before, or uses no CPU time for `SILENCE`.
         """
         begun = time.monotonic()
         used = {rank: (0.0, begun) for rank in range(1, len(self._beats))}  # CPU time, since when
@@ -80,7 +80,7 @@ class Watch:
         self._thread.start()
 
     def lost(self) -> str | None:
-        """What was wrong with the processes, if anything; waits a moment for it to show."""
+        """The reason for which the processes were ended, or None; waits briefly for one."""
         until = time.monotonic() + 3 * GRACE
         while self._reason is None and time.monotonic() < until:
             time.sleep(POLL)
@@ -98,7 +98,7 @@ class Watch:
                 return self._end()
 
     def _silent(self) -> bool:
-        """Whether none of the processes, this one included, got on or was busy for `SILENCE`."""
+        """True if no process, including this one, made progress or used CPU time for `SILENCE`."""
         now, last = time.monotonic(), max(self._beats)
         pids = os.getpid(), *(process.pid for process in self._others)
         used = sum(_cpu_seconds(pid) or 0.0 for pid in pids)
@@ -116,7 +116,7 @@ class Watch:
         return None
 
     def _state(self, rank: int) -> str:
-        """In words: stopped by a signal, as far as can be seen, or just without an answer."""
+        """The state of a process in words: stopped by a signal, or giving no answer."""
         stat = _stat(self._others[rank - 1].pid)
         return "is stopped by a signal" if stat and stat[0] in "Tt" else "gives no answer"
 
@@ -128,7 +128,7 @@ class Watch:
 
 
 def _stat(pid: int | None) -> list[str]:
-    """The fields of Linux's /proc/PID/stat from the state on; none elsewhere."""
+    """The fields of Linux's /proc/PID/stat from the state on; empty on other systems."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -136,6 +136,6 @@ def _stat(pid: int | None) -> list[str]:
 
 
 def _cpu_seconds(pid: int | None) -> float | None:
-    """User and system time of a process, in units of 1/100 s; None where that cannot be read."""
+    """User and system time of a process, in units of 1/100 s; None if it cannot be read."""
     fields = _stat(pid)
     return sum(map(int, fields[11:13])) / 100 if fields else None

@@ -46,7 +46,7 @@ def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
 def whole_numbers(name: str, what: str, x: Shaped[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Group numbers, labels or indices of any integer type, or bool, as int64.
 
-    Raises ValueError for floating-point and complex numbers, and for those that int64 cannot hold.
+    Raises UserError for floating-point and complex numbers, and for those that int64 cannot hold.
     """
     if x.is_floating_point() or x.is_complex():
         raise UserError(f"{name}: {what} are whole numbers, these are {x.dtype}; use {what}.long()")
