@@ -16,15 +16,15 @@ from contrapose.augment.policies import (
     simclr_cifar,
     supcon_cifar,
 )
-from contrapose.augment.view import Policy, Step, center, render, views
+from contrapose.augment.view import Operation, Policy, center, render, views
 
 __all__ = [
     "Blur",
     "Grayscale",
     "Jitter",
+    "Operation",
     "Policy",
     "Solarise",
-    "Step",
     "bernoulli",
     "blanked",
     "center",

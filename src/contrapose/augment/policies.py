@@ -14,7 +14,7 @@ from contrapose.augment.blur import Blur
 from contrapose.augment.colour import RGB, Grayscale, Jitter
 from contrapose.augment.crop import draw_box
 from contrapose.augment.draw import bernoulli
-from contrapose.augment.view import Step, render
+from contrapose.augment.view import Operation, render
 
 Image = Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]
 View = Float[Tensor, "B C size size"]
@@ -36,7 +36,7 @@ def simclr(
     """
     n, s = len(image), 0.8 * strength
     box, mirrored = _box(image, generator, area=area), bernoulli(n, flip, generator)
-    steps: list[Step] = [
+    steps: list[Operation] = [
         Jitter.draw(
             n, generator, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8, rgb=rgb
         ),
@@ -60,7 +60,7 @@ def supcon_cifar(image: Image, generator: Generator, *, size: int, rgb: RGB | No
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
-    steps: list[Step] = [
+    steps: list[Operation] = [
         Jitter.draw(
             n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, rgb=rgb
         ),
@@ -77,7 +77,7 @@ def instance_discrimination(
     """
     n = len(image)
     box, mirrored = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, flip, generator)
-    steps: list[Step] = [
+    steps: list[Operation] = [
         Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, rgb=rgb),
         Grayscale.draw(n, generator, p=0.2, rgb=rgb),
     ]
@@ -90,7 +90,7 @@ def moco_v1(image: Image, generator: Generator, *, size: int, rgb: RGB | None = 
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
-    steps: list[Step] = [
+    steps: list[Operation] = [
         Grayscale.draw(n, generator, p=0.2, rgb=rgb),
         Jitter.draw(n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, rgb=rgb),
     ]
@@ -103,7 +103,7 @@ def moco_v2(image: Image, generator: Generator, *, size: int, rgb: RGB | None = 
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
-    steps: list[Step] = [
+    steps: list[Operation] = [
         Jitter.draw(
             n, generator, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, rgb=rgb
         ),

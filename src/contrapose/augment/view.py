@@ -16,14 +16,14 @@ from contrapose.errors import UserError
 
 
 @runtime_checkable
-class Step(Protocol):
+class Operation(Protocol):
     """One augmentation as drawn for a batch.
 
     `step[rows]` is the draw of these rows; `step(image)` applies it in place to a float batch in
     [0, 1].
     """
 
-    def __getitem__(self, rows: Tensor) -> "Step": ...
+    def __getitem__(self, rows: Tensor) -> "Operation": ...
 
     def __call__(self, image: Tensor) -> None: ...
 
@@ -34,7 +34,7 @@ def render(
     size: int,
     *,
     flip: Bool[Tensor, "B"] | None = None,
-    steps: Sequence[Step] = (),
+    steps: Sequence[Operation] = (),
     filter: Filter = "bilinear",
 ) -> Float[Tensor, "B C size size"]:
     """Crop, resize, flip, then every step in turn, clamped to [0, 1].
@@ -66,7 +66,7 @@ def _render(
     box: Tensor,
     size: int,
     flip: Tensor | None,
-    steps: Sequence[Step],
+    steps: Sequence[Operation],
     filter: Filter,
 ) -> Tensor:
     view = resized_crop(image, box, size, flip=flip, filter=filter)

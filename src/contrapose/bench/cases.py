@@ -22,7 +22,7 @@ class Contender:
     """`make(**inputs)` gives the step; it holds about `per_pair` * pairs^power bytes."""
 
     name: str
-    make: Callable[..., by.Step]
+    make: Callable[..., by.Computation]
     per_pair: float = 0.0  # bytes per entry of the similarity matrix; 0: in tiles
     power: float = 1.0
     needs: str | None = None  # the module it is imported from
@@ -97,11 +97,11 @@ def square(n: int) -> float:
     return n * n
 
 
-def ours(step: Callable[..., by.Step]) -> tuple[Contender, Contender]:
+def ours(step: Callable[..., by.Computation]) -> tuple[Contender, Contender]:
     return Contender(OURS, step), Contender(OURS_LOW, by.in_bf16(step), low=True)
 
 
-def plain(step: Callable[..., by.Step], per_pair: float) -> tuple[Contender, ...]:
+def plain(step: Callable[..., by.Computation], per_pair: float) -> tuple[Contender, ...]:
     """By hand in float32; on CUDA also compiled and in bf16."""
     return (
         Contender("plain torch", step, per_pair),

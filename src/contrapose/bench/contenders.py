@@ -12,30 +12,30 @@ from torch.nn.functional import cross_entropy
 
 from contrapose import losses, similarity
 
-Step = Callable[[], Tensor]
+Computation = Callable[[], Tensor]
 TEMPERATURE = 0.1
 MOCO = 0.07  # the temperature of banks and queues
 NEAREST = 200
 HARDEST = 4095
 
 
-def our_nt_xent(z: Tensor, group: Tensor) -> Step:
+def our_nt_xent(z: Tensor, group: Tensor) -> Computation:
     return lambda: losses.nt_xent(z, group, temperature=TEMPERATURE)
 
 
-def our_supcon(z: Tensor, group: Tensor) -> Step:
+def our_supcon(z: Tensor, group: Tensor) -> Computation:
     return lambda: losses.supcon(z, group, temperature=TEMPERATURE)
 
 
-def our_supcon_in(z: Tensor, group: Tensor) -> Step:
+def our_supcon_in(z: Tensor, group: Tensor) -> Computation:
     return lambda: losses.supcon_in(z, group, temperature=TEMPERATURE)
 
 
-def our_clip(image: Tensor, text: Tensor) -> Step:
+def our_clip(image: Tensor, text: Tensor) -> Computation:
     return lambda: losses.clip(image, text, scale=1 / TEMPERATURE)
 
 
-def our_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Step:
+def our_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Computation:
     """A query's own key is its positive, the queue's are its negatives, as `keys.queue` has it."""
     n = len(query)
     older = torch.zeros(n + len(queue), dtype=torch.long, device=query.device)
@@ -50,22 +50,22 @@ def our_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Step:
     return step
 
 
-def our_hard(query: Tensor, bank: Tensor, match: Tensor) -> Step:
+def our_hard(query: Tensor, bank: Tensor, match: Tensor) -> Computation:
     return lambda: losses.hard_info_nce(query, bank, match, temperature=MOCO, k=HARDEST)
 
 
-def our_uniformity(z: Tensor, group: Tensor) -> Step:
+def our_uniformity(z: Tensor, group: Tensor) -> Computation:
     return lambda: losses.align_uniform(z, group)
 
 
-def our_topk(query: Tensor, key: Tensor) -> Step:
+def our_topk(query: Tensor, key: Tensor) -> Computation:
     return lambda: similarity.topk(query, key, NEAREST)[0]
 
 
-def in_bf16(ours: Callable[..., Step]) -> Callable[..., Step]:
+def in_bf16(ours: Callable[..., Computation]) -> Callable[..., Computation]:
     """The same with products of bf16."""
 
-    def make(**inputs: Tensor) -> Step:
+    def make(**inputs: Tensor) -> Computation:
         step = ours(**inputs)
 
         def low() -> Tensor:
@@ -77,7 +77,7 @@ def in_bf16(ours: Callable[..., Step]) -> Callable[..., Step]:
     return make
 
 
-def plain_nt_xent(z: Tensor, group: Tensor) -> Step:
+def plain_nt_xent(z: Tensor, group: Tensor) -> Computation:
     partner = (torch.arange(len(z), device=z.device) + len(z) // 2) % len(z)
 
     def step() -> Tensor:
@@ -86,7 +86,7 @@ def plain_nt_xent(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def plain_supcon(z: Tensor, group: Tensor) -> Step:
+def plain_supcon(z: Tensor, group: Tensor) -> Computation:
     def step() -> Tensor:
         positive = (group[:, None] == group[None, :]).fill_diagonal_(False)
         logits = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
@@ -96,7 +96,7 @@ def plain_supcon(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def supcontrast(z: Tensor, group: Tensor) -> Step:
+def supcontrast(z: Tensor, group: Tensor) -> Computation:
     """The formula of SupCon's released code, step by step: exponentials, then the logarithm."""
     other = 1 - torch.eye(len(z), dtype=z.dtype, device=z.device)
 
@@ -110,7 +110,7 @@ def supcontrast(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def plain_supcon_in(z: Tensor, group: Tensor) -> Step:
+def plain_supcon_in(z: Tensor, group: Tensor) -> Computation:
     def step() -> Tensor:
         positive = (group[:, None] == group[None, :]).fill_diagonal_(False)
         logits = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
@@ -120,7 +120,7 @@ def plain_supcon_in(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def plain_clip(image: Tensor, text: Tensor) -> Step:
+def plain_clip(image: Tensor, text: Tensor) -> Computation:
     match = torch.arange(len(image), device=image.device)
 
     def step() -> Tensor:
@@ -130,7 +130,7 @@ def plain_clip(image: Tensor, text: Tensor) -> Step:
     return step
 
 
-def plain_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Step:
+def plain_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Computation:
     """MoCo's algorithm 1: the positive's logit in front of the queue's."""
     first = torch.zeros(len(query), dtype=torch.long, device=query.device)
 
@@ -141,7 +141,7 @@ def plain_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Step:
     return step
 
 
-def plain_hard(query: Tensor, bank: Tensor, match: Tensor) -> Step:
+def plain_hard(query: Tensor, bank: Tensor, match: Tensor) -> Computation:
     first = torch.zeros(len(query), dtype=torch.long, device=query.device)
 
     def step() -> Tensor:
@@ -154,7 +154,7 @@ def plain_hard(query: Tensor, bank: Tensor, match: Tensor) -> Step:
     return step
 
 
-def plain_uniformity(z: Tensor, group: Tensor) -> Step:
+def plain_uniformity(z: Tensor, group: Tensor) -> Computation:
     half, n = len(z) // 2, len(z)
 
     def step() -> Tensor:
@@ -166,7 +166,7 @@ def plain_uniformity(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def pdist_uniformity(z: Tensor, group: Tensor) -> Step:
+def pdist_uniformity(z: Tensor, group: Tensor) -> Computation:
     """As the authors released it, over all rows."""
     half = len(z) // 2
 
@@ -178,15 +178,15 @@ def pdist_uniformity(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def plain_topk(query: Tensor, key: Tensor) -> Step:
+def plain_topk(query: Tensor, key: Tensor) -> Computation:
     return lambda: (query @ key.T).topk(NEAREST, dim=1).values
 
 
-def compiled(plain: Callable[..., Step]) -> Callable[..., Step]:
+def compiled(plain: Callable[..., Computation]) -> Callable[..., Computation]:
     """torch.compile of the plain form."""
 
-    def make(**inputs: Tensor) -> Step:
-        step: Step = torch.compile(plain(**inputs))
+    def make(**inputs: Tensor) -> Computation:
+        step: Computation = torch.compile(plain(**inputs))
         return step
 
     return make
@@ -229,7 +229,7 @@ class _AttentionLogSumExp(torch.autograd.Function):
         return (weight * out)[0, 0], dvalue[0, 0], None
 
 
-def attention_nt_xent(z: Tensor, group: Tensor) -> Step:
+def attention_nt_xent(z: Tensor, group: Tensor) -> Computation:
     """The row itself stands in attention's sum and is taken out of it afterwards."""
     half, scale = len(z) // 2, 1 / TEMPERATURE
 
@@ -243,7 +243,7 @@ def attention_nt_xent(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def attention_clip(image: Tensor, text: Tensor) -> Step:
+def attention_clip(image: Tensor, text: Tensor) -> Computation:
     scale = 1 / TEMPERATURE
 
     def step() -> Tensor:
@@ -255,7 +255,7 @@ def attention_clip(image: Tensor, text: Tensor) -> Step:
     return step
 
 
-def flex_nt_xent(z: Tensor, group: Tensor) -> Step:
+def flex_nt_xent(z: Tensor, group: Tensor) -> Computation:
     from torch.nn.attention.flex_attention import flex_attention
 
     attention: Any = torch.compile(flex_attention)
@@ -274,14 +274,14 @@ def flex_nt_xent(z: Tensor, group: Tensor) -> Step:
     return step
 
 
-def lightly_nt_xent(z: Tensor, group: Tensor) -> Step:
+def lightly_nt_xent(z: Tensor, group: Tensor) -> Computation:
     from lightly.loss import NTXentLoss
 
     loss, half = NTXentLoss(temperature=TEMPERATURE), len(z) // 2
     return lambda: loss(z[:half], z[half:])
 
 
-def lightly_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Step:
+def lightly_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Computation:
     from lightly.loss import NTXentLoss
 
     loss = NTXentLoss(temperature=MOCO, memory_bank_size=tuple(queue.shape)).to(queue.device)
@@ -289,28 +289,28 @@ def lightly_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Step:
     return lambda: loss(query, key)
 
 
-def lightly_uniformity(z: Tensor, group: Tensor) -> Step:
+def lightly_uniformity(z: Tensor, group: Tensor) -> Computation:
     from lightly.loss.hypersphere_loss import HypersphereLoss
 
     loss, half = HypersphereLoss(t=2.0), len(z) // 2
     return lambda: loss(z[:half], z[half:])
 
 
-def metric_learning_nt_xent(z: Tensor, group: Tensor) -> Step:
+def metric_learning_nt_xent(z: Tensor, group: Tensor) -> Computation:
     from pytorch_metric_learning.losses import NTXentLoss
 
     loss = NTXentLoss(temperature=TEMPERATURE)
     return lambda: loss(z, group)
 
 
-def metric_learning_supcon(z: Tensor, group: Tensor) -> Step:
+def metric_learning_supcon(z: Tensor, group: Tensor) -> Computation:
     from pytorch_metric_learning.losses import SupConLoss
 
     loss = SupConLoss(temperature=TEMPERATURE)
     return lambda: loss(z, group)
 
 
-def faiss_topk(query: Tensor, key: Tensor) -> Step:
+def faiss_topk(query: Tensor, key: Tensor) -> Computation:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())

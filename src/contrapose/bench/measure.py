@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from contrapose.bench.cases import CASES, Case, Contender
-from contrapose.bench.contenders import Step
+from contrapose.bench.contenders import Computation
 
 SHORT = 0.01  # seconds: a step that is quicker is timed several times over
 EXACT = 2**25  # pairs up to which the gradient is compared with float64
@@ -159,7 +159,7 @@ def inputs_of(case: Case, size: int, device: str, dtype: torch.dtype) -> dict[st
     return found
 
 
-def run_step(step: Step, learned: Sequence[Tensor]) -> Tensor:
+def run_step(step: Computation, learned: Sequence[Tensor]) -> Tensor:
     value = step()
     if learned:
         torch.autograd.backward(value)
