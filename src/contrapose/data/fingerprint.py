@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data.cache import cache_root
-from contrapose.data.images import InMemory, Pixels, Source, digest
+from contrapose.data.images import ImageSource, InMemory, Pixels, digest
 from contrapose.data.threads import chunks, each
 
 _SLOW = 2.0  # seconds of reading after which the result is kept
@@ -30,7 +30,7 @@ class Content:
     pixels: Pixels
     label: Int[Tensor, "N *K"] | None  # one or several of each image
     classes: tuple[str, ...]
-    source: Source | None  # None = arrays, which have no other kind
+    source: ImageSource | None  # None = arrays, which have no other kind
     good: Sequence[int]  # positions of the images in the source
     how: tuple[object, ...]  # how they become squares: the fit, the range of values
 
@@ -83,7 +83,7 @@ def _length(n: int) -> bytes:
     return n.to_bytes(8, "little")
 
 
-def _encoded(source: Source, good: Sequence[int]) -> bytes:
+def _encoded(source: ImageSource, good: Sequence[int]) -> bytes:
     """A digest of the encoded images in order; kept, where reading them takes long."""
     root = cache_root()
     key = digest(source.identity(), source.place.encode("utf-8", "surrogateescape"))

@@ -59,7 +59,7 @@ class Numbered:
 
 
 @runtime_checkable
-class Source(Protocol):
+class ImageSource(Protocol):
     """N images before decoding: files, Parquet rows or array rows."""
 
     @property
@@ -131,7 +131,7 @@ class InMemory:
 class OnAccess:
     """Squares decoded when asked for, by a pool of threads."""
 
-    source: Source
+    source: ImageSource
     position: Int[Tensor, " N"]  # where each image lies in the source
     side: int
     channels: int

@@ -25,13 +25,13 @@ from contrapose.data.fingerprint import Content
 from contrapose.data.images import (
     TINY,
     ImageSet,
+    ImageSource,
     InMemory,
     Names,
     Numbered,
     OnAccess,
     Pixels,
     Skipped,
-    Source,
     digest,
     reason,
 )
@@ -52,7 +52,7 @@ _FORMAT = 2  # of the kept squares; another way of decoding is another number
 class Listing:
     """What a source holds: images in order, their labels, and what was passed over to get here."""
 
-    source: Source
+    source: ImageSource
     split: str
     label: Int[Tensor, " N"] | None = None
     classes: tuple[str, ...] = ()
@@ -199,7 +199,7 @@ class _Read(NamedTuple):
 
 def _read(
     name: str,
-    source: Source,
+    source: ImageSource,
     check: Callable[[Mapping[int, Skipped]], None],
     size: int | None,
     channels: int | None,
@@ -235,7 +235,7 @@ def _read(
     return _Read(pixels, good, bad, notes, how.over, _slow(headers))
 
 
-def _scan(source: Source, how: Reading) -> tuple[list[Header], dict[int, Skipped]]:
+def _scan(source: ImageSource, how: Reading) -> tuple[list[Header], dict[int, Skipped]]:
     parts = each(
         lambda chunk: source.headers(chunk, how), chunks(len(source), _CHUNK),
         words=f"looking at {len(source):,} images",
@@ -265,7 +265,7 @@ def _of_channels(header: Header, wanted: int) -> str:
 
 
 def _range(
-    name: str, source: Source, deep: list[int], channels: int, how: Reading
+    name: str, source: ImageSource, deep: list[int], channels: int, how: Reading
 ) -> ValueRange | None:
     """The range of values that is told, or that of a sample of the images of more than 8 bits."""
     if how.over is None:
@@ -291,7 +291,9 @@ def _flat_channels(squares: UInt8[np.ndarray, "N C S S"]) -> str:
     return ", ".join(str(c) for c in np.flatnonzero(span < 256 / 64))
 
 
-def _samples(source: Source, index: list[int], channels: int, how: Reading) -> Iterator[np.ndarray]:
+def _samples(
+    source: ImageSource, index: list[int], channels: int, how: Reading
+) -> Iterator[np.ndarray]:
     """Values of these images, as far as they can be read: decoding names those that cannot."""
     for i in index:
         with suppress(Exception):
@@ -303,7 +305,12 @@ def _some(deep: list[int]) -> list[int]:
 
 
 def _decode(
-    source: Source, good: list[int], headers: list[Header], side: int, channels: int, how: Reading
+    source: ImageSource,
+    good: list[int],
+    headers: list[Header],
+    side: int,
+    channels: int,
+    how: Reading,
 ) -> tuple[UInt8[np.ndarray, "N C S S"], dict[int, Skipped], dict[str, int]]:
     """(squares, positions that failed, images by what their values had)"""
     squares, bad = np.zeros((len(good), channels, side, side), np.uint8), dict[int, Skipped]()

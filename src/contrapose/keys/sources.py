@@ -33,7 +33,7 @@ class Entries:
 
 
 @runtime_checkable
-class Source(Protocol):
+class KeySource(Protocol):
     """A source of keys: an nn.Module, so that its state is part of every checkpoint."""
 
     def state_dict(self) -> dict[str, Any]: ...

@@ -20,7 +20,7 @@ from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, modes_kept, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
-from contrapose.keys.sources import Source
+from contrapose.keys.sources import KeySource
 from contrapose.training.batches import Batches, Drawn, drawn
 from contrapose.training.batchnorm import estimate_statistics, fewest_updates
 from contrapose.training.interruption import signals_deferred
@@ -334,7 +334,7 @@ class _Training:
         return {"knn": found}
 
 
-def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> Source | None:
+def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> KeySource | None:
     """What the recipe's `keys` makes for this encoder and as many images; None: the batch."""
     if recipe.keys is None:
         return None
@@ -342,7 +342,7 @@ def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> Source | No
     blank = weight.new_zeros(1, encoder.channels, recipe.size, recipe.size)
     with modes_kept(encoder), torch.no_grad():
         width = encoder.eval()(blank)[1].shape[1]
-    source: Source = recipe.keys(encoder, images, width).to(weight.device)
+    source: KeySource = recipe.keys(encoder, images, width).to(weight.device)
     return source
 
 

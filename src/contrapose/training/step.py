@@ -12,7 +12,7 @@ from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.keys import chunked
 from contrapose.keys.contrast import Contrast, InBatch, SharedLabels, WithinParts
-from contrapose.keys.sources import Entries, Source
+from contrapose.keys.sources import Entries, KeySource
 from contrapose.losses.checks import RowsOutOfRange
 from contrapose.training.recipe import Recipe
 
@@ -46,7 +46,7 @@ def step(
     generator: torch.Generator,
     *,
     index: Int[Tensor, " B"] | None = None,
-    source: Source | None = None,
+    source: KeySource | None = None,
     part: Int[Tensor, " B"] | None = None,
     labels: Int8[Tensor, "B K"] | None = None,
     bf16: bool = False,
