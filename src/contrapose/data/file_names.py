@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from contrapose.data.decode import SUFFIXES
-from contrapose.data.walk import readable
+from contrapose.data.walk import printable
 
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|\\\\")
 Parts = tuple[str, ...]
@@ -28,7 +28,7 @@ class FileNames:
 
     @property
     def first(self) -> str:
-        return readable(self.names[0]) if len(self.names) else "none"
+        return printable(self.names[0]) if len(self.names) else "none"
 
     def known(self, written: str) -> bool:
         return bool(self.find(written))
@@ -127,6 +127,6 @@ def _split(name: str) -> Parts:
 
 def _spellings(name: str) -> set[str]:
     """The name, and what another program shows of one that is no UTF-8."""
-    if (said := readable(name)) == name:
+    if (said := printable(name)) == name:
         return {name}
     return {name, said, os.fsencode(name).decode("latin-1")}

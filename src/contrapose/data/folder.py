@@ -20,7 +20,7 @@ from contrapose.data.decode import SUFFIXES
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import UNLABELLED
 from contrapose.data.load import Encoded, Listing
-from contrapose.data.walk import Found, holds_images, readable, subfolders, walk
+from contrapose.data.walk import Found, holds_images, printable, subfolders, walk
 from contrapose.errors import UserError
 
 SPLITS = {
@@ -51,7 +51,7 @@ def from_folder(root: Path, split: str) -> Listing:
             )
         return _listing(root, root, "all", layout)
     if split not in layout.parts:
-        there = ", ".join(readable(part.name) for part in layout.parts.values())
+        there = ", ".join(printable(part.name) for part in layout.parts.values())
         raise NoSuchSplit(f"{root}: no {split!r} split; its subfolders are {there}")
     return _listing(root, layout.parts[split], split, layout)
 
@@ -61,14 +61,14 @@ def _listing(root: Path, part: Path, split: str, layout: _Layout) -> Listing:
     _report_nothing(part, found)
     notes = layout.notes | found.notes()
     if part.name.lower() not in (split, "train") and split != "all":
-        notes[f"read from {readable(part.name)}/"] = len(found.files)
+        notes[f"read from {printable(part.name)}/"] = len(found.files)
     source = Encoded(
         found.files,
         open=lambda i: open(found.files[i], "rb"),
         stamp=lambda: _stamp(found, part),
         place=str(part.resolve()),
     )
-    names = [readable(Path(name).relative_to(root).as_posix()) for name in found.files]
+    names = [printable(Path(name).relative_to(root).as_posix()) for name in found.files]
     skipped = tuple(found.skipped)
     if not layout.classes:
         return Listing(source, split, skipped=skipped, notes=notes, names=names)
@@ -78,7 +78,7 @@ def _listing(root: Path, part: Path, split: str, layout: _Layout) -> Listing:
     label = torch.tensor([place.get(name, UNLABELLED) for name in first], dtype=torch.int64)
     if outside := int((label < 0).sum()):
         notes["outside the class subfolders, without label"] = outside
-    classes = tuple(readable(name) for name in layout.classes)
+    classes = tuple(printable(name) for name in layout.classes)
     return Listing(source, split, label, classes, skipped, notes, names)
 
 
@@ -127,8 +127,8 @@ def _beside(root: Path, parts: dict[str, Path], folders: list[Path]) -> dict[str
         if folder in parts.values():
             continue
         other = parts.get(_SPLIT_OF.get(folder.name.lower(), ""))
-        why = f"{readable(other.name)}/ is" if other else "no split has that name"
-        notes[f"in {readable(folder.name)}/, not read: {why}"] = len(walk(folder).files)
+        why = f"{printable(other.name)}/ is" if other else "no split has that name"
+        notes[f"in {printable(folder.name)}/, not read: {why}"] = len(walk(folder).files)
     loose = walk(root, deep=False)
     if loose.files:
         notes["beside the folders of the splits, not read"] = len(loose.files)

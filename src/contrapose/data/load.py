@@ -38,7 +38,7 @@ from contrapose.data.images import (
 from contrapose.data.split import evenly
 from contrapose.data.threads import chunks, each
 from contrapose.data.values import RGB, SAMPLE, ValueRange, found_range, some_values
-from contrapose.data.walk import readable
+from contrapose.data.walk import printable
 from contrapose.errors import UserError
 from contrapose.progress import counted
 
@@ -79,7 +79,7 @@ class Encoded:
         return True
 
     def name(self, i: int) -> str:
-        return readable(self.names[i])
+        return printable(self.names[i])
 
     def headers(self, index: Sequence[int], how: Reading) -> list[Header | Exception]:
         found: list[Header | Exception] = []
@@ -167,7 +167,7 @@ def load(
         pixels, label if labels is None else labels, classes, again, good, (reading.fit, *ranged)
     )
     return ImageSet(
-        name=readable(name),
+        name=printable(name),
         split=listing.split,
         pixels=pixels,
         label=label,

@@ -32,7 +32,7 @@ from contrapose.data.parquet_columns import (
     read_column,
 )
 from contrapose.data.several import several
-from contrapose.data.walk import files_with, readable, walk
+from contrapose.data.walk import files_with, printable, walk
 from contrapose.errors import UserError
 
 
@@ -105,13 +105,13 @@ def from_parquet(
     names = [f"{file}[{row}]" for file, n in zip(chosen, rows, strict=True) for row in range(n)]
     source = Encoded(names, column.open, lambda: _stamp(chosen), place=str(root.resolve()))
     above = root if root.is_dir() else root.parent
-    shown = [readable(file.relative_to(above).as_posix()) for file in chosen]
+    shown = [printable(file.relative_to(above).as_posix()) for file in chosen]
     short = [f"{file}:{row}" for file, n in zip(shown, rows, strict=True) for row in range(n)]
     found = split if chosen is by_split.get(split) and len(by_split) > 1 else "all"
     notes = _notes(columns, len(names))
     if found != "all" and "all" in by_split:
         lost = by_split["all"]
-        which = f"{readable(lost[0].name)}{' ...' if len(lost) > 1 else ''}"
+        which = f"{printable(lost[0].name)}{' ...' if len(lost) > 1 else ''}"
         notes[f"rows not read: no split has the name of their shard ({which})"] = sum(
             open_shard(file).metadata.num_rows for file in lost
         )

@@ -43,7 +43,7 @@ def walk(folder: Path, *, deep: bool = True) -> Found:
             found.files.append(path)
         else:
             found.skipped.append(
-                Skipped(readable(path), "a link that leads nowhere, or not a plain file")
+                Skipped(printable(path), "a link that leads nowhere, or not a plain file")
             )
     # by parts of the path, so that the order is that of the folders whatever their names
     found.files.sort(key=lambda name: Path(name).parts)
@@ -77,7 +77,7 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def readable(name: str) -> str:
+def printable(name: str) -> str:
     """A file name as text to be printed and stored: bytes that are no UTF-8 become `\\xf1`."""
     try:
         name.encode()
