@@ -18,7 +18,7 @@ from contrapose.evaluation.suppression import (
     lost,
     majority_accuracy,
     pictures,
-    scaled,
+    standardised,
     suppression,
 )
 
@@ -113,9 +113,9 @@ def test_pictures_are_averages_without_the_bits():
     assert found.shape == (len(images), 4)
     one = images.batch(torch.tensor([5]))[0, 0].float() / 255
     assert found[5, 0] == pytest.approx(float(one[:4, :4].mean()))
-    alike = scaled(found, found)
+    alike = standardised(found, found)
     torch.testing.assert_close(alike.std(dim=0, correction=0), torch.ones(4))
-    assert not scaled(torch.ones(3, 1), torch.ones(5, 1)).any()
+    assert not standardised(torch.ones(3, 1), torch.ones(5, 1)).any()
 
 
 def test_a_run_is_scored_against_controls_that_are_trained_for_it_once(tmp_path):

@@ -177,7 +177,7 @@ def pictures(images: ImageSet, *, side: int = SIDE) -> Float[Tensor, "N T"]:
     return torch.cat(parts)
 
 
-def scaled(x: Float[Tensor, "N D"], like: Float[Tensor, "M D"]) -> Float[Tensor, "N D"]:
+def standardised(x: Float[Tensor, "N D"], like: Float[Tensor, "M D"]) -> Float[Tensor, "N D"]:
     """x with the mean and variance of the rows of `like` taken out, so that every column counts as
     much; a column that is constant there is 0."""
     std = like.std(dim=0, correction=0)

@@ -93,7 +93,7 @@ class Canvas:
         if self.base is None:
             ink = torch.cat([self._ink(piece) for piece in pieces])
             return ink.expand(-1, self.channels, -1, -1).contiguous()
-        made = scaled(self.base.batch(index).to(self.device), self.contrast)
+        made = with_contrast(self.base.batch(index).to(self.device), self.contrast)
         for piece, part in zip(pieces, torch.split(made, len(pieces[0])), strict=True):
             ink = self._ink(piece)
             if self.by == "maximum":
@@ -219,7 +219,7 @@ def binary(value: Int[Tensor, " B"], bits: int) -> Int[Tensor, "B bits"]:
     return (value[:, None] >> torch.arange(bits, device=value.device)) & 1
 
 
-def scaled(image: UInt8[Tensor, "*shape"], contrast: float) -> UInt8[Tensor, "*shape"]:
+def with_contrast(image: UInt8[Tensor, "*shape"], contrast: float) -> UInt8[Tensor, "*shape"]:
     """contrast * image, rounded to integers; the image itself at 1."""
     return image if contrast == 1 else image.float().mul_(contrast).round_().byte()
 

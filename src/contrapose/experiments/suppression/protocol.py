@@ -29,7 +29,7 @@ from contrapose.evaluation.suppression import (
     explained,
     majority_accuracy,
     pictures,
-    scaled,
+    standardised,
 )
 from contrapose.experiments import evidence
 from contrapose.experiments.charts import Chart, Trace, chart, line
@@ -253,7 +253,7 @@ def readable(
         embed(other, part, size=of.recipe.size, device=of.device).h for part in (train, test)
     )
     pixels, pixels_test = (pictures(part) for part in (train, test))
-    network = scaled(drawn, drawn), scaled(drawn_test, drawn)
+    network = standardised(drawn, drawn), standardised(drawn_test, drawn)
     return {
         **probed_features(h, train, of_test, test, of.device, of.seed),
         "pixels": explained(h, pixels, of_test, pixels_test, seed=of.seed),
