@@ -118,7 +118,7 @@ def test_repeated_images_are_found():
     near = PIXELS[5].copy()
     near[3, 3] = min(255, int(near[3, 3]) + 16) if near[3, 3] < 200 else near[3, 3] - 16
     made = open_images(np.concatenate([PIXELS[:200], PIXELS[3:4], near[None]]))
-    groups, pairs = easy.repeated(made)
+    groups, pairs = easy.duplicates(made)
     assert groups == ((3, 200),) and pairs.tolist() == [[5, 201]]
 
 

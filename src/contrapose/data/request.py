@@ -113,7 +113,7 @@ class Request:
             if serves(test, train):
                 known = of_same_classes(test, train)
                 known = replace(known, group=self.together(known, train))
-                lost = labelled(test) - labelled(known)
+                lost = number_labelled(test) - number_labelled(known)
                 left = f", {lost:,} images of classes unknown to training left out" if lost else ""
                 return train, known, f"test{left}{of_other_values(test, train)}"
             why = f", since the {len(test):,} images of the test split have no labels"
@@ -252,7 +252,7 @@ def of_other_values(test: ImageSet, train: ImageSet) -> str:
     return words
 
 
-def labelled(images: ImageSet) -> int:
+def number_labelled(images: ImageSet) -> int:
     """Number of images that have a label."""
     return 0 if images.label is None else int((images.label >= 0).sum())
 

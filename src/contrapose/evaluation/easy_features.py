@@ -155,7 +155,7 @@ def constant_channels(images: ImageSet) -> tuple[int, ...]:
     return () if whole else tuple(found)
 
 
-def repeated(images: ImageSet) -> tuple[tuple[tuple[int, ...], ...], Int[Tensor, "K 2"]]:
+def duplicates(images: ImageSet) -> tuple[tuple[tuple[int, ...], ...], Int[Tensor, "K 2"]]:
     """(groups of images that are equal byte for byte, pairs that are nearly the same).
 
     Nearly: the mean difference of pixels at 16 px is below NEARLY, and the images are not flat.

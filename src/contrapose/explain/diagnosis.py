@@ -18,7 +18,7 @@ from contrapose.evaluation.embed import embed_views as views_embedded
 from contrapose.evaluation.penalties import penalties
 from contrapose.explain import pictures
 from contrapose.explain.findings import as_json
-from contrapose.explain.subject import Subject, spread, written_about
+from contrapose.explain.subject import Subject, sample, written_about
 from contrapose.explain.verdict import verdict
 from contrapose.keys.contrast import InBatch
 from contrapose.progress import stage
@@ -49,7 +49,7 @@ def diagnose(
 
 
 def _diagnosis(subject: Subject) -> dict[str, Any]:
-    shown = spread(subject.test, LOOKED_AT)
+    shown = sample(subject.test, LOOKED_AT)
     embedded = subject.embed(shown)
     z, group = embed_views(subject, shown)
     # where images are decoded on access, all of them would be decoded for it

@@ -24,9 +24,9 @@ from contrapose.explain import pictures
 from contrapose.explain.headline import UNTRAINED, WORDS
 from contrapose.explain.subject import (
     Subject,
-    labelled,
     of_known_classes,
     spread,
+    with_labels,
     written_about,
 )
 from contrapose.partials import unknown
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
-    train, test, split = labelled(subject.train), labelled(subject.test), subject.split
+    train, test, split = with_labels(subject.train), with_labels(subject.test), subject.split
     found: list[Score] = []
     if train is not None and test is not None:
         test, lost = of_known_classes(test, train)

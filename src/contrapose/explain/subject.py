@@ -92,7 +92,7 @@ def written_about(
         yield Subject.open(run, images, device, recipe)
 
 
-def labelled(images: ImageSet) -> ImageSet | None:
+def with_labels(images: ImageSet) -> ImageSet | None:
     """The images that have a label; None where fewer than two classes are left."""
     if images.label is None:
         return None
@@ -111,6 +111,6 @@ def of_known_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet | None, 
     return test.subset(known) if len(known) else None, len(test) - len(known)
 
 
-def spread(images: ImageSet, n: int) -> ImageSet:
+def sample(images: ImageSet, n: int) -> ImageSet:
     """At most n of the images, evenly from the first to the last."""
     return images if len(images) <= n else images.subset(evenly(len(images), n))

@@ -126,7 +126,7 @@ def examine(
         for of, policy in ((trained, chosen.policy), (untrained, chosen.policy))
     ]
     after = {} if again is None else _read(every, some, again, hard.policy, chosen.seed, device)
-    repeated = easy.repeated(source)
+    repeated = easy.duplicates(source)
     rows = [
         _row(c, before[c.name][0], alone[c.name][0], read[0][c.name], read[1][c.name],
              after.get(c.name) if c in taken else None)
