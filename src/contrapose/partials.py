@@ -65,6 +65,12 @@ MOVED = {  # names that older recipes, encoder files and job folders hold, and w
         for before in ("tuning", "studies.tuning")
     },
     **{
+        f"contrapose.experiments.{before}.readable": (
+            "contrapose.experiments.suppression.protocol.feature_accuracies"
+        )
+        for before in ("chen_luo_li", "suppression.protocol")
+    },
+    **{
         f"contrapose.experiments.{name}": f"contrapose.experiments.{lab}.{name}"
         for lab, names in _LABS.items()
         for name in names

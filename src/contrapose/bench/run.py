@@ -67,7 +67,7 @@ def bench(
     record.ceiling = forks.run(ceiling, settings, sorted({"fp32", where["precision"]}))
     for case in cases:
         for size in sizes or sizes_of(case, device, quick, large):
-            for doing in measure(record, forks, case, size):
+            for doing in measure_case(record, forks, case, size):
                 watch(f"{case.name}, {case.title(size)}: {doing}")
             write(record)
         show(record, case)
@@ -94,7 +94,7 @@ def offered(case: Case, record: Record) -> list[Contender]:
     ]
 
 
-def measure(record: Record, forks: "Forks", case: Case, size: int) -> Iterator[str]:
+def measure_case(record: Record, forks: "Forks", case: Case, size: int) -> Iterator[str]:
     """One size of one case; says what comes next."""
     settings, found, slow = record.settings, dict[str, Measured](), list[str]()
     for contender in offered(case, record):

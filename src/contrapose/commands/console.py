@@ -24,7 +24,7 @@ from contrapose.progress import duration, listening
 if TYPE_CHECKING:
     from contrapose.data import ImageSet
     from contrapose.evaluation.scores import Score
-    from contrapose.training.loop import Progress as Step
+    from contrapose.training.loop import Progress as RunProgress
     from contrapose.training.recipe import Recipe
     from contrapose.training.run import Run
 
@@ -136,7 +136,7 @@ class TrainingProgress:
             self.words, self.left = doing, ""
             self.bar.update(self.task, description=doing)
 
-    def step(self, at: "Step") -> None:
+    def step(self, at: "RunProgress") -> None:
         row = at.row or {}
         if "knn" in row:
             self.knn = f"  kNN {row['knn']:.3f}"

@@ -28,11 +28,11 @@ from contrapose.data.walk import holds_images
 from contrapose.errors import UserError
 
 Split = Literal["train", "test", "unlabeled"]
-Images = str | PathLike[str] | np.ndarray | Tensor | tuple[object, object] | list[object]
+ImagesLike = str | PathLike[str] | np.ndarray | Tensor | tuple[object, object] | list[object]
 
 
 def open_images(
-    source: Images,
+    source: ImagesLike,
     split: str = "train",
     *,
     size: int | None = None,

@@ -35,7 +35,7 @@ from contrapose.training.loop import Progress
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 
-Images = str | Path | Callable[..., ImageSet]
+ImagesOrName = str | Path | Callable[..., ImageSet]
 VIEWS_OF = 2000  # test images of which views are embedded
 
 
@@ -82,7 +82,7 @@ Measure = Callable[[Trained], dict[str, Any]]
 def trained(
     folder: Path,
     *,
-    images: Images,
+    images: ImagesOrName,
     measures: Sequence[Measure],
     recipe: str | Path | Recipe | Callable[..., Recipe] = "simclr",
     changes: Sequence[str] = (),
@@ -174,7 +174,7 @@ def class_cross_entropy(
 
 
 def both_splits(
-    images: Images, size: int | None, subset: int | None, test_subset: int | None
+    images: ImagesOrName, size: int | None, subset: int | None, test_subset: int | None
 ) -> tuple[ImageSet, ImageSet]:
     """(train, test), each balanced to so many images; a fifth held out without a test split."""
     asked = Request(images, size=size)

@@ -25,7 +25,7 @@ from contrapose.explain.headline import UNTRAINED, WORDS
 from contrapose.explain.subject import (
     Subject,
     of_known_classes,
-    spread,
+    sample,
     with_labels,
     written_about,
 )
@@ -94,7 +94,7 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
         ]
         for encoder, features in encoders:
             found += probes_of_features(
-                encoder, spread(subject.train, PIXELS_FROM), subject.test,
+                encoder, sample(subject.train, PIXELS_FROM), subject.test,
                 size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
                 split=subject.split, of=features,
             ).values()  # fmt: skip
@@ -174,7 +174,7 @@ def _score(
 def _of_several(subject: Subject, split: str) -> list[Score]:
     """Mean average precision where images have several labels: of h, of an untrained encoder and of
     raw pixels from the same PIXELS_FROM training images at most, and that of chance."""
-    few, test = spread(subject.train, PIXELS_FROM), subject.test
+    few, test = sample(subject.train, PIXELS_FROM), subject.test
     assert few.labels is not None
     given, wanted = few.labels, _columns(test, few.classes)
     told: dict[str, Any] = {"split": split, "seed": subject.recipe.seed}

@@ -10,7 +10,7 @@ from contrapose.report.classes import Classes, plot_text
 from contrapose.report.pictures import Confusion, Similarity
 from contrapose.report.run_folder import Curve, Run
 
-Figure = dict[str, Any]
+PlotlyFigure = dict[str, Any]
 MAX_RECORDS = 600  # per curve; more cannot be told apart on a screen
 MAX_MATRIX = 60  # classes of a confusion matrix; beyond, those with the most mistakes
 
@@ -26,7 +26,7 @@ def curve_chart(
     *,
     log: bool = False,
     share: bool = False,
-) -> Figure:
+) -> PlotlyFigure:
     """Curves of all runs over epochs. `lines`: metric, words, dash; colour tells the runs apart."""
     several = len(runs) > 1
     by_epoch = all(
@@ -75,7 +75,7 @@ def curve_chart(
     return {"data": traces, "layout": layout}
 
 
-def similarity_chart(similarity: Similarity) -> Figure:
+def similarity_chart(similarity: Similarity) -> PlotlyFigure:
     """Histograms of cosine similarity as outlines, each of area one: counts do not hide shapes."""
     edges = similarity.edges.astype(float)
     styles = (
@@ -129,7 +129,7 @@ def similarity_chart(similarity: Similarity) -> Figure:
 
 def path_chart(
     runs: Sequence[Run], *, x: str, y: str, x_title: str, y_title: str, x_sign: int = 1
-) -> Figure | None:
+) -> PlotlyFigure | None:
     """The way of each run through two quantities: hollow where it began, filled where it ended."""
     traces = []
     for r, run in enumerate(runs):
@@ -183,7 +183,7 @@ def path_chart(
     return {"data": traces, "layout": layout}
 
 
-def confusion_chart(confusion: Confusion, names: list[str]) -> tuple[Figure, int]:
+def confusion_chart(confusion: Confusion, names: list[str]) -> tuple[PlotlyFigure, int]:
     """The matrix, each row shaded by its shares; and how many classes are left out."""
     counts = confusion.counts
     mistakes = counts.sum(axis=1) - counts.diagonal()
@@ -233,7 +233,7 @@ def confusion_chart(confusion: Confusion, names: list[str]) -> tuple[Figure, int
     return {"data": [trace], "layout": layout}, len(confusion.counts) - len(shown)
 
 
-def map_chart(runs: Sequence[Run], run: int, classes: Classes) -> Figure | None:
+def map_chart(runs: Sequence[Run], run: int, classes: Classes) -> PlotlyFigure | None:
     """Points of one map, with the page-wide class of each; map.js makes the traces."""
     points = runs[run].pictures.map
     if points is None:
@@ -309,7 +309,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 14 else f"{name[:13]}…"
 
 
-def _level(traces: Sequence[Figure]) -> list[float]:
+def _level(traces: Sequence[PlotlyFigure]) -> list[float]:
     """A range about values that are all the same, half of them below and above; else nothing.
 
     Left alone, plotly draws one unit about them, whatever they are.
@@ -321,7 +321,7 @@ def _level(traces: Sequence[Figure]) -> list[float]:
     return [value - (abs(value) / 2 or 1.0), value + (abs(value) / 2 or 1.0)]
 
 
-def _log_ticks(traces: Sequence[Figure]) -> dict[str, list[Any]]:
+def _log_ticks(traces: Sequence[PlotlyFigure]) -> dict[str, list[Any]]:
     """Powers of ten, and 2 and 5 times them where there are few, as plain numbers."""
     values = [v for trace in traces for v in trace["y"] if v is not None and v > 0]
     if not values:

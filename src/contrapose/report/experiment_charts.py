@@ -6,7 +6,7 @@ here. Names that came with the data are shown as written, never read as markup.
 
 from typing import Any
 
-from contrapose.report.charts import Figure, plain_layout
+from contrapose.report.charts import PlotlyFigure, plain_layout
 from contrapose.report.classes import plot_text
 
 COLOURS = [f"var(--r{k})" for k in range(8)]
@@ -14,7 +14,7 @@ HEAT = [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]]
 _SET_HERE = ("template", "width", "height", "paper_bgcolor", "plot_bgcolor", "font", "title")
 
 
-def themed(drawn: dict[str, Any]) -> Figure:
+def themed(drawn: dict[str, Any]) -> PlotlyFigure:
     """A plotly figure (data, layout) as this page draws it."""
     asked = {k: v for k, v in drawn.get("layout", {}).items() if k not in _SET_HERE}
     layout = plain_layout("")

@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 from contrapose.errors import UserError
 from contrapose.files import replace_file, said_of
 from contrapose.progress import duration
-from contrapose.report.charts import Figure
+from contrapose.report.charts import PlotlyFigure
 from contrapose.report.classes import Classes
 from contrapose.report.numbers import (
     compare_recipes,
@@ -59,7 +59,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 def render(runs: Sequence[Run]) -> str:
     """The page as text."""
     classes = Classes(runs)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, PlotlyFigure] = {}
     pictures = [run_pictures(runs, k, classes, figures) for k in range(len(runs))]
     training, geometry = training_panels(runs), geometry_panels(runs)
     figures |= {panel.id: panel.figure for panel in (*training, *geometry) if panel.figure}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contrapose.report.charts import Figure, curve_chart, path_chart
+from contrapose.report.charts import PlotlyFigure, curve_chart, path_chart
 from contrapose.report.numbers import short
 from contrapose.report.run_folder import Run
 
@@ -17,7 +17,7 @@ class Panel:
     equation: str
     reading: str
     last: tuple[str, ...]
-    figure: Figure | None
+    figure: PlotlyFigure | None
     missing: str
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from contrapose.report.charts import Figure, confusion_chart, map_chart, similarity_chart
+from contrapose.report.charts import PlotlyFigure, confusion_chart, map_chart, similarity_chart
 from contrapose.report.classes import Classes
 from contrapose.report.pictures import Confusion, Neighbours
 from contrapose.report.run_folder import Run
@@ -64,7 +64,7 @@ class RunPictures:
 
 
 def run_pictures(
-    runs: Sequence[Run], k: int, classes: Classes, figures: dict[str, Figure]
+    runs: Sequence[Run], k: int, classes: Classes, figures: dict[str, PlotlyFigure]
 ) -> RunPictures:
     """Gather the pictures of run `k`; its plots go to `figures` under the returned ids."""
     pictures = runs[k].pictures

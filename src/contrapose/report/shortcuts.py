@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contrapose.report.charts import Figure
+from contrapose.report.charts import PlotlyFigure
 from contrapose.report.experiment_charts import themed
 from contrapose.report.page import assemble, write_text
 from contrapose.report.run_folder import Json, read_record
@@ -101,7 +101,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _bits(rows: Sequence[Json]) -> Figure:
+def _bits(rows: Sequence[Json]) -> PlotlyFigure:
     """What each feature shares, as it is and with its suggestion."""
     return _bars(
         rows,
@@ -110,13 +110,13 @@ def _bits(rows: Sequence[Json]) -> Figure:
     )
 
 
-def _read(rows: Sequence[Json]) -> Figure:
+def _read(rows: Sequence[Json]) -> PlotlyFigure:
     """What h holds of each feature."""
     names = (("h", "h"), ("untrained", "untrained"), ("h_after", "h, with all suggestions"))
     return _bars(rows, names, "R² of the feature read from h")
 
 
-def _bars(rows: Sequence[Json], names: Sequence[tuple[str, str]], title: str) -> Figure:
+def _bars(rows: Sequence[Json], names: Sequence[tuple[str, str]], title: str) -> PlotlyFigure:
     traces = []
     for name, words in names:
         scores = [(row["title"], row[name]) for row in reversed(rows)]

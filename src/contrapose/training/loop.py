@@ -26,7 +26,7 @@ from contrapose.training.batchnorm import estimate_statistics, fewest_updates
 from contrapose.training.interruption import signals_deferred
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import KILLED, OtherImages, Run, Weights, say
-from contrapose.training.signals import measure, online_knn
+from contrapose.training.signals import online_knn, step_signals
 from contrapose.training.step import NonFiniteError, positive_groups, step
 
 ROWS = 100  # of metrics.jsonl in a whole run
@@ -239,7 +239,7 @@ class _Training:
         row = None
         if self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps):
             clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
-            row = clock | {"lr": self.lr * factor} | measure(seen, recipe) | self._knn()
+            row = clock | {"lr": self.lr * factor} | step_signals(seen, recipe) | self._knn()
             if not isinstance(self.batches, Drawn):
                 row["part_size"] = float(self.batches.size or len(index))
         if self.source is not None and seen.entries is not None:

@@ -23,7 +23,7 @@ NEUTRAL = 0.1  # temperature at which effective negatives are counted for a loss
 WATCHED = 1000  # images that the online kNN classifies, each by the others
 
 
-def measure(seen: Step, recipe: Recipe) -> dict[str, float]:
+def step_signals(seen: Step, recipe: Recipe) -> dict[str, float]:
     """The signals of one batch: a metrics.jsonl row without its clock.
 
     Taken before the source of keys takes the batch in.

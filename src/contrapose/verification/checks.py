@@ -25,7 +25,7 @@ LAST_PLACE = {"fp64": 0.0, "fp32": 0.0, "bf16": 2**-8, "fp16": 2**-10}
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankLayout:
     """How the rows are spread over processes: in proportion to `shares`."""
 
     name: str
@@ -56,17 +56,17 @@ class Check:
     error: str | None = None
 
 
-def layouts(world: int) -> list[Layout]:
+def layouts(world: int) -> list[RankLayout]:
     """One process, all that there are up to three, uneven shares, one process without rows."""
-    found = [Layout("1 rank", (1,))]
+    found = [RankLayout("1 rank", (1,))]
     for w in sorted({2, 3, world}):
         if 1 < w <= world:
             uneven = (5, 1, 6) if w == 3 else (3, *range(1, w))
             empty = (5, 0, 7) if w == 3 else (*[1] * (w - 1), 0)
             found += [
-                Layout(f"{w} ranks", (1,) * w),
-                Layout("uneven", uneven),
-                Layout("one empty", empty),
+                RankLayout(f"{w} ranks", (1,) * w),
+                RankLayout("uneven", uneven),
+                RankLayout("one empty", empty),
             ]
     return found
 
@@ -95,7 +95,7 @@ def gradient_errors(found: Outcome, expected: Outcome) -> dict[str, float]:
 
 
 def judged(
-    problem: Problem, layout: Layout, precision: str, found: Outcome | str, expected: Outcome
+    problem: Problem, layout: RankLayout, precision: str, found: Outcome | str, expected: Outcome
 ) -> Check:
     """`found` against `expected`; found is a text where the loss raised an error.
 

@@ -22,7 +22,7 @@ from contrapose.verification.checks import (
     PRECISIONS,
     SMALL,
     Check,
-    Layout,
+    RankLayout,
     judged,
     layouts,
 )
@@ -34,7 +34,7 @@ LEFT_OUT = {
 }
 
 
-class Stopped(RuntimeError):
+class RankStopped(RuntimeError):
     """An error that ends all checks; the check it came from has failed."""
 
     def __init__(self, check: Check) -> None:
@@ -113,7 +113,7 @@ def verify(
                 raise ChildProcessError(f"verify, rank {me.rank}: {error}") from error
             why = me.lost() or str(error)
             stopped = f"while results were exchanged: {why}"
-            if isinstance(error, Stopped):
+            if isinstance(error, RankStopped):
                 stopped = error.said(why)
                 checks.append(replace(error.check, error=why))
     if me.rank:
@@ -161,7 +161,7 @@ def take_part(me: Rank, names: Sequence[str], quick: bool) -> None:
         pass
 
 
-Case = tuple[Problem, Layout, str]
+Case = tuple[Problem, RankLayout, str]
 
 
 def cases(loss: Callable[..., Tensor], world: int, quick: bool) -> Iterator[Case]:
@@ -174,7 +174,7 @@ def cases(loss: Callable[..., Tensor], world: int, quick: bool) -> Iterator[Case
                         yield problem, layout, precision
 
 
-def wanted(problem: Problem, precision: str, layout: Layout, quick: bool) -> bool:
+def wanted(problem: Problem, precision: str, layout: RankLayout, quick: bool) -> bool:
     """Many rows in float64 only: some are so near each other that float32 chooses others."""
     if problem.inputs is MANY:
         return precision == "fp64"
@@ -183,10 +183,10 @@ def wanted(problem: Problem, precision: str, layout: Layout, quick: bool) -> boo
     return not quick or precision == "fp64" or layout.name in ("1 rank", "3 ranks")
 
 
-def solve(me: Rank, problem: Problem, layout: Layout, precision: str) -> Outcome | str | None:
-    """This process' part; the error where there was one; nothing where it has no part.
+def solve(me: Rank, problem: Problem, layout: RankLayout, precision: str) -> Outcome | str | None:
+    """The outcome of this process, its error as text, or None if it is not in the layout.
 
-    Raises Stopped for an error in company, since the others may be waiting for what never comes.
+    Raises RankStopped for an error among several ranks, since the others may wait for this one.
     """
     ranks = len(layout.shares)
     if me.rank >= ranks:
@@ -202,7 +202,7 @@ def solve(me: Rank, problem: Problem, layout: Layout, precision: str) -> Outcome
         found = f"{type(error).__name__} on rank {me.rank}: {error}"
         if ranks == 1:
             return found
-        raise Stopped(judged(problem, layout, precision, found, Outcome(0.0, {}))) from error
+        raise RankStopped(judged(problem, layout, precision, found, Outcome(0.0, {}))) from error
 
 
 def judge(of: Iterator[Case], found: Sequence[Sequence[Outcome | str | None]]) -> Iterator[Check]:

@@ -14,7 +14,7 @@ from contrapose.errors import UserError
 from contrapose.partials import unknown
 
 Labels = Int[Tensor, " N"]
-Features = Mapping[str, tuple[Labels, tuple[str, ...]]]  # name -> (label of each image, classes)
+FeatureLabels = Mapping[str, tuple[Labels, tuple[str, ...]]]  # name -> (labels, class names)
 SHAPE = ("canvas", "images", "channels")  # options that the shape of the pixels shows
 
 
@@ -25,7 +25,7 @@ def features_of(images: ImageSet) -> dict[str, Labels]:
     return {"image": images.label}
 
 
-def with_features(images: ImageSet, own: Features, label: str | None) -> ImageSet:
+def with_features(images: ImageSet, own: FeatureLabels, label: str | None) -> ImageSet:
     """The set with features of its own beside those of its base; `label` names the one to learn."""
     every = dict(images.features)
     for name, (value, _) in own.items():

@@ -32,7 +32,7 @@ from contrapose.experiments.suppression.protocol import (
     raw_pixels,
     suppression_chart,
 )
-from contrapose.experiments.trained import Images, Measure, Trained, both_splits
+from contrapose.experiments.trained import ImagesOrName, Measure, Trained, both_splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def own_digits(of: Trained, *, images: str, unique: Sequence[int]) -> dict[str, 
     return {"own": found}
 
 
-def glyphs_tested(of: Trained, *, images: Images) -> dict[str, int]:
+def glyphs_tested(of: Trained, *, images: ImagesOrName) -> dict[str, int]:
     """How many different glyphs the test images show."""
     _, test = both_splits(images, of.recipe.size, None, len(of.test))
     return {"glyphs": len(torch.unique(layout(test, torch.arange(len(test))).glyph))}

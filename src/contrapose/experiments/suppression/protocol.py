@@ -36,7 +36,7 @@ from contrapose.experiments.charts import Chart, Trace, chart, line
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Job, Results, Verdict
 from contrapose.experiments.trained import (
-    Images,
+    ImagesOrName,
     Measure,
     Trained,
     both_splits,
@@ -153,7 +153,7 @@ def job(
     seed: int,
     name: str,
     facts: Mapping[str, Any],
-    images: Images,
+    images: ImagesOrName,
     method: str = SIMCLR,
     classes: int = 10,
     measures: Sequence[Measure] = (),
@@ -161,7 +161,7 @@ def job(
     epochs: float | None = None,
     batch_size: int | None = None,
     labels: int | None = None,
-    probed: Images | None = None,
+    probed: ImagesOrName | None = None,
     tested: int | None = None,
     **options: Any,
 ) -> Job:
@@ -180,7 +180,7 @@ def job(
     if labels is not None:
         options |= {"positives": "class"}
         taught = {"labels": labels}
-    standard = partial(readable, images=probed, subset=(at.images, tested), size=size)
+    standard = partial(feature_accuracies, images=probed, subset=(at.images, tested), size=size)
     call = partial(
         trained,
         images=images,
@@ -231,10 +231,10 @@ def head_for(loss: Any, *, dim: int, layers: int) -> Callable[..., nn.Module]:
 # ---- measures ------------------------------------------------------------------------------------
 
 
-def readable(
+def feature_accuracies(
     of: Trained,
     *,
-    images: Images | None = None,
+    images: ImagesOrName | None = None,
     subset: tuple[int | None, int | None] = (None, None),
     size: int | None = None,
 ) -> dict[str, Any]:
@@ -261,10 +261,10 @@ def readable(
     }
 
 
-def raw_pixels(of: Trained, *, images: Images | None = None) -> dict[str, Any]:
+def raw_pixels(of: Trained, *, images: ImagesOrName | None = None) -> dict[str, Any]:
     """Under `raw`: accuracy of the same probes on the pixels of the images, at the encoder's size.
 
-    images: as in `readable`; as many of either split as the run has.
+    images: as in `feature_accuracies`; as many of either split as the run has.
     """
     train, test = of.train, of.test
     if images is not None:
