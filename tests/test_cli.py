@@ -166,6 +166,11 @@ def test_torchrun_is_refused_once_by_what_trains_or_writes(tmp_path):
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     said = "torchrun started it 2 times (WORLD_SIZE=2), but a training on several processes is not"
     assert done.stderr.count(f"error: contrapose train: {said} supported yet") == 1
+    script = "import contrapose; contrapose.train('simclr', 'digits', out='run')"
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([*command, "script.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert "UserError: contrapose.train: torchrun started it 2 times" in done.stderr
     other = contrapose("evaluate", "run", RANK="0", WORLD_SIZE="2")
     assert other.returncode == 2 and "error: contrapose evaluate: torchrun" in other.stderr
 

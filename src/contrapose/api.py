@@ -15,7 +15,7 @@ from contrapose import augment, encoders, plan, recipes
 from contrapose.data import HELD_OUT, ImageSet, Request, evenly
 from contrapose.data.values import RGB
 from contrapose.encoders import Encoder, read_weights
-from contrapose.errors import UserError
+from contrapose.errors import UserError, check_one_process
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.files import as_file_name, holder, read_object, unfinished
@@ -59,20 +59,23 @@ def train(
     test split, else 0. Everything is checked, and one step rehearsed, before the folder is made.
     Raises UserError or FileNotFoundError for what cannot be trained.
     """
-    request = Request.of(images, **how)
+    check_one_process("contrapose.train")
+    request, where = Request.of(images, **how), (device, precision)
     if out is not None:
         Run.refuse_existing(Path(out))
-    device, bf16 = choose_device(device), choose_bf16(precision, device)
-    (chosen, source, network, data), planned = _planned(
+    device = choose_device(device)
+    bf16 = choose_bf16(precision, device)
+    (chosen, source, network, data), planned, choices = _planned(
         recipe, request, command, device, bf16, held_out=held_out, encoder=encoder, epochs=epochs,
         batch_size=batch_size, temperature=temperature, seed=seed, changes=changes,
     )  # fmt: skip
     folder = Path(out) if out else new_folder(source.name, chosen.name)
     written = {"format": FORMAT, "contrapose": __version__, "command": command}
     with Run.begun(
-        folder, written | {"data": data, "recipe": describe(chosen), "plan": planned}
+        folder,
+        written | {"data": data, "recipe": describe(chosen), "plan": planned, "choices": choices},
     ) as run:
-        run.write("environment.json", environment(device, bf16))
+        run.write("environment.json", environment(device, bf16, where))
         begin(run, chosen, source)
         if compiled:
             network.backbone.compile()
@@ -87,8 +90,9 @@ def _planned(
     device: str,
     bf16: bool,
     **settings: Any,
-) -> tuple[plan.Made, dict[str, Any] | None]:
-    """The run to make, and for a named recipe its plan as JSON; settings: those of `_prepared`."""
+) -> tuple[plan.Made, dict[str, Any] | None, dict[str, Any]]:
+    """The run to make; for a named recipe its plan as JSON; and why encoder, size, batch and
+    epochs are what they are. settings: those of `_prepared`."""
 
     @cache  # a plan asks for several runs of the same images
     def opened(size: int | None) -> tuple[Request, ImageSet]:
@@ -99,20 +103,21 @@ def _planned(
     def make(instead: Mapping[str, Any]) -> plan.Made:
         return _prepared(recipe, opened, instead, **settings)
 
-    if not isinstance(recipe, str) or recipe not in recipes.names():
-        return make({}), None
     changes = settings["changes"]
     fields = {change.partition("=")[0].strip().partition(".")[0] for change in changes}
-    given = {
-        "encoder": settings["encoder"] or "backbone" in fields,
-        "size": request.size or not request.named or "size" in fields,
-        "batch_size": settings["batch_size"] or "batch_size" in fields,
-        "epochs": settings["epochs"] or "epochs" in fields,
+    flags = {"encoder": "backbone", "size": "size", "batch_size": "batch_size", "epochs": "epochs"}
+    asked = {  # by which flag
+        name: f"--set {field}" if field in fields else f"--{name.replace('_', '-')}"
+        for name, field in flags.items()
+        if field in fields or (request.size if name == "size" else settings[name])
     }
-    asked = {name for name, value in given.items() if value}
+    if not isinstance(recipe, str) or recipe not in recipes.names():
+        made = make({})
+        return made, None, plan.choices(made, recipe, asked, {})
+    kept = set(asked) | (set() if request.named else {"size"})  # an array is opened but once
     again = command or "contrapose train DATA"
-    made, what = plan.planned(make, asked=asked, device=device, bf16=bf16, command=again)
-    return made, what.as_json()
+    made, what = plan.planned(make, asked=kept, device=device, bf16=bf16, command=again)
+    return made, what.as_json(), plan.choices(made, recipe, asked, what.chosen)
 
 
 def _prepared(
@@ -172,6 +177,7 @@ def resume(
     recipe: needed again only where the run's recipe was your own file; or the recipe itself, where
     it was given as one. images: needed again only where they did not come from a name or a path.
     """
+    check_one_process("contrapose.resume")
     run = run if isinstance(run, Run) else Run.open(run)
     written = run.read("recipe.json")
     request = request_of(run, images)
@@ -187,6 +193,7 @@ def resume(
         chosen = run.recipe(own)
     file = run.path / "environment.json"
     before = read_object(file, _ENVIRONMENT) if file.exists() else {}
+    where = device, precision or "auto"
     device = choose_device(device)
     bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
     if len(source) < chosen.batch_size:  # the loop would name a flag that a run cannot take
@@ -196,7 +203,9 @@ def resume(
         )
     network = build(chosen, source)
     with run.locked():
-        now = environment(device, bf16)
+        now = environment(device, bf16, where)
+        if precision is None and "precision" in before:
+            now["why"]["precision"] = "as the run was begun"
         again = before | {"resumed": [*before.get("resumed", []), now]} if before else now
         run.write("environment.json", again)
         begin(run, chosen, source)

@@ -25,7 +25,7 @@ from contrapose.commands.show import show
 from contrapose.commands.train import train
 from contrapose.commands.tune_temperature import tune_temperature
 from contrapose.commands.verify import verify
-from contrapose.errors import Interrupted, UserError, check_platform
+from contrapose.errors import Interrupted, UserError, check_one_process, check_platform
 
 app = typer.Typer(
     name="contrapose",
@@ -59,27 +59,25 @@ def options(
 def refuse_many_processes(command: str) -> None:
     """Exit with status 2, and a sentence from rank 0, where torchrun started several processes.
 
-    Only `verify` shares its work among them; any other command would run whole in each, and all
-    would write the same files.
+    Only `verify` shares its work among them.
     """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" not in os.environ or not world.isdecimal() or int(world) < 2 or command == "verify":
+    if command == "verify":
         return
-    if os.environ["RANK"] != "0":
+    try:
+        check_one_process(f"contrapose {command}")
+    except UserError:
+        if os.environ["RANK"] == "0":
+            raise
         time.sleep(5)  # torchrun ends all once the first has ended: let rank 0 speak before
         sys.exit(2)
-    raise UserError(
-        f"contrapose {command}: torchrun started it {world} times (WORLD_SIZE={world}), but a "
-        "training on several processes is not supported yet: it would run whole in each of them. "
-        "Start it once, without torchrun; it uses one GPU, or all cores. Of the commands only "
-        "`verify` runs under torchrun"
-    )
 
 
 def main() -> None:
     """The entry point: an error that the user can mend is one message; faults keep a traceback."""
     # OpenMP threads that spin while they wait make a shared machine two to three times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # what Apple's mps lacks torch then computes on the CPU, and warns of it once
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -5,6 +5,7 @@ keeps its traceback.
 """
 
 import importlib.util
+import os
 
 
 def check_platform() -> None:
@@ -14,6 +15,22 @@ def check_platform() -> None:
             "contrapose does not support Windows; use WSL, the Windows Subsystem for Linux: "
             "`wsl --install`, then install contrapose in there"
         )
+
+
+def check_one_process(what: str) -> None:
+    """UserError where torchrun started several processes, and each would do the whole of it.
+
+    what: that is asked for, as the message repeats it.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" not in os.environ or not world.isdecimal() or int(world) < 2:
+        return
+    raise UserError(
+        f"{what}: torchrun started it {world} times (WORLD_SIZE={world}), but a training on "
+        "several processes is not supported yet: it would run whole in each of them, and all would "
+        "write the same files. Start it once, without torchrun; it uses one GPU, or all cores. "
+        "What runs under torchrun: `contrapose verify`, and the losses in a loop of your own"
+    )
 
 
 class UserError(ValueError):

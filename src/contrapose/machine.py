@@ -4,18 +4,24 @@ import os
 import platform
 import subprocess
 import time
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from contrapose.errors import UserError
 from contrapose.version import __version__
 
+T = TypeVar("T")
 
-def environment(device: str, bf16: bool) -> dict[str, Any]:
-    """Machine, software versions, device and precision of a run, for its recipe.json."""
-    return {
+
+def environment(device: str, bf16: bool, asked: tuple[str, str] | None = None) -> dict[str, Any]:
+    """Machine, software versions, device and precision of a run, for its environment.json.
+
+    asked: the device and precision that were asked for, of which it says why they are so.
+    """
+    found = {
         "contrapose": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
@@ -27,20 +33,73 @@ def environment(device: str, bf16: bool) -> dict[str, Any]:
         "precision": "bf16" if bf16 else "fp32",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if asked is None:
+        return found
+    precision = why_precision(asked[1], device, bf16)
+    return found | {"why": {"device": why_device(asked[0], device), "precision": precision}}
 
 
 def choose_device(device: str) -> str:
-    """The device: `auto` is CUDA if there is one; UserError for a device that is missing."""
+    """The device: `auto` is CUDA if there is one, else Apple's mps if there is one, else the CPU.
+
+    UserError for a device that is missing.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return next((kind for kind in ("cuda", "mps") if _is_there(kind)), "cpu")
     kind, _, number = device.partition(":")
-    if device != "cpu" and (kind != "cuda" or (":" in device and not number.isdecimal())):
-        raise UserError(f"--device {device}: use auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    if kind not in ("cpu", "cuda", "mps") or (":" in device and kind != "cuda"):
+        raise UserError(f"--device {device}: use auto, cpu, cuda, cuda:N or mps")
+    if ":" in device and not number.isdecimal():
+        raise UserError(f"--device {device}: use auto, cpu, cuda, cuda:N or mps")
+    if kind != "cpu" and not _is_there(kind):
+        what = "CUDA device" if kind == "cuda" else "Metal (mps)"
+        raise UserError(f"--device {device}: torch sees no {what} here; use --device cpu")
     if number and int(number) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: there are {torch.cuda.device_count()}, from 0")
     return device
+
+
+def _is_there(kind: str) -> bool:
+    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+
+
+def has_float64(device: torch.device | str) -> bool:
+    """Whether a device computes in float64: mps does not, so what needs it is done on the CPU."""
+    return torch.device(device).type != "mps"
+
+
+def on_cpu(value: T) -> T:
+    """The dataclass with every tensor in it, at any depth, on the CPU."""
+    assert is_dataclass(value) and not isinstance(value, type)
+    moved: dict[str, Any] = {}
+    for field in fields(value):
+        found = getattr(value, field.name)
+        if isinstance(found, torch.Tensor):
+            moved[field.name] = found.cpu()
+        elif is_dataclass(found):
+            moved[field.name] = on_cpu(found)
+    return replace(value, **moved)
+
+
+def why_device(asked: str, device: str) -> str:
+    """Why a run computes there, in words, and what it cannot do there."""
+    if asked != "auto":
+        why = f"asked for by --device {asked}"
+    else:
+        why = "torch sees no GPU here" if device == "cpu" else "torch sees it here"
+    if device == "mps":
+        why += "; signals in float64, and operations that it lacks, are computed on the CPU"
+    return why
+
+
+def why_precision(asked: str, device: str, bf16: bool) -> str:
+    """Why a run computes in bf16 or fp32, in words."""
+    if asked != "auto":
+        return f"asked for by --precision {asked}"
+    if device == "mps":
+        return "bf16 is only used on mps where it is asked for"
+    what = "processor" if device == "cpu" else "GPU"
+    return f"this {what} multiplies bf16" if bf16 else f"this {what} does not multiply bf16 itself"
 
 
 def choose_bf16(precision: str, device: str) -> bool:
@@ -49,9 +108,19 @@ def choose_bf16(precision: str, device: str) -> bool:
         raise UserError(f"--precision {precision}: use auto, fp32 or bf16")
     if precision != "auto":
         return precision == "bf16"
+    if device == "mps":
+        return False
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given: its clock then means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def cores() -> int:

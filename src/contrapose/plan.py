@@ -9,12 +9,15 @@ fit, UserError says what would.
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from contrapose import recipes
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.machine import free_memory
+from contrapose.partials import describe
 from contrapose.progress import duration
 from contrapose.training.cost import Cost, cost
 from contrapose.training.recipe import Recipe
@@ -26,6 +29,7 @@ STEPS = 100  # that a run has at least, however slow the machine: fewer teach no
 SHARE = 0.7  # of the free memory that a run may take
 LEAST_BATCH = 32  # images, below which there are too few negatives to choose it unasked
 SIDE = 32  # px
+LEAST_LARGE, OTHER_SIZE = 64, 224  # px: recipes tell small photographs from large ones
 SMALL: dict[str, dict[str, Any]] = {  # by the flag that it stands for
     "encoder": {"encoder": "small_conv", "backbone.width": 128},  # 0.1 M parameters
     "size": {"size": SIDE},
@@ -120,6 +124,73 @@ def planned(
     )
     flags = " ".join(f"--{k.replace('_', '-')} {own[k]}" for k in own if k in instead)
     return made, Plan(price, instead, reason, flags)
+
+
+def choices(
+    made: Made, recipe: str | Path | Recipe, asked: Mapping[str, str], chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """{"encoder": ["small_conv, 0.1 M parameters", "chosen for this machine"], ...}: what a run
+    has, and why; "beside size": what the recipe has otherwise at this size, where it was chosen.
+
+    asked: by which flag; chosen: of the `Plan`; recipe: as it was given.
+    """
+    own, named = _settings(made.recipe), not isinstance(recipe, Recipe)
+    parameters = sum(p.numel() for p in made.network.parameters())
+    shown = {
+        "encoder": f"{own['encoder']}, {parameters / 1e6:.2g} M parameters",
+        "size": f"{own['size']} px",
+        "batch_size": f"{own['batch_size']} images",
+        "epochs": f"{own['epochs']:g}",
+    }
+    found: dict[str, Any] = {}
+    plain = recipes.recipe_for(recipe, made.images.size, made.images.shown) if named else None
+    for name, value in shown.items():
+        why = f"of the recipe at {own['size']} px" if named else "of the recipe"
+        if name in asked:
+            why = f"asked for by {asked[name]}"
+        elif name in chosen:
+            why = "chosen for this machine"
+        elif name == "size" and named:
+            why = "of the images"
+        elif name == "batch_size" and plain is not None and plain.batch_size != own["batch_size"]:
+            why = f"a quarter of the images: the recipe's {plain.batch_size} are more than all"
+        found[name] = [value, why]
+    if named and ("size" in asked or "size" in chosen):
+        found["beside size"] = beside_size(str(recipe), made)
+    return found
+
+
+def beside_size(name: str, made: Made) -> str:
+    """What a recipe has otherwise at this size than it would have at another, in words."""
+    size, channels = made.recipe.size, made.images.shown
+    other = OTHER_SIZE if size <= LEAST_LARGE else SIDE
+    here, there = (_flat(describe(recipes.recipe_for(name, s, channels))) for s in (size, other))
+    has, words = _flat(describe(made.recipe)), []
+    for path, value in here.items():
+        unlike = path in there and value != there[path]
+        if unlike and has.get(path) == value and path.split(".")[0] not in ("size", "backbone"):
+            shown = path.removesuffix(".call").split(".")[-1].replace("_", " ")
+            shown = "learning rate" if shown == "lr" else shown
+            words.append(f"{shown} {_said(value)} ({_said(there[path])})")
+    if not words:
+        return ""
+    return f"with {size} px, {name} also has (in parentheses: with {other} px) {', '.join(words)}"
+
+
+def _flat(described: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by dotted path."""
+    if not isinstance(described, dict):
+        return {path: described}
+    found: dict[str, Any] = {}
+    for name, value in described.items():
+        found |= _flat(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, str):
+        return value.rpartition(".")[2]
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _fitting(price: Cost, room: float, recipe: Recipe) -> int:

@@ -77,7 +77,9 @@ def working(what: str) -> Iterator[None]:
     """What is being done and for how long: a line that changes, or one a minute in a file."""
     begun, said = time.monotonic(), what
     columns = (SpinnerColumn(), one_line(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what)
 
         def show(doing: str) -> None:
@@ -116,10 +118,11 @@ class TrainingProgress:
         self.opening.close()
         self.run = run
         print_images(images)
-        what = f"{recipe.name}: {recipe.epochs:g} epochs of batch {recipe.batch_size}"
-        console.print(Text(f"{what} -> {run.path}"))
+        console.print(Text(f"{recipe.name} -> {run.path}"), soft_wrap=True)
         written = run.read("recipe.json")
-        print_plan(written.get("plan"))
+        print_choices(run, written.get("choices") or {})
+        if not run.status():  # what goes on has taken some of it
+            print_plan(written.get("plan"))
         held = written["data"].get("held_out")
         if held:
             console.print(f"  {held:.0%} of the images are held out of training, for evaluation")
@@ -152,18 +155,49 @@ class TrainingProgress:
             self.words, self.left = "saving the run", ""
 
 
+def print_choices(run: "Run", choices: dict[str, Any]) -> None:
+    """What the run has and where it computes, each with its reason."""
+    where = run.read("environment.json")
+    where = (where.get("resumed") or [where])[-1]
+    why = where.get("why", {})
+    rows = {
+        "device": [where.get("device"), why.get("device", "")],
+        "precision": [where.get("precision"), why.get("precision", "")],
+    }
+    beside = choices.get("beside size", "")
+    table = Table.grid(padding=(0, 2))
+    for name, (value, reason) in (
+        {n: choices[n] for n in choices if n != "beside size"} | rows
+    ).items():
+        table.add_row(Text(f"  {name.replace('_size', '')}"), Text(str(value)), Text(reason))
+    console.print(table)
+    if beside:
+        print_indented(beside)
+
+
 def print_plan(plan: dict[str, Any] | None) -> None:
-    """What the run takes, and what was chosen for this machine with the reason."""
+    """What the run takes, and why it was made smaller than the recipe where it was."""
     if plan is None:
         return
-    console.print(Text(f"  {plan['words']}"))
+    print_indented(f"it takes {plan['words']}")
     if plan["chosen"]:
-        chosen = ", ".join(
-            f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
-            for k, v in plan["chosen"].items()
+        print_indented(
+            f"chosen for this machine, since {plan['reason']}; for a GPU: {plan['otherwise']}",
+            style="yellow",
         )
-        console.print(Text(f"  chosen for this machine: {chosen}", style="yellow"))
-        console.print(Text(f"  since {plan['reason']}; for a GPU: {plan['otherwise']}"))
+
+
+def print_indented(sentence: str, style: str = "") -> None:
+    """A sentence whose further lines are indented by two more."""
+    console.print(Text("\n".join(wrapped(sentence)), style=style), soft_wrap=True)
+
+
+def wrapped(sentence: str) -> list[str]:
+    """Its lines on the terminal: the first indented by two, the others by four."""
+    return textwrap.wrap(
+        sentence, max(40, console.width), initial_indent="  ", subsequent_indent="    ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def print_scores(scores: Sequence["Score"]) -> None:
@@ -189,10 +223,7 @@ def print_findings(findings: Sequence[dict[str, str]]) -> None:
     console.print(Text("Verdict", style="bold"))
     for finding in findings:
         mark = f"{finding['state']}: "
-        lines = textwrap.wrap(
-            mark + finding["sentence"], max(40, console.width), initial_indent="  ",
-            subsequent_indent="    ", break_long_words=False, break_on_hyphens=False,
-        )  # fmt: skip
+        lines = wrapped(mark + finding["sentence"])
         text = Text("\n".join(lines))
         text.stylize(STYLES[finding["level"]], 2, 2 + len(mark))
         console.print(text, soft_wrap=True)

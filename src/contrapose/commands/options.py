@@ -15,7 +15,7 @@ Number = TypeVar("Number", int, float)
 RecipeAgain = Annotated[
     str | None, typer.Option("--recipe", help="Again, where the run's recipe was your own file.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 EmbeddingLabels = Annotated[
     Path | None, typer.Option("--labels", help="Labels of the rows: .npy or .csv.")
 ]

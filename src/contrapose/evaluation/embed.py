@@ -14,6 +14,7 @@ from contrapose.augment import center, views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, modes_kept
 from contrapose.errors import UserError
+from contrapose.machine import has_float64
 from contrapose.progress import counted
 
 
@@ -48,6 +49,8 @@ def embed(
     if precision not in ("fp32", "bf16", "fp64"):
         raise UserError(f"embed: precision={precision!r}; use 'fp32', 'bf16' or 'fp64'")
     device = torch.device(device)
+    if precision == "fp64" and not has_float64(device):
+        device = torch.device("cpu")
     encoder.to(device)
     if precision == "fp64":
         encoder = copy.deepcopy(encoder).double()

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from contrapose.errors import UserError
 from contrapose.machine import choose_device
 from contrapose.processes.watch import Watch
 from contrapose.threads import serial
@@ -61,14 +62,14 @@ def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> 
     with serial():
         if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             local = int(os.environ.get("LOCAL_RANK", "0"))
-            kind = choose_device(device)
+            kind = _shared(device)
             device = f"cuda:{local}" if kind == "cuda" else kind
             rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             seconds = TORCHRUN_JOINING, TORCHRUN_ANSWERING
             with _joined(rank, world, device, "env://", *seconds) as groups:
                 yield Rank(rank, world, device, groups)
             return
-        devices = _devices(count, "cpu" if device == "auto" else choose_device(device))
+        devices = _devices(count, "cpu" if device == "auto" else _shared(device))
         with tempfile.TemporaryDirectory(prefix="contrapose-") as folder:
             store, context = f"file://{folder}/store", mp.get_context("spawn")
             beats = context.Array("d", len(devices), lock=False)
@@ -86,6 +87,16 @@ def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> 
                     why = watch.lost() or str(error)
                     raise ChildProcessError(f"verify: {why}, before all had joined") from error
                 yield Rank(0, len(devices), devices[0], groups, watch.gets_on, watch.lost)
+
+
+def _shared(device: str) -> str:
+    """The device that processes compute on, which mps cannot be."""
+    kind = choose_device(device)
+    if kind != "mps":
+        return kind
+    if device == "auto":
+        return "cpu"
+    raise UserError(f"--device {device}: it neither has float64 nor exchanges rows; use cpu")
 
 
 def _devices(count: int, device: str) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
+from contrapose.machine import synchronize
 from contrapose.progress import duration
 from contrapose.training.batches import shuffled
 from contrapose.training.recipe import Recipe
@@ -32,9 +33,10 @@ class Cost:
 
     def words(self) -> str:
         """`about 12 min at 700 images/s, 1.1 GB`."""
+        speed = self.images_per_second
         return (
-            f"about {duration(self.seconds)} at {self.images_per_second:,.3g} images/s, "
-            f"{self.memory / 1e9:.1f} GB"
+            f"about {duration(self.seconds)} at {speed:,.{0 if speed >= 10 else 1}f} images/s, "
+            f"{max(self.memory / 1e9, 0.1):.1f} GB"
         )
 
 
@@ -91,8 +93,7 @@ def _step(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> None:
         z = trial(rows)[1]
     z.float().square().sum().backward()
     trial.zero_grad(set_to_none=True)
-    if picture.device.type == "cuda":
-        torch.cuda.synchronize(picture.device)
+    synchronize(picture.device)
 
 
 def _kept(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:

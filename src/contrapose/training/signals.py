@@ -15,6 +15,7 @@ from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
 from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
 from contrapose.losses.temperature import Similarities, entropy, temperature_in_force
+from contrapose.machine import has_float64, on_cpu
 from contrapose.similarity import Pairs, paired, positive_similarity, topk
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import Step
@@ -28,6 +29,8 @@ def step_signals(seen: Step, recipe: Recipe) -> dict[str, float]:
 
     Taken before the source of keys takes the batch in.
     """
+    if not has_float64(seen.z.device):
+        seen = on_cpu(seen)
     z, h, contrast = seen.z, seen.h, seen.contrast
     row = {
         "loss": seen.loss,

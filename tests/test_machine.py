@@ -1,0 +1,120 @@
+"""Where a run computes: what `auto` finds, what each kind of device can do, what is asked for.
+
+No machine with Apple's mps was at hand: what torch says of one is set here, and that training needs
+no float64, which mps lacks, is seen from every tensor that a step makes.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from support.quick_recipe import quick
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from contrapose import api, machine, recipes
+from contrapose.augment import views
+from contrapose.data import open_images
+from contrapose.errors import UserError
+from contrapose.processes import ranks
+from contrapose.training import loop
+from contrapose.training.step import step
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """torch as it is on a Mac with mps."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_auto_finds_mps_where_there_is_no_cuda(mac, monkeypatch):
+    assert machine.choose_device("auto") == machine.choose_device("mps") == "mps"
+    assert machine.choose_device("cpu") == "cpu"
+    why = machine.why_device("auto", "mps")
+    assert "float64" in why and "on the CPU" in why
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert machine.choose_device("auto") == "cuda"
+
+
+def test_mps_is_refused_where_there_is_none_and_where_it_cannot_do_the_work(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device, words in (
+        ("mps", "torch sees no Metal"),
+        ("mps:0", "use auto, cpu, cuda, cuda:N or mps"),
+        ("tpu", "use auto, cpu, cuda, cuda:N or mps"),
+        ("cuda:x", "use auto, cpu, cuda, cuda:N or mps"),
+    ):
+        with pytest.raises(UserError, match=words):
+            machine.choose_device(device)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ranks._shared("auto") == "cpu"
+    with pytest.raises(UserError, match="neither has float64 nor exchanges rows"):
+        ranks._shared("mps")
+
+
+def test_what_mps_lacks_is_done_on_the_cpu_and_bf16_only_where_it_is_asked_for():
+    assert not machine.has_float64("mps") and machine.has_float64("cuda:1")
+    assert not machine.choose_bf16("auto", "mps") and machine.choose_bf16("bf16", "mps")
+    there = torch.zeros(2, device="meta")
+
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        x: torch.Tensor
+        n: int = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        inner: Inner
+        y: torch.Tensor | None
+        z: torch.Tensor
+
+    with pytest.raises(NotImplementedError, match="meta"):  # torch: there is nothing to copy
+        machine.on_cpu(Outer(Inner(there), None, torch.ones(1)))
+    moved = machine.on_cpu(Outer(Inner(torch.ones(1)), None, torch.ones(1)))
+    assert moved.inner.n == 3 and moved.y is None and moved.z.device.type == "cpu"
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails where an operation gives float64, as mps does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor) and x.dtype == torch.float64:
+                raise AssertionError(f"{func} gives float64")
+        return found
+
+
+@pytest.mark.parametrize("name", ["simclr", "supcon", "moco", "instance_discrimination", "xbm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_step_needs_no_float64(name, channels):
+    images = open_images(
+        torch.randint(0, 256, (8, 24, 24, channels), dtype=torch.uint8).numpy(),
+        labels=[0, 1] * 4, channels=channels,
+    )  # fmt: skip
+    recipe = api.changed(
+        recipes.recipe_for(name, 24, channels), images, encoder="small_conv", batch_size=8,
+        changes=["backbone.width=8"],
+    )  # fmt: skip
+    encoder = api.build(recipe, images).train()
+    optimizer = recipe.optimizer(encoder, lr=0.1)
+    source = loop.source_of_keys(recipe, encoder, len(images))
+    index, generator = torch.arange(8), torch.Generator().manual_seed(0)
+    with NoFloat64():
+        seen = step(
+            encoder, optimizer, images.batch(index), images.label, recipe, generator,
+            index=index, source=source,
+        )  # fmt: skip
+        if source is not None:
+            source.update(encoder, seen.entries)
+    assert torch.isfinite(torch.tensor(seen.loss))
+
+
+def test_the_views_of_digits_need_no_float64():
+    recipe = quick()
+    with NoFloat64():
+        views(recipe.policy, torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.Generator(), n=2)
+    with pytest.raises(AssertionError, match="gives float64"), NoFloat64():
+        torch.zeros(2).double()
