@@ -1,46 +1,62 @@
 """Augmented views: batched augmentations, drawn for each image, and the policies of papers."""
 
+from contrapose.augment.automated import draw_autoaugment, draw_randaugment
 from contrapose.augment.blur import Blur
 from contrapose.augment.channels import on_channels
 from contrapose.augment.colour import Grayscale, Jitter, Solarise
 from contrapose.augment.crop import draw_box, draw_box_tf, resized_crop
 from contrapose.augment.draw import bernoulli, uniform
 from contrapose.augment.harden import blanked, hardened
+from contrapose.augment.operations import OPERATIONS, ImageOperations
 from contrapose.augment.policies import (
+    autoaugment,
     crop_flip,
     digits,
     instance_discrimination,
     moco_v1,
     moco_v2,
+    randaugment,
+    simaugment,
     simclr,
     simclr_cifar,
+    stacked_randaugment,
     supcon_cifar,
 )
 from contrapose.augment.view import Operation, Policy, center, render, views
+from contrapose.augment.warp import Warp
 
 __all__ = [
+    "OPERATIONS",
     "Blur",
     "Grayscale",
+    "ImageOperations",
     "Jitter",
     "Operation",
     "Policy",
     "Solarise",
+    "Warp",
+    "autoaugment",
     "bernoulli",
     "blanked",
     "center",
     "crop_flip",
     "digits",
+    "draw_autoaugment",
     "draw_box",
     "draw_box_tf",
+    "draw_randaugment",
     "hardened",
     "instance_discrimination",
     "moco_v1",
     "moco_v2",
     "on_channels",
+    "randaugment",
     "render",
     "resized_crop",
+    "simaugment",
     "simclr",
     "simclr_cifar",
+    "stacked_randaugment",
     "supcon_cifar",
     "uniform",
     "views",

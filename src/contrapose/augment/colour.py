@@ -81,9 +81,9 @@ class Jitter:
         three after it. With the images sorted by `before_hue` each of the seven steps is a slice.
         """
         if self.rgb is not None:
-            _on_three(replace(self, rgb=None), image, self.rgb, "Jitter")
+            on_three(replace(self, rgb=None), image, self.rgb, "Jitter")
             return
-        _check(image, "Jitter")
+        check_colour(image, "Jitter")
         before = self.before_hue()
         if image.device.type == "cpu":
             if (before.diff() > 0).any():
@@ -189,9 +189,9 @@ class Grayscale:
     def __call__(self, image: Float[Tensor, "B C H W"]) -> None:
         """Applied in place. Raises UserError unless C is 1 or 3, or `rgb` names three of them."""
         if self.rgb is not None:
-            _on_three(replace(self, rgb=None), image, self.rgb, "Grayscale")
+            on_three(replace(self, rgb=None), image, self.rgb, "Grayscale")
             return
-        _check(image, "Grayscale")
+        check_colour(image, "Grayscale")
         colour = torch.where(self.on, 0.0, 1.0).view(-1, 1, 1, 1)
         torch.lerp(gray_of(image), image, colour, out=image)
 
@@ -217,19 +217,25 @@ class Solarise:
         image.copy_(torch.where(inverted, 1 - image, image))
 
 
-def _on_three(step: Callable[[Tensor], None], image: Tensor, rgb: RGB, what: str) -> None:
+def on_three(step: Callable[[Tensor], None], image: Tensor, rgb: RGB, what: str) -> None:
     """Apply `step` to the three channels `rgb` as red, green and blue; the others stay."""
-    if len(set(rgb)) != 3 or not all(0 <= c < image.shape[1] for c in rgb):
-        raise UserError(
-            f"{what}: rgb={rgb} of images with {image.shape[1]} channels; name three different ones"
-            f" from 0 to {image.shape[1] - 1}"
-        )
+    check_rgb(image, rgb, what)
     part = image[:, list(rgb)]
     step(part)
     image[:, list(rgb)] = part
 
 
-def _check(image: Tensor, what: str) -> None:
+def check_rgb(image: Tensor, rgb: RGB, what: str) -> None:
+    """Raises UserError unless these are three different channels of the images."""
+    if len(set(rgb)) != 3 or not all(0 <= c < image.shape[1] for c in rgb):
+        raise UserError(
+            f"{what}: rgb={rgb} of images with {image.shape[1]} channels; name three different ones"
+            f" from 0 to {image.shape[1] - 1}"
+        )
+
+
+def check_colour(image: Tensor, what: str) -> None:
+    """Raises UserError unless the images have one or three channels: others name their colours."""
     if image.shape[1] not in (1, 3):
         raise UserError(
             f"{what}: asked to change the colour of {image.shape[1]} channels; name those that are"
