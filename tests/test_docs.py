@@ -56,17 +56,16 @@ def desk(tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         picture(i).save(folder / f"{i}.png")
         number = np.random.default_rng(i)
-        for name in ("scans", "bands", "clips"):
+        for name in ("scans", "bands", "heights", "clips"):
             (desk / name).mkdir(exist_ok=True)
         scan = number.integers(0, 4096, (32, 32)).astype(np.uint16)
         Image.fromarray(scan).save(desk / "scans" / f"{i}.png")
         band = number.integers(0, 255, (32, 32, 5)).astype(np.uint8)
-        tifffile.imwrite(
-            desk / "bands" / f"{i}.tif",
-            band,
-            photometric="minisblack",
-            planarconfig="contig",
-        )
+        height = (number.random((32, 32, 2)) * (255, 4095)).astype(np.uint16)
+        for name, x in (("bands", band), ("heights", height)):
+            tifffile.imwrite(
+                desk / name / f"{i}.tif", x, photometric="minisblack", planarconfig="contig"
+            )
         picture(i).save(desk / "clips" / f"clip{i // 4}_{i:02}.png")
     shard(desk / "shards", "train", 24)
     shard(desk / "root" / "cifar10", "train", 24)

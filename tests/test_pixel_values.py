@@ -283,3 +283,51 @@ def test_damaged_tiffs_are_named_and_never_end_in_another_error(
     with pytest.raises(ValueError, match="type complex128 are not pixels"):
         open_images(files(tmp_path / "complex", x[..., 0] * 1j))
     assert capfd.readouterr() == ("", "")
+
+
+def test_each_channel_may_have_a_range_of_its_own(tmp_path: Path) -> None:
+    units = np.array([4095.0, 8.0, 300.0, 1.0])  # of each channel, its white
+    low = np.array([0.0, -8.0, 200.0, 0.0])
+    x = (low + random.random((6, 16, 16, 4)) * (units - low)).astype(np.float32)
+    told = "0:4095,-8:8,200:300,0:1"
+    exact = np.rint((x.astype(np.float64) - low) * (255 / (units - low)))
+    by = open_images(x, channels=4, value_range=told)
+    assert np.abs(stored(by).transpose(0, 2, 3, 1) - exact).max() <= 1  # float32 at a half
+    assert np.mean(stored(by).transpose(0, 2, 3, 1) == exact) > 0.999
+    pairs = list(zip(low.tolist(), units.tolist(), strict=True))
+    assert open_images(x, channels=4, value_range=pairs).fingerprint == by.fingerprint
+    assert str(by.value_range) == told and "with values outside" not in str(by.notes)
+    bright = x.copy()
+    bright[2, 0, 0, 3] = 2  # white is 1 in this channel, and 4095 in another
+    assert open_images(bright, channels=4, value_range=told).notes[
+        "with values outside the range, clipped"
+    ] == 1  # fmt: skip
+
+    tiffs = files(tmp_path / "tiffs", x, photometric="minisblack", planarconfig="contig")
+    of_files = open_images(tiffs, channels=4, value_range=told)
+    assert (stored(of_files) == stored(by)).all()
+    assert open_images(tiffs, channels=4, value_range=told).value_range == by.value_range  # kept
+
+    np.savez(tmp_path / "x.npz", x_train=x, x_test=x[:3])
+    run = contrapose.train(
+        "simclr", tmp_path / "x.npz", out=tmp_path / "run", value_range=told, channels=4,
+        rgb="2,1,0", encoder="small_conv", epochs=1, batch_size=2, device="cpu",
+    )  # fmt: skip
+    train, test, _ = api.train_and_test(run)
+    assert (stored(train) == stored(by)).all() and (stored(test) == stored(by)[:3]).all()
+    assert (stored(api.embed(run, tiffs, device="cpu")[1]) == stored(by)).all()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("0:1,0:1", r"tells 2 ranges, and its images have 4 channels; tell one for each"),
+        ("0:1,0:1,0:1,1:0", r"a larger one of white, or such a pair for each channel"),
+        ("0:1,0:1,0:1,0", r"--range 0:1,0:1,0:1,0: write the value of black"),
+        ("0:1,,0:1,0:1", r"--range 0:1,,0:1,0:1: write the value of black"),
+        ([(0, 1), (0, 1), 3], r"value_range=.*or such a pair for each channel"),
+    ],
+)
+def test_ranges_that_do_not_fit_the_channels_are_refused(told: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_images(np.zeros((3, 8, 8, 4), np.float32), channels=4, value_range=told)

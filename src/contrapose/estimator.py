@@ -3,6 +3,7 @@
 import math
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,8 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         if over is None:
             bytes_ = array.dtype == np.uint8
             over = ValueRange(0.0, 255.0) if bytes_ else learnt_range(array)
+        if isinstance(over.low, Sequence) or isinstance(over.high, Sequence):
+            raise UserError(f"value_range={over}: one range for all channels; scale X before")
         self.range_ = (over.low, over.high)
         if y is not None:
             check_consistent_length(X, y)

@@ -113,7 +113,7 @@ def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> A
         {str: shape}, an object with any fields;
         [shape], a list;
         a frozenset of the words that are allowed;
-        (shape, None), a value that may be null.
+        (shape, ..., None), any one of these shapes; None: it may be null.
     """
     if isinstance(shape, frozenset):
         if not isinstance(value, str) or value not in shape:
@@ -121,7 +121,13 @@ def conform(value: Any, shape: Any, where: str, remedy: str = "restore it") -> A
             raise UserError(f"{where} is {_shown(value)}, not {wanted}; {remedy}")
         return value
     if isinstance(shape, tuple):
-        return value if value is None else conform(value, shape[0], where, remedy)
+        if value is None and None in shape:
+            return value
+        *others, last = (s for s in shape if s is not None)
+        for other in others:
+            with contextlib.suppress(UserError):
+                return conform(value, other, where, remedy)
+        return conform(value, last, where, remedy)
     if isinstance(shape, list):
         for k, item in enumerate(_of_kind(value, list, where, remedy)):
             conform(item, shape[0], f"{where}[{k}]", remedy)

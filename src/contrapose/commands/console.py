@@ -147,7 +147,7 @@ class TrainingProgress:
         text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
         self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
         left = (at.steps - at.step) * self.batch / max(at.images_per_second, 1e-9)
-        self.words = f"step {at.step:,} of {at.steps:,}  {text}"
+        self.words = f"step {at.step:,}/{at.steps:,}  {text}"
         self.left = f"  {duration(left)} left"
         if at.step == at.steps:
             if not console.is_terminal:

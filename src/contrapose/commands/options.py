@@ -47,7 +47,8 @@ OF_IMAGES: dict[str, Any] = {  # the options that say which images: fields of a 
         typer.Option(
             "--range",
             metavar="LOW:HIGH",
-            help="Values of black and white, where images have more than 8 bits: 0:4095.",
+            help="Values of black and white, where images have more than 8 bits: 0:4095; or one "
+            "pair a channel: 0:4095,0:255.",
         ),
     ],
     "rgb": Annotated[

@@ -272,9 +272,15 @@ def _range(
         if not deep:
             return None
         return found_range(name, _samples(source, _some(deep), channels, how))
+    if how.over.channels not in (None, channels):
+        raise UserError(
+            f"{name}: value_range={how.over} (--range) tells {how.over.channels} ranges, and its "
+            f"images have {channels} channel{'s' if channels > 1 else ''}; tell one for each, in "
+            "their order, or one for all"
+        )
     if how.over.of_bytes is not None:
         return how.over
-    if not deep and how.over.high > 255:
+    if not deep and np.max(how.over.high) > 255:
         raise UserError(
             f"{name}: value_range={how.over} (--range), but all images have 8 bits and end at 255;"
             " leave it out: they are read as 0:255"

@@ -43,7 +43,7 @@ def open_images(
     label_column: str | None = None,
     image_column: str | None = None,
     fit: Fit = "crop",
-    value_range: ValueRange | Sequence[float] | str | None = None,
+    value_range: ValueRange | Sequence[float | Sequence[float]] | str | None = None,
     rgb: Sequence[int] | str | None = None,
     max_pixels: int | None = None,
     max_bad_share: float = 0.05,
@@ -62,7 +62,8 @@ def open_images(
     A number tells what could be read in two ways: 4 keeps four bands where the last might be
     transparency, 13 takes thirteen pages of a TIFF as channels.
     `value_range`: (low, high) or "low:high", the values of black and white, of images of more than
-    8 bits (of 8 bits where there are no others). None asks the type, and a sample of the set:
+    8 bits (of 8 bits where there are no others); [(low, high), ...] or "low:high,low:high", one for
+    each channel in their order. None asks the type, and a sample of the set:
     integers without sign are 0 to 2^b - 1 with b = 8, 10, 12, 14 or 16, floats 0 to 1 or 0 to 255;
     others must be told (`data/values.py` has the table). Values outside are clipped, pixels without
     a value (NaN, nodata) are black; both are counted in `notes`.

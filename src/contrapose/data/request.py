@@ -38,7 +38,9 @@ class Request:
     labels: Any = None  # of the training split
     label_column: str | None = None
     image_column: str | None = None
-    value_range: ValueRange | Sequence[float] | str | None = None  # stored: (black, white)
+    value_range: ValueRange | Sequence[float | Sequence[float]] | str | None = (
+        None  # stored: (black, white)
+    )
     rgb: Sequence[int] | str | None = None  # channels that are red, green and blue
     max_pixels: int | None = None  # of a file that is decoded
     download: bool = False

@@ -1,7 +1,8 @@
 """What the numbers of an image mean: one range of values for a whole set, never one for each image.
 
-`value_range=(low, high)` tells it: low becomes 0 (black), high 255, values beyond are clipped and
-counted. Without it the type of the values says what they mean, as far as that is usual:
+`value_range=(low, high)` tells it, or `[(low, high), ...]` for each channel, whose units may differ
+(reflectance, height): low becomes 0 (black), high 255, values beyond are clipped and counted.
+Without it the type of the values says what they mean, as far as that is usual:
 
 | values | range |
 |---|---|
@@ -17,7 +18,7 @@ odd image in fifty, so that a hot pixel or a broken image decides nothing. NaN, 
 file's nodata are no values: black.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -40,24 +41,39 @@ RGB = tuple[int, int, int]  # which channels are red, green and blue, counted fr
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The values that become black and white.
+    """The values that become black and white: one of each, or one a channel.
 
     of_bytes: whether 8-bit images are read by it too, or stay 0 to 255; None: only where no image
     of the set has more bits, to be decided by the set that is opened with it.
     """
 
-    low: float
-    high: float
+    low: float | Sequence[float]  # stored as a number or a tuple
+    high: float | Sequence[float]
     of_bytes: bool | None = None
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+        for name in ("low", "high"):  # JSON has lists; a single channel has a number
+            found = getattr(self, name)
+            if isinstance(found, list | tuple):
+                found = found[0] if len(found) == 1 else tuple(found)
+                object.__setattr__(self, name, found)
+        low, high = np.atleast_1d(self.low), np.atleast_1d(self.high)
+        fits = len(low) == len(high) and bool(np.isfinite(low).all() and np.isfinite(high).all())
+        if not (fits and bool((low < high).all())):
             raise UserError(
-                f"value_range={self}: two numbers, the value of black and a larger one of white"
+                f"value_range={self}: two numbers, the value of black and a larger one of white, "
+                "or such a pair for each channel"
             )
 
+    @property
+    def channels(self) -> int | None:
+        """How many channels have a range of their own; None: one range is for all."""
+        return len(self.low) if isinstance(self.low, tuple) else None
+
     def __str__(self) -> str:
-        return f"{_short(self.low)}:{_short(self.high)}"
+        ends = [np.atleast_1d(np.asarray(x, float)).tolist() for x in (self.low, self.high)]
+        pairs = zip(*ends, strict=False)
+        return ",".join(f"{_short(low)}:{_short(high)}" for low, high in pairs)
 
 
 class Scaled(NamedTuple):
@@ -70,29 +86,36 @@ class Scaled(NamedTuple):
 
 
 def read_range(text: str) -> ValueRange:
-    """`0:4095` or `-1024:3071`, as on the command line."""
-    low, _, high = text.partition(":")
+    """`0:4095`, `-1024:3071`, or for each channel, `0:4095,0:255`, as on the command line."""
     try:
-        return ValueRange(float(low), float(high))
+        pairs = [[float(number) for number in part.split(":")] for part in text.split(",")]
+        low, high = zip(*pairs, strict=True)
     except ValueError:
         raise UserError(
-            f"--range {text}: write the value of black and that of white, such as --range 0:4095"
+            f"--range {text}: write the value of black and that of white, such as --range 0:4095, "
+            "or such a pair for each channel, 0:4095,0:255"
         ) from None
+    return ValueRange(low, high)
 
 
 def as_range(value: object) -> ValueRange | None:
-    """`(low, high)`, `"low:high"` or a range as a `ValueRange`; None stays None."""
+    """`(low, high)`, `[(low, high), ...]`, one a channel, `"low:high"` or a range as a
+    `ValueRange`; None stays None."""
     if value is None or isinstance(value, ValueRange):
         return value
     if isinstance(value, str):
         return read_range(value)
     try:
-        low, high = (float(v) for v in value)  # type: ignore[attr-defined]
+        pairs = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
+        pairs = np.empty(0)
+    if pairs.shape != (2,) and (pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs)):
         raise UserError(
-            f"value_range={value!r}: two numbers, the value of black and that of white"
-        ) from None
-    return ValueRange(low, high)
+            f"value_range={value!r}: two numbers, the value of black and that of white, or such a "
+            "pair for each channel"
+        )
+    low, high = pairs.reshape(-1, 2).T.tolist()
+    return ValueRange(tuple(low), tuple(high))
 
 
 def as_rgb(value: object) -> RGB | None:
@@ -120,8 +143,9 @@ def is_deep(kind: np.dtype) -> bool:
 def scaled(x: np.ndarray, over: ValueRange | None, nodata: float | None = None) -> Scaled:
     """round(255 (x - low) / (high - low)), clipped to 0..255, of images [B ...] of any type.
 
-    over=None will do for 8 bits, which stay as they are. nodata: a value of deeper images that
-    means "none".
+    A range for each channel takes the last axis for channels, and raises UserError where there are
+    not as many. over=None will do for 8 bits, which stay as they are. nodata: a value of deeper
+    images that means "none".
     """
     axes = tuple(range(1, x.ndim))
     no = np.zeros(len(x), bool)
@@ -132,6 +156,10 @@ def scaled(x: np.ndarray, over: ValueRange | None, nodata: float | None = None) 
             return Scaled(x, no, no, no)
         nodata = None
     assert over is not None
+    low, high = np.asarray(over.low), np.asarray(over.high)
+    if over.channels not in (None, x.shape[-1] if x.ndim == 4 else 1):
+        has = x.shape[-1] if x.ndim == 4 else 1
+        raise UserError(f"it has {has} channels, and {over.channels} ranges of values are told")
     missing = None
     if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
         missing = ~finite
@@ -139,12 +167,15 @@ def scaled(x: np.ndarray, over: ValueRange | None, nodata: float | None = None) 
         missing = none if missing is None else missing | none
     wide: Any = np.float32 if x.dtype.kind == "f" and x.dtype.itemsize <= 4 else np.float64
     if missing is not None:
-        x = np.where(missing, np.asarray(over.low, wide), x.astype(wide))
-    outside = (x.min(axis=axes) < over.low) | (x.max(axis=axes) > over.high)
-    if x.dtype in (np.uint8, np.uint16):
+        x = np.where(missing, low.astype(wide), x.astype(wide))
+    if over.channels is None:
+        outside = (x.min(axis=axes) < low) | (x.max(axis=axes) > high)
+    else:
+        outside = ((x.min(axis=axes[:-1]) < low) | (x.max(axis=axes[:-1]) > high)).any(axis=1)
+    if x.dtype in (np.uint8, np.uint16) and over.channels is None:
         pixels = _table(over, int(np.iinfo(x.dtype).max))[x]
     else:
-        y = (x.astype(wide) - over.low) * (255 / (over.high - over.low))
+        y = (x.astype(wide) - low.astype(wide)) * (255 / (high - low)).astype(wide)
         pixels = np.rint(y.clip(0, 255, out=y), out=y).astype(np.uint8)
     if missing is None:
         return Scaled(pixels, outside, no, no)
@@ -240,7 +271,8 @@ def _usual(low: float, high: float, floats: bool) -> float | None:
 
 @lru_cache(maxsize=8)
 def _table(over: ValueRange, largest: int) -> UInt8[np.ndarray, " V"]:
-    """The 8-bit value of each of 0..largest."""
+    """The 8-bit value of each of 0..largest, by one range."""
+    assert isinstance(over.low, float | int) and isinstance(over.high, float | int)
     y = (np.arange(largest + 1) - over.low) * (255 / (over.high - over.low))
     table: np.ndarray = np.rint(y.clip(0, 255)).astype(np.uint8)
     return table

@@ -47,6 +47,7 @@ KILLED = (
 )
 
 
+_RANGE = {"low": ([float], float), "high": ([float], float), "of_bytes?": bool | None}
 SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
     "command?": str | None,
     "data": {
@@ -56,7 +57,7 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
         "label_column?": str | None, "image_column?": str | None, "subset?": int | None,
         "test_subset?": int | None, "few_labels?": int | None, "max_pixels?": int | None,
         "rgb?": ([int], None),
-        "value_range?": ({"low": float, "high": float, "of_bytes?": bool | None}, None),
+        "value_range?": (_RANGE, None),
     },
     "recipe": {
         "name": str, "size": int, "seed": int, "batch_size": int, "number_of_views": int,
