@@ -7,6 +7,7 @@ from contrapose.augment.colour import Grayscale, Jitter, Solarise
 from contrapose.augment.crop import draw_box, draw_box_tf, resized_crop
 from contrapose.augment.draw import bernoulli, uniform
 from contrapose.augment.harden import blanked, hardened
+from contrapose.augment.mixing import CutMix, MixUp, cutmix, mixup
 from contrapose.augment.operations import OPERATIONS, ImageOperations
 from contrapose.augment.policies import (
     autoaugment,
@@ -28,9 +29,11 @@ from contrapose.augment.warp import Warp
 __all__ = [
     "OPERATIONS",
     "Blur",
+    "CutMix",
     "Grayscale",
     "ImageOperations",
     "Jitter",
+    "MixUp",
     "Operation",
     "Policy",
     "Solarise",
@@ -40,6 +43,7 @@ __all__ = [
     "blanked",
     "center",
     "crop_flip",
+    "cutmix",
     "digits",
     "draw_autoaugment",
     "draw_box",
@@ -47,6 +51,7 @@ __all__ = [
     "draw_randaugment",
     "hardened",
     "instance_discrimination",
+    "mixup",
     "moco_v1",
     "moco_v2",
     "on_channels",
