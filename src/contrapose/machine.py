@@ -68,6 +68,11 @@ def has_float64(device: torch.device | str) -> bool:
     return torch.device(device).type != "mps"
 
 
+def as_float64(x: torch.Tensor) -> torch.Tensor:
+    """The values in float64, on the CPU where their device has none."""
+    return (x if has_float64(x.device) else x.cpu()).double()
+
+
 def on_cpu(value: T) -> T:
     """The dataclass with every tensor in it, at any depth, on the CPU."""
     assert is_dataclass(value) and not isinstance(value, type)

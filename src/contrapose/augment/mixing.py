@@ -6,6 +6,7 @@ CutMix (arXiv 1905.04899) puts a box of area 1 - lambda of x_j into x_i. Targets
 [B K]: of class numbers, `torch.nn.functional.one_hot(label, K).float()`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -112,16 +113,15 @@ class CutMix:
 
 
 def _shares(count: int, generator: Generator, alpha: float, p: float) -> Float[Tensor, "B"]:
-    """Beta(alpha, alpha) = a / (a + b) of two gamma variables; where both are too small for a
-    float64, as with alpha < 0.01, either 0 or 1.
+    """Beta(alpha, alpha) = a / (a + b) of two gamma variables of that shape, where gamma(alpha) is
+    gamma(alpha + 1) u^(1 / alpha): in logarithms, as a small alpha makes both smaller than floats.
     """
-    if not 0 < alpha < float("inf"):
+    if not 0 < alpha < math.inf:
         raise UserError(f"mixing: asked for alpha={alpha}; use a positive number, such as 1.0")
-    shape = torch.full((2, count), alpha, dtype=torch.double, device=generator.device)
-    a, b = torch._standard_gamma(shape, generator=generator)
-    heads = bernoulli(count, 0.5, generator).double()
-    share = torch.where(a + b > 0, a / (a + b), heads).float()
-    return torch.where(bernoulli(count, p, generator), share, 1.0)
+    shape = torch.full((2, count), alpha + 1, device=generator.device)
+    power = (1 - uniform(2, 0.0, 1.0, generator, count)).log() / alpha
+    a, b = torch._standard_gamma(shape, generator=generator).log() + power
+    return torch.where(bernoulli(count, p, generator), (a - b).sigmoid(), 1.0)
 
 
 def _partners(count: int, generator: Generator) -> Int[Tensor, "B"]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from contrapose.augment.colour import RGB, check_colour, check_rgb
+from contrapose.machine import as_float64
 
 GEOMETRY = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 OPERATIONS = (
@@ -126,8 +127,9 @@ def inverse_matrix(
     x' = cos x - sin y, y' = sin x + cos y about the centre (rotate); x' = x + m y, y' = y + m x
     about the corner (shear; the middle of a pixel is at 1/2); x' = x - t, y' = y - t (translate).
     """
-    angle = argument.double().deg2rad() * (code == CODE["rotate"])
-    m = argument.double()
+    m = as_float64(argument)
+    code = code.to(m.device)
+    angle = m.deg2rad() * (code == CODE["rotate"])
     shift = m.trunc()
     cos, sin = angle.cos(), angle.sin()
     zero = torch.zeros_like(m)
@@ -140,7 +142,7 @@ def inverse_matrix(
     top = top - torch.where(code == CODE["translate_y"], shift, zero)
     left, top = left + (cos + across) / 2, top + (down + cos) / 2
     rows = torch.stack([cos, across, left, down, cos, top], dim=1)
-    return (rows * FIXED + 0.5).floor().long().view(-1, 2, 3)
+    return (rows * FIXED + 0.5).floor().long().view(-1, 2, 3).to(argument.device)
 
 
 def moved(
@@ -183,7 +185,8 @@ def look_up(
     """table[level], each channel by its own."""
     plane = torch.arange(table.shape[0] * table.shape[1], device=level.device, dtype=torch.int32)
     index = level.int() + plane.view(*table.shape[:2], 1, 1) * 256
-    return table.to(torch.uint8).flatten().index_select(0, index.flatten()).view_as(level)
+    table = table.to(level.device, torch.uint8)
+    return table.flatten().index_select(0, index.flatten()).view_as(level)
 
 
 def blended(
@@ -222,9 +225,9 @@ def smoothed(level: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 
 def _auto_contrast(level: Tensor, _: Tensor) -> Tensor:
     """The least value of a channel becomes 0, its greatest 255."""
-    value = torch.arange(256, dtype=torch.double, device=level.device)
-    low = level.flatten(2).amin(dim=2)[..., None].double()
-    high = level.flatten(2).amax(dim=2)[..., None].double()
+    low = as_float64(level.flatten(2).amin(dim=2)[..., None])
+    high = as_float64(level.flatten(2).amax(dim=2)[..., None])
+    value = torch.arange(256, dtype=low.dtype, device=low.device)
     scale = torch.full_like(high, 255) / (high - low).clamp_min(1)  # 255 / x would round twice
     stretched = (value * scale - low * scale).trunc().clamp(0, 255)
     return look_up(level, torch.where(high > low, stretched, value))
@@ -269,8 +272,8 @@ def _solarize_add(level: Tensor, more: Tensor) -> Tensor:
 
 def _contrast(level: Tensor, factor: Tensor) -> Tensor:
     rows = gray_level(level).sum(dim=3, keepdim=True)  # whole numbers below 2^24: exact in float32
-    mean = rows.double().mean(dim=2, keepdim=True) / level.shape[3]
-    return blended(level, mean.add_(0.5).floor_().float(), factor)
+    mean = as_float64(rows).mean(dim=2, keepdim=True).div_(level.shape[3])
+    return blended(level, mean.add_(0.5).floor_().float().to(level.device), factor)
 
 
 # (images, argument [B 1 1 1]) -> images

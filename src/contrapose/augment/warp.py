@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from contrapose.augment.draw import bernoulli, uniform
 from contrapose.errors import UserError
+from contrapose.machine import as_float64
 
 FURTHEST = 23 / 224  # of the side: 23 px of 224 in the published code
 
@@ -61,19 +62,23 @@ def warped(
 ) -> Float[Tensor, "B C H W"]:
     """The image under the spline's flow; in float64 as far as the four points are concerned."""
     height, width = image.shape[2:]
-    side = torch.tensor([height, width], dtype=torch.double, device=image.device)
-    third = torch.tensor([1 / 3, 2 / 3], dtype=torch.double, device=image.device)
+    exact = as_float64(shift)
+    side = torch.tensor([height, width], dtype=exact.dtype, device=exact.device)
+    third = torch.tensor([1 / 3, 2 / 3], dtype=exact.dtype, device=exact.device)
     start = torch.cartesian_prod(third, third) * side
-    move = shift.double() * side
-    middle, unit = side / 2, side.mean()  # coordinates near 1: the system is well conditioned
+    move = exact * side
+    middle, unit = (
+        side / 2,
+        (height + width) / 2,
+    )  # coordinates near 1: the system is well conditioned
     centre = (start + move - middle) / unit
-    weight, linear = spline(centre, move)
+    weight, linear = (found.float().to(image.device) for found in spline(centre, move))
 
-    y = (torch.arange(height, device=image.device) - middle[0]) / unit
-    x = (torch.arange(width, device=image.device) - middle[1]) / unit
-    flow = linear[:, None, None, 2] + y[:, None, None] * linear[:, None, None, 0]
-    flow = (flow + x[:, None] * linear[:, None, None, 1]).float()
-    y, x, centre, weight = y.float()[:, None], x.float(), centre.float(), weight.float()
+    y = torch.arange(height, device=image.device)[:, None] - height / 2
+    x = torch.arange(width, device=image.device) - width / 2
+    y, x, centre = y / unit, x / unit, centre.float().to(image.device)
+    flow = linear[:, None, None, 2] + y[..., None] * linear[:, None, None, 0]
+    flow = flow + x[:, None] * linear[:, None, None, 1]
     for i in range(4):
         squared = (y - centre[:, i, 0, None, None]).square()
         squared = squared + (x - centre[:, i, 1, None, None]).square()
