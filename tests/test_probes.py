@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.linear_model import LogisticRegression as SklearnRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -17,7 +18,8 @@ from contrapose.data import open_images
 from contrapose.encoders import Encoder, mlp, small_conv
 from contrapose.evaluation import embed, knn, linear_probe, sgd_probe
 from contrapose.evaluation.embed import embed_views
-from contrapose.evaluation.probes import SIMCLR_PATH
+from contrapose.evaluation.logistic import LogisticRegression
+from contrapose.evaluation.probes import SIMCLR_PATH, _solved
 from contrapose.evaluation.scores import accuracy, confusion, mean_per_class_accuracy, wilson
 from contrapose.evaluation.sgd_probe import MOCO, PROTOCOLS, SIMCLR, SUPCON, WANG_LIU, Protocol
 
@@ -93,25 +95,69 @@ def test_knn_refuses_what_cannot_vote():
 # ---- logistic regression -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("l2", [100.0, 1.0, 0.01])
-def test_linear_probe_reaches_sklearns_minimum(l2):
-    x, label = (t.double() if t.is_floating_point() else t for t in blobs())
-    label[:7] = -1
-    known = label >= 0
-    theirs = LogisticRegression(C=1 / l2, solver="newton-cholesky", tol=1e-10)
-    theirs.fit(x[known], label[known])
+def digit_pixels():
+    x, label = load_digits(return_X_y=True)
+    return torch.from_numpy(x).float(), torch.from_numpy(label)
 
-    def objective(weight, bias):
-        loss = torch.nn.functional.cross_entropy(
-            x[known] @ weight.T + bias, label[known], reduction="sum"
-        )
-        return float(loss + l2 / 2 * weight.square().sum())
 
-    ours = linear_probe(x, label, l2=l2, standardise=False)
-    least = objective(torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_))
-    assert objective(ours.weight, ours.bias) <= least * (1 + 1e-7)
-    agree = (ours.predict(x[known]).numpy() == theirs.predict(x[known])).mean()
-    assert agree > 0.995 and "7 rows without a label left out" in ours.protocol
+def relu_of_digits(width):
+    x, label = digit_pixels()
+    generator = torch.Generator().manual_seed(0)
+    w, b = torch.randn(64, width, generator=generator), torch.randn(width, generator=generator)
+    return (x @ w / 128 + 0.3 * b).relu(), label
+
+
+def cancer():
+    x, label = load_breast_cancer(return_X_y=True)
+    return torch.from_numpy(x).float(), torch.from_numpy(label)
+
+
+CASES = {
+    "digits": digit_pixels,
+    "breast cancer": cancer,
+    "ReLU 256": partial(relu_of_digits, 256),
+    "ReLU 512": partial(relu_of_digits, 512),
+    "more columns than rows": partial(blobs, n=200, d=90),
+    "as they come": partial(blobs, n=600),
+}
+
+
+@pytest.mark.parametrize("l2", [1e5, 100.0, 0.1, 1e-3, 1e-6])
+@pytest.mark.parametrize("case", CASES)
+def test_linear_probe_reaches_sklearns_minimum(case, l2):
+    x, label = CASES[case]()
+    label = torch.where(torch.arange(len(x)) % 5 == 0, label, -1)
+    rows, known = x[label >= 0].double(), label[label >= 0]
+    std = rows.std(dim=0, correction=0)
+    std = torch.where(std > 1e-12, std, 1.0)
+    standardise = case != "as they come"
+    if standardise:
+        rows = (rows - rows.mean(dim=0)) / std
+    two = len(known.unique()) == 2  # scikit-learn then has one row of weights, of twice the length
+    theirs = SklearnRegression(C=(1 + two) / l2, solver="newton-cg", tol=1e-10, max_iter=1000)
+    theirs.fit(rows, known)
+    least = [torch.from_numpy(x) for x in (theirs.coef_, theirs.intercept_)]
+    least = [torch.cat([-x, x]) / 2 for x in least] if two else least
+    ours = linear_probe(x, label, l2=l2, standardise=standardise)
+
+    def objective(logits, weight):
+        loss = torch.nn.functional.cross_entropy(logits, known, reduction="sum")
+        return float(loss + l2 / 2 * weight.double().square().sum())
+
+    found = x[label >= 0].double() @ ours.weight.double().T + ours.bias.double()
+    found = objective(found, ours.weight * std if standardise else ours.weight)
+    assert found <= objective(rows @ least[0].T + least[1], least[0]) * (1 + 1e-6)
+    assert f"{len(x) - len(rows):,} rows without a label left out" in ours.protocol
+
+
+def test_a_fit_that_has_not_converged_says_so():
+    x, label = digit_pixels()
+    fit = LogisticRegression(x, label, 10, newton_steps=2)
+    with pytest.warns(
+        UserWarning, match=r"l2=0.001 not solved to its end in 2 Newton steps; about"
+    ):
+        _solved(fit, 1e-3)
+    assert not fit.converged and fit.gap > 1e-3
 
 
 def test_float32_probe_is_as_good_as_float64():
