@@ -397,3 +397,18 @@ def test_few_labels_keeps_every_image_and_the_same_ones_labelled() -> None:
     assert torch.equal(few.subset(known.nonzero()[:, 0]).label, balanced(digits, 30).label)
     with pytest.raises(ValueError, match="few_labels: 9999 of"):
         few_labels(digits, 9999)
+
+
+def test_the_footer_of_a_shard_is_read_once_however_often_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, read = [], pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda file: (count.append(file), read(file))[1])
+    picture = png(tmp_path / "png", 0)
+    shutil.rmtree(tmp_path / "png")
+    for k in range(3):
+        shard(tmp_path / f"train-{k}.parquet", [picture] * 2, [0, 1], None)
+    images = open_images(tmp_path)
+    assert len(images) == 6 and sorted(count) == sorted(tmp_path.glob("*.parquet"))
+    shard(tmp_path / "train-1.parquet", [picture] * 5, [0, 1, 0, 1, 0], None)
+    assert len(open_images(tmp_path)) == 9 and len(count) == 4  # a shard that was written anew

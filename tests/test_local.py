@@ -24,7 +24,7 @@ from contrapose.evaluation.local import (
     truth_map,
     uncertainty_coefficient,
 )
-from contrapose.evaluation.local_sheet import overlay, palette
+from contrapose.evaluation.local_page import palette
 
 
 def seeded(seed=0):
@@ -195,14 +195,8 @@ def test_a_map_of_known_digits_determines_them():
 # ---- pictures
 
 
-def test_labels_are_drawn_in_their_colours():
+def test_every_cluster_has_a_colour_of_its_own():
     assert len({tuple(c) for c in palette(16).tolist()}) == 16
-    picture = np.full((40, 40, 3), 100, np.uint8)
-    label = torch.zeros(4, 4, dtype=torch.uint8)
-    label[:, 2:] = 1
-    drawn = overlay(picture, label, opacity=1.0)
-    assert (drawn[:, :19] == palette(2)[0]).all() and (drawn[:, 21:] == palette(2)[1]).all()
-    assert (overlay(picture, label, opacity=0.0) == 100).all()
 
 
 def test_maps_of_real_photographs(tmp_path):

@@ -140,7 +140,9 @@ def test_images_with_several_labels_train_by_shared_ones_and_are_scored_by_mean_
     held = api.train_and_test(run)[1].labels
     assert chance.value == pytest.approx(held.double().mean(dim=0).mean().item())
     assert found[name, "pixels"].value > 0.75 and chance.low < chance.value < chance.high
-    explain.diagnose(run)
+    assert len(found[name, "h"].draws) == len(chance.draws) > 100
+    said = explain.diagnose(run)["verdict"]
+    assert "mean average precision" in said[0]["sentence"] and "p = " in said[0]["evidence"]
     write_report([run.path])
     with pytest.raises(ValueError, match="positives=shared takes images with several labels"):
         contrapose.train("simclr", "digits", changes=shared, **BRIEF)

@@ -45,3 +45,17 @@ def test_bits_and_numbers_read_back():
     with pytest.raises(ValueError, match="8 bits for 9 images"):
         paired.unpacked("ff", 9)
     assert paired.of_scores({"images": "a", "n": 9, "right": "ff"}, {"images": "b"}) is None
+
+
+def test_p_over_the_same_draws_counts_those_of_the_other_sign():
+    def score(draws, images="f0"):
+        return {"draws": list(draws), "images": images}
+
+    zero, n = score([0.5] * 200), 200
+    assert paired.of_draws(score([0.6] * n), zero) == pytest.approx(2 / 201)
+    assert paired.of_draws(zero, score([0.6] * n)) == pytest.approx(2 / 201)  # two-sided
+    assert paired.of_draws(zero, zero) == 1.0
+    some = score([0.4] * 3 + [0.6] * 197)
+    assert paired.of_draws(some, zero) == pytest.approx(2 * 4 / 201)
+    assert paired.of_draws(score([0.6] * n, "other"), zero) is None
+    assert paired.of_draws({"images": "f0"}, zero) is None

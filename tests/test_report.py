@@ -215,9 +215,25 @@ def test_scores_of_another_set_stand_under_its_name(tmp_path: Path) -> None:
     scores[0] |= {"value": 0.123, "low": 0.1, "high": 0.15, "split": "cifar, test"}
     (run / "evaluation-cifar.json").write_text(json.dumps(scores[:1]))
     read = read_run(run)
-    assert len(read.scores) == 4 and [*read.other_scores] == ["cifar"]
+    assert len(read.scores) == 4 and [*read.others] == ["cifar"]
     page = write_report([run]).read_text()
     assert page.index("another set: cifar") < page.index("12.3") < page.index('id="training"')
+
+
+def test_a_diagnosis_of_another_set_stands_under_its_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=40)
+    found = json.loads((run / "diagnosis.json").read_text())
+    found["verdict"][0]["sentence"] = "<b>Nothing</b> is readable of these."
+    found["signals"] = {"uniformity": -1.2345}
+    (run / "diagnosis-cifar.json").write_text(json.dumps(found))
+    (run / "diagnosis-broken.json").write_text("[3, ")
+    read = read_run(run)
+    assert [*read.others] == ["broken", "cifar"] and read.others["cifar"].scores is None
+    assert any("diagnosis-broken.json is damaged" in n.sentence for n in read.notices)
+    page = write_report([run]).read_text()
+    start = page.index("another set: cifar")
+    said = page.index("&lt;b&gt;Nothing&lt;/b&gt; is readable")
+    assert start < said < page.index("Not evaluated on this set", said) < page.index("−1.23")
 
 
 def test_runs_that_differ_by_seed_alone_are_one_line_with_mean_and_deviation(

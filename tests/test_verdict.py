@@ -251,3 +251,38 @@ def test_missing_signals_are_not_invented():
 def test_slope_of_a_line_is_its_fall_without_noise():
     fall, noise = slope([5.0, 4.0, 3.0, 2.0])
     assert abs(fall - 3.0) < 1e-12 and noise < 1e-12
+
+
+def of_several(value: float, draws: Any, features: str = "h", metric: str = "") -> dict[str, Any]:
+    """A mean average precision whose interval alone would tell nothing."""
+    found = score(f"mean average precision{metric}", value, features)
+    wide = {"low": value - 0.3, "high": value + 0.3, "images": "f0", "draws": list(draws)}
+    return found | wide
+
+
+@pytest.mark.parametrize(
+    ("h", "pixels", "untrained", "state"),
+    [
+        (0.6, 0.5, 0.4, "better than pixels and than before training"),
+        (0.45, 0.5, 0.4, "worse than raw pixels"),
+        (0.6, 0.5, 0.6, "no better than before training"),
+        (0.6, 0.6, 0.4, "no better than raw pixels"),
+        (0.2, 0.5, 0.4, "not readable"),
+    ],
+)
+def test_images_with_several_labels_are_judged_by_mean_average_precision_on_the_same_draws(
+    h: float, pixels: float, untrained: float, state: str
+) -> None:
+    noise = 0.2 * np.sin(np.arange(200.0))  # of the draws, shared by all
+    own = 0.01 * np.cos(7 * np.arange(200.0))  # of h alone
+    scores = [
+        of_several(h, h + noise + own), of_several(pixels, pixels + noise, "pixels"),
+        of_several(untrained, untrained + noise, "untrained h"),
+        of_several(0.2, 0.2 + noise, "none", " of chance"),
+    ]  # fmt: skip
+    findings = verdict(rows(), scores)
+    assert findings[0].state == state and "labels" in findings[0].sentence
+    assert "p = " in findings[0].evidence and f"chance {0.2:.1%}" in findings[0].evidence
+    assert "no labels" not in [f.state for f in findings]
+    said = next(f for f in findings if f.state == "accuracy").sentence
+    assert f"{h:.1%}" in said and "20.0%" in said

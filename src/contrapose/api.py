@@ -22,6 +22,7 @@ from contrapose.files import as_file_name, holder, read_object, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import arguments, assign, describe, unknown, up_to_date
 from contrapose.training import loop
+from contrapose.training.batchnorm import estimate_statistics
 from contrapose.training.recipe import Recipe
 from contrapose.training.rehearsal import rehearse
 from contrapose.training.run import FORMAT, Run
@@ -353,6 +354,29 @@ def build(recipe: Recipe, images: ImageSet) -> Encoder:
         return Encoder.build(recipe.backbone, recipe.head, mean, std)
     except (TypeError, RuntimeError, MemoryError, LookupError, ArithmeticError) as error:
         raise UserError(f"the recipe's backbone and head cannot be built: {error}") from error
+
+
+def untrained(
+    recipe: Recipe, images: ImageSet, device: str = "cpu", *, like: Encoder | None = None
+) -> Encoder:
+    """The encoder as it is before training, as a control: what is read of it was not learned.
+
+    In evaluation mode, with statistics of batch normalisation estimated over views of the images,
+    as those of a trained encoder are. like: the encoder that it is a control for, whose whitening
+    it then has. The state of torch's generator stays as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if like is None:
+            encoder = build(recipe, images)
+        else:
+            torch.manual_seed(recipe.seed)
+            mean, std = like.mean.tolist(), like.std.tolist()
+            encoder = Encoder.build(recipe.backbone, recipe.head, mean, std)
+    estimate_statistics(
+        encoder.train(), images, recipe.policy, seed=recipe.seed,
+        number_of_views=recipe.number_of_views, device=device,
+    )  # fmt: skip
+    return encoder.to(device).eval()
 
 
 _ENVIRONMENT = {"precision?": frozenset({"fp32", "bf16"}), "resumed?": [dict]}

@@ -99,6 +99,20 @@ def of_scores(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
         return None
 
 
+def of_draws(a: dict[str, Any], b: dict[str, Any]) -> float | None:
+    """p of the difference of two scores that were measured on the same draws of the same images;
+    None if they were not.
+
+    Twice the share of the draws in which the difference has the other sign or none, with one added
+    to both counts: (min(#{d <= 0}, #{d >= 0}) + 1) * 2 / (draws + 1).
+    """
+    x, y = (np.asarray(score.get("draws") or (), dtype=float) for score in (a, b))
+    if len(x) != len(y) or not len(x) or not a.get("images") or a["images"] != b.get("images"):
+        return None
+    fewest = min(int((x - y <= 0).sum()), int((x - y >= 0).sum()))
+    return min(1.0, 2 * (fewest + 1) / (len(x) + 1))
+
+
 def packed(right: Sequence[bool] | Bool[np.ndarray, " N"]) -> str:
     """One bit for each image, in order, as hexadecimal digits."""
     return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()

@@ -9,6 +9,7 @@ from contrapose.data.named import NAMED as NAMED
 from contrapose.data.named import NamedSet as NamedSet
 from contrapose.data.open import open_images as open_images
 from contrapose.data.request import HELD_OUT as HELD_OUT
+from contrapose.data.request import UNKNOWN_CLASSES as UNKNOWN_CLASSES
 from contrapose.data.request import Request as Request
 from contrapose.data.split import balanced as balanced
 from contrapose.data.split import evenly as evenly

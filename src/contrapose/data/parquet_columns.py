@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Columns:
 def open_shard(file: Path) -> Any:
     """The open Parquet file. Raises ValueError that names it where it is not whole."""
     try:
-        return pq.ParquetFile(file)
+        status = file.stat()
+        return pq.ParquetFile(file, metadata=_footer(file, status.st_size, status.st_mtime_ns))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, PermissionError | FileNotFoundError):
             raise
@@ -38,6 +40,13 @@ def open_shard(file: Path) -> Any:
             pointer = start.read(7) == b"version"
         why = "a Git LFS pointer; fetch the file itself" if pointer else str(error)
         raise UserError(f"{file}: not a whole Parquet file ({why})") from None
+
+
+@lru_cache(maxsize=1024)
+def _footer(file: Path, size: int, changed: int) -> Any:
+    """The footer of a shard, which is read once however often the shard is opened, as long as its
+    size and time of change stay."""
+    return pq.read_metadata(file)
 
 
 def read_column(file: Path, column: str) -> Any:

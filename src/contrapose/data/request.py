@@ -20,6 +20,7 @@ from contrapose.data.split import balanced, few_labels, hold_out
 from contrapose.data.values import ValueRange
 from contrapose.errors import UserError
 
+UNKNOWN_CLASSES = "images of classes unknown to training left out"  # in the words about test images
 HELD_OUT = 0.2  # share of images for evaluation where there is no test split
 
 
@@ -116,7 +117,7 @@ class Request:
                 known = of_same_classes(test, train)
                 known = replace(known, group=self.together(known, train))
                 lost = number_labelled(test) - number_labelled(known)
-                left = f", {lost:,} images of classes unknown to training left out" if lost else ""
+                left = f", {lost:,} {UNKNOWN_CLASSES}" if lost else ""
                 return train, known, f"test{left}{of_other_values(test, train)}"
             why = f", since the {len(test):,} images of the test split have no labels"
         except NoSuchSplit:

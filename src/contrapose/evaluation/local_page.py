@@ -5,6 +5,7 @@ their clusters, and how strongly labels cover the picture is chosen on the page.
 """
 
 import base64
+import colorsys
 import html
 import io
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -21,9 +22,9 @@ from contrapose.augment import center
 from contrapose.data import ImageSet
 from contrapose.errors import UserError
 from contrapose.evaluation.local import LocalMaps
-from contrapose.evaluation.local_sheet import TILE, palette
 from contrapose.files import replace_file
 
+TILE = 160  # px, side of an image on the page
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -148,6 +149,18 @@ def _png(label: Integer[Tensor, "h w"]) -> str:
     drawn = Image.fromarray(label.numpy().astype(np.uint8))
     drawn.putpalette(palette(clusters).tobytes())
     return _uri(drawn, "PNG")
+
+
+def palette(clusters: int) -> UInt8[np.ndarray, "K 3"]:
+    """Colours that stay far apart however many there are: hues a golden angle from each other."""
+    shades = [
+        colorsys.hsv_to_rgb(
+            0.6 + 0.618034 * k, 0.85 - 0.3 * (k // 8 % 2), 1.0 - 0.35 * (k // 4 % 2)
+        )
+        for k in range(clusters)
+    ]
+    found: np.ndarray = np.rint(255 * np.array(shades)).astype(np.uint8)
+    return found
 
 
 def _uri(picture: Image.Image, kind: str, **options: int) -> str:

@@ -33,6 +33,8 @@ class Score:
     images: str = ""  # fingerprint of the test images; scores of the same ones compare in pairs
     groups: int | None = None  # of test images that belong together, where there are any
     group: str = field(default="", repr=False)  # that of each image (`paired.numbers_as_text`)
+    # the value on each of the same draws of the test images, where it is no mean over images
+    draws: tuple[float, ...] = field(default=(), repr=False)
     right: str = field(default="", repr=False)  # which images were named right (`paired.packed`)
 
     def __str__(self) -> str:

@@ -33,6 +33,7 @@ def mean_average_precision(
     features: Features,
     split: str,
     seed: int,
+    images: str = "",
 ) -> Score | None:
     """Mean over labels of the average precision on test images; None where no label can be probed.
 
@@ -48,20 +49,22 @@ def mean_average_precision(
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         probe.fit(train.numpy()[known], given[known, k])
         scores[:, k] = probe.decision_function(test.numpy())
-    return _score(scores, wanted, usable, "mean average precision", features, split, seed)
+    return _score(scores, wanted, usable, "mean average precision", features, split, seed, images)
 
 
-def prevalence(labels: Int8[Tensor, "M K"], *, split: str, seed: int) -> Score | None:
+def prevalence(
+    labels: Int8[Tensor, "M K"], *, split: str, seed: int, images: str = ""
+) -> Score | None:
     """The mean average precision of scores that know nothing: the mean share of the labels."""
     wanted = labels.numpy()
     usable = [k for k in range(wanted.shape[1]) if {0, 1} <= {*wanted[:, k]}]
     name = "mean average precision of chance"
-    return _score(np.zeros(wanted.shape), wanted, usable, name, "none", split, seed)
+    return _score(np.zeros(wanted.shape), wanted, usable, name, "none", split, seed, images)
 
 
 def _score(
     scores: np.ndarray, wanted: np.ndarray, usable: list[int], metric: str, features: Features,
-    split: str, seed: int,
+    split: str, seed: int, images: str,
 ) -> Score | None:  # fmt: skip
     if not usable:
         return None
@@ -80,6 +83,8 @@ def _score(
         split=split,
         seed=seed,
         features=features,
+        images=images,
+        draws=tuple(again),
     )
 
 

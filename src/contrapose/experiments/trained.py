@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose import api, recipes
-from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, balanced, few_labels
+from contrapose.data import UNKNOWN_CLASSES, ImageSet, Request, balanced, few_labels
 from contrapose.encoders import Encoder, linear, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded, embed, embed_views
@@ -176,17 +176,13 @@ def class_cross_entropy(
 def both_splits(
     images: ImagesOrName, size: int | None, subset: int | None, test_subset: int | None
 ) -> tuple[ImageSet, ImageSet]:
-    """(train, test), each balanced to so many images; a fifth held out without a test split."""
-    asked = Request(images, size=size)
-    train = asked.open("train")
-    try:
-        test = asked.open("test")
-        if test.classes != train.classes and train.label is not None:
-            raise UserError(
-                f"{train.name}: its test split has other classes than its training split"
-            )
-    except NoSuchSplit:
-        train, test = asked.divided(train, HELD_OUT, seed=0)
+    """(train, test) of `Request.train_and_test`, each balanced to so many images.
+
+    UserError where test images are of classes that training lacks.
+    """
+    train, test, which = Request(images, size=size).train_and_test(seed=0)
+    if UNKNOWN_CLASSES in which:
+        raise UserError(f"{train.name}: {which}; give a test split of the same classes")
     train = train if subset is None else balanced(train, subset)
     return train, test if test_subset is None else balanced(test, test_subset)
 

@@ -177,7 +177,7 @@ def _of_several(subject: Subject, split: str) -> list[Score]:
     few, test = sample(subject.train, PIXELS_FROM), subject.test
     assert few.labels is not None
     given, wanted = few.labels, _columns(test, few.classes)
-    told: dict[str, Any] = {"split": split, "seed": subject.recipe.seed}
+    told: dict[str, Any] = {"split": split, "seed": subject.recipe.seed, "images": test.fingerprint}
     features: list[tuple[Tensor, Tensor, scores.Features]] = [
         (subject.embed(few).h, subject.embed(test).h, "h"),
         (*(subject.embed(x, untrained=True).h for x in (few, test)), "untrained h"),  # type: ignore[list-item]

@@ -1,8 +1,8 @@
 """The decisive sentence of a verdict: whether what was learned is of more use than what was there.
 
 The encoder is useful where a linear classifier names more classes from h than from raw pixels, and
-more than from h of the encoder before training, on the same images and beyond chance. Nothing else
-is green.
+more than from h of the encoder before training, on the same images and beyond chance; where images
+have several labels, where its mean average precision is higher. Nothing else is green.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from typing import Any
 from contrapose import paired
 from contrapose.explain.findings import Finding, score_of
 
-LINEAR = "linear probe accuracy"
+LINEAR, SEVERAL = "linear probe accuracy", "mean average precision"
 PIXELS, UNTRAINED = "pixels", "untrained h"
 WORDS = {PIXELS: "raw pixels", UNTRAINED: "the encoder before training"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The accuracy of a linear probe on h beside that on a control's features."""
+    """The accuracy (or mean average precision) of a linear probe on h, and on a control."""
 
     h: float
     control: float
@@ -29,24 +29,27 @@ class Comparison:
 
 def compared(scores: Sequence[dict[str, Any]], features: str) -> Comparison | None:
     """h against a control, image by image where that was recorded, else by their intervals."""
-    control = score_of(scores, LINEAR, features)
+    control = score_of(scores, LINEAR, features) or score_of(scores, SEVERAL, features)
     if control is None:
         return None
     same = [s for s in scores if s["features"] == "h" and s["metric"] == control["metric"]]
-    h = same[0] if same else score_of(scores, LINEAR, "h")
+    h = same[0] if same else best_of_h(scores)
     return None if h is None else _compared(h, control)
 
 
 def headline(scores: Sequence[dict[str, Any]]) -> Finding | None:
     """The decisive sentence from scores of evaluation.json; None without labels."""
-    h = score_of(scores, LINEAR, "h") or score_of(scores, "kNN accuracy", "h")
-    guess = score_of(scores, "most common class", "none")
+    h, guess = best_of_h(scores), guessing(scores)
     if h is None or guess is None:
         return None
+    several = str(h["metric"]).startswith(SEVERAL)
+    who = "A linear classifier reads the classes"
+    what, base = "The classes are read", "the most common class"
+    if several:
+        who = "By mean average precision, linear classifiers read the labels"
+        what, base = "By mean average precision, the labels are read", "chance"
     pixels, untrained = compared(scores, PIXELS), compared(scores, UNTRAINED)
-    told = [
-        f"h {h['value']:.1%} of {h['n']:,} test images, the most common class {guess['value']:.1%}"
-    ]
+    told = [f"h {h['value']:.1%} of {h['n']:,} test images, {base} {guess['value']:.1%}"]
     told += [
         f"{WORDS[name]} {c.evidence}"
         for name, c in ((PIXELS, pixels), (UNTRAINED, untrained))
@@ -55,38 +58,52 @@ def headline(scores: Sequence[dict[str, Any]]) -> Finding | None:
     evidence = "; ".join(told)
     if not above_guessing(scores):
         sentence = (
-            f"Nothing about the classes is readable from the encoder beyond guessing: a linear "
-            f"classifier names {h['value']:.1%}, the most common class alone {guess['value']:.1%}."
+            f"Nothing about the {'labels' if several else 'classes'} is readable from the encoder "
+            f"beyond guessing: {h['value']:.1%}"
+            f"{' mean average precision' if several else ' by a linear classifier'}, {base} alone "
+            f"{guess['value']:.1%}."
         )
         return Finding("not readable", "bad", sentence, evidence)
     for name, found in ((PIXELS, pixels), (UNTRAINED, untrained)):
         if found is not None and found.sign < 0:
             sentence = (
-                f"A linear classifier reads the classes better from {WORDS[name]} "
-                f"({found.control:.1%}) than from the trained encoder ({found.h:.1%})."
+                f"{who} better from {WORDS[name]} ({found.control:.1%}) than from the trained "
+                f"encoder ({found.h:.1%})."
             )
             state = "worse than raw pixels" if name == PIXELS else "worse than before training"
             return Finding(state, "bad", sentence, evidence)
     if untrained is not None and untrained.sign == 0:
         sentence = (
-            f"The classes are read no better from the encoder ({untrained.h:.1%}) than before "
-            f"training ({untrained.control:.1%}): the difference is within chance."
+            f"{what} no better from the encoder ({untrained.h:.1%}) than before training "
+            f"({untrained.control:.1%}): the difference is within chance."
         )
         return Finding("no better than before training", "bad", sentence, evidence)
     if pixels is not None and pixels.sign == 0:
         sentence = (
-            f"The classes are read no better from the encoder ({pixels.h:.1%}) than from raw "
-            f"pixels ({pixels.control:.1%}): the difference is within chance."
+            f"{what} no better from the encoder ({pixels.h:.1%}) than from raw pixels "
+            f"({pixels.control:.1%}): the difference is within chance."
         )
         return Finding("no better than raw pixels", "warn", sentence, evidence)
     if pixels is None or untrained is None:
-        sentence = f"A linear classifier names the class of {h['value']:.1%} of the test images."
+        sentence = f"{who} from the encoder: {h['value']:.1%}."
         return Finding("readable", "info", sentence, evidence)
     sentence = (
-        f"A linear classifier reads the classes better from the encoder ({pixels.h:.1%}) than from "
-        f"raw pixels ({pixels.control:.1%}) and than before training ({untrained.control:.1%})."
+        f"{who} better from the encoder ({pixels.h:.1%}) than from raw pixels "
+        f"({pixels.control:.1%}) and than before training ({untrained.control:.1%})."
     )
     return Finding("better than pixels and than before training", "good", sentence, evidence)
+
+
+def best_of_h(scores: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is read from h: by a linear probe, else by neighbours, else of several labels."""
+    return next(
+        (s for m in (LINEAR, "kNN accuracy", SEVERAL) if (s := score_of(scores, m, "h"))), None
+    )
+
+
+def guessing(scores: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What guessing gives: the most common class, or scores that know nothing of several labels."""
+    return score_of(scores, "most common class", "none") or score_of(scores, SEVERAL, "none")
 
 
 def above_guessing(scores: Sequence[dict[str, Any]]) -> bool:
@@ -94,8 +111,7 @@ def above_guessing(scores: Sequence[dict[str, Any]]) -> bool:
 
     Where classes are uneven, a mean accuracy over classes above 1 / C says so too.
     """
-    h = score_of(scores, LINEAR, "h") or score_of(scores, "kNN accuracy", "h")
-    guess = score_of(scores, "most common class", "none")
+    h, guess = best_of_h(scores), guessing(scores)
     if h is None or guess is None:
         return False
     if _compared(h, guess).sign > 0:
@@ -113,6 +129,10 @@ def _compared(h: dict[str, Any], control: dict[str, Any]) -> Comparison:
             f"alone, p = {found.p:.2g})"
         )
         return Comparison(h["value"], control["value"], found.sign, told)
+    if (p := paired.of_draws(h, control)) is not None:
+        better = 1 if h["value"] > control["value"] else -1
+        told = f"{control['value']:.1%} (p = {p:.2g}, on the same draws of the test images)"
+        return Comparison(h["value"], control["value"], better if p < paired.CLEAR else 0, told)
     sign = int(h["low"] > control["high"]) - int(h["high"] < control["low"])
     told = f"{control['value']:.1%} ({control['low']:.1%} to {control['high']:.1%})"
     return Comparison(h["value"], control["value"], sign, told)

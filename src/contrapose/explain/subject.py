@@ -16,7 +16,6 @@ from contrapose.encoders import Encoder
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.machine import choose_device
-from contrapose.training.batchnorm import estimate_statistics
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 
@@ -70,15 +69,7 @@ class Subject:
 
         Its statistics of batch normalisation are those of training images, as the run's are.
         """
-        recipe, mean, std = self.recipe, self.encoder.mean.tolist(), self.encoder.std.tolist()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            encoder = Encoder.build(recipe.backbone, recipe.head, mean, std).train()
-        estimate_statistics(
-            encoder, self.train, recipe.policy, seed=recipe.seed,
-            number_of_views=recipe.number_of_views, device=self.device,
-        )  # fmt: skip
-        return encoder.eval()
+        return api.untrained(self.recipe, self.train, self.device, like=self.encoder)
 
 
 @contextmanager

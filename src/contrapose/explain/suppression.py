@@ -64,7 +64,7 @@ def _suppression(subject: Subject, features: Sequence[str] | None) -> dict[str, 
         )
     found = suppression(
         subject.encoder, subject.train, subject.test, supervised=controls,
-        untrained=api.build(subject.recipe, subject.train).to(subject.device),
+        untrained=subject.untrained,
         size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
     )  # fmt: skip
     written = {n: asdict(s) | {"score": s.score, "error": s.error} for n, s in found.items()}

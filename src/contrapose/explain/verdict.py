@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 from contrapose.explain.findings import Finding, number_text, score_of
-from contrapose.explain.headline import PIXELS, compared, headline
+from contrapose.explain.headline import PIXELS, SEVERAL, compared, headline
 
 AT_CHANCE = 0.03  # share of the first loss by which it must fall to count as learning
 TASK_GAIN = 0.01  # gain of held-out contrastive accuracy over the untrained encoder, at least
@@ -313,6 +313,15 @@ def _readable(
                 f" Classes are uneven: the mean over classes is {by_class['value']:.1%}, by "
                 f"guessing {even['value']:.1%}."
             )
+        return Finding("accuracy", "info", sentence, evidence)
+    if of_several := score_of(scores, SEVERAL, "h"):
+        chance = score_of(scores, SEVERAL, "none")
+        sentence = (
+            f"Linear probes on h reach a mean average precision of {of_several['value']:.1%} over "
+            f"{of_several['n']:,} images of several labels"
+        )
+        sentence += "." if chance is None else f"; without knowledge it is {chance['value']:.1%}."
+        evidence = f"{of_several['low']:.1%} to {of_several['high']:.1%}, {of_several['split']}"
         return Finding("accuracy", "info", sentence, evidence)
     classes, common = signals.get("classes"), signals.get("most_common_class")
     if classes == 1:

@@ -79,7 +79,10 @@ def render(runs: Sequence[Run]) -> str:
         geometry=geometry,
         numbers=[[number(score) for score in run.scores] for run in runs],
         other_numbers=[
-            {name: [number(score) for score in scores] for name, scores in run.other_scores.items()}
+            {
+                name: [number(score) for score in other.scores or ()]
+                for name, other in run.others.items()
+            }
             for run in runs
         ],
         over_seeds=over_seeds(runs),

@@ -42,6 +42,15 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherSet:
+    """What was found on another set of images than the run's own."""
+
+    scores: tuple[Json, ...] | None  # None: not evaluated
+    verdict: tuple[Json, ...]  # none: not diagnosed
+    signals: Json
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that one run folder says, cleaned for display."""
 
@@ -55,7 +64,7 @@ class Run:
     status: Json
     curves: Mapping[str, Curve]
     scores: tuple[Json, ...]
-    other_scores: Mapping[str, tuple[Json, ...]]  # of other sets than the run's own, by their name
+    others: Mapping[str, OtherSet]  # than the run's own images, by their name
     verdict: tuple[Json, ...]
     signals: Json
     pictures: Pictures
@@ -90,17 +99,31 @@ def read_run(path: Path) -> Run:
         status=status,
         curves=_curves(path / "metrics.jsonl", notices),
         scores=_records(_read(path / "evaluation.json", notices), "evaluation.json", notices),
-        other_scores={
-            file.stem.removeprefix("evaluation-"): _records(
-                _read(file, notices), file.name, notices
-            )
-            for file in sorted(path.glob("evaluation-*.json"))
-        },
+        others=_others(path, notices),
         verdict=_records(diagnosis.get("verdict"), "diagnosis.json: verdict", notices),
         signals=_as_object(diagnosis.get("signals")),
         pictures=_pictures(path / "pictures.npz", notices),
         notices=(*_state(path, status), *notices),
     )
+
+
+def _others(path: Path, notices: list[Notice]) -> dict[str, OtherSet]:
+    """evaluation-NAME.json and diagnosis-NAME.json, by NAME."""
+    files = {
+        kind: {file.stem.removeprefix(f"{kind}-"): file for file in path.glob(f"{kind}-*.json")}
+        for kind in ("evaluation", "diagnosis")
+    }
+    found = {}
+    for name in sorted({*files["evaluation"], *files["diagnosis"]}):
+        scores, diagnosis = None, {}
+        if (file := files["evaluation"].get(name)) is not None:
+            scores = _records(_read(file, notices), file.name, notices)
+        if (file := files["diagnosis"].get(name)) is not None:
+            diagnosis = _object(file, notices)
+        said = _records(diagnosis.get("verdict"), f"diagnosis-{name}.json: verdict", notices)
+        signals = _as_object(diagnosis.get("signals"))
+        found[name] = OtherSet(scores=scores, verdict=said, signals=signals)
+    return found
 
 
 def _recipe(path: Path) -> Json:

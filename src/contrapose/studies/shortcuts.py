@@ -120,7 +120,7 @@ def examine(
         trained = api.encoder_in(folder / "as-it-is", chosen, source, device, watch, begin)
         if taken:
             again = api.encoder_in(folder / "hardened", hard, source, device, watch, begin)
-    untrained = api.build(chosen, source)
+    untrained = api.untrained(chosen, source, device)
     read = [
         _read(every, some, of, policy, chosen.seed, device)
         for of, policy in ((trained, chosen.policy), (untrained, chosen.policy))

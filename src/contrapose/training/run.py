@@ -68,7 +68,7 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
 SCORE: dict[str, Any] = {  # of one score in evaluation.json
     "metric": str, "features": str, "n": int, "value": float | None, "low": float | None,
     "high": float | None, "confidence": float, "protocol": str, "split": str, "seed": int,
-    "images?": str, "right?": str, "group?": str, "groups?": int | None,
+    "images?": str, "right?": str, "group?": str, "groups?": int | None, "draws?": [float],
 }  # fmt: skip
 STATUS: dict[str, Any] = {
     "state": str, "step?": int, "steps?": int, "epoch?": float, "epochs?": float,
