@@ -26,6 +26,7 @@ from contrapose.encoders import unit
 from contrapose.errors import UserError
 from contrapose.evaluation import scores
 from contrapose.evaluation.histograms import intensity_histogram
+from contrapose.evaluation.ridge import Ridge
 from contrapose.evaluation.scores import Score
 from contrapose.similarity import Pairs, topk
 
@@ -303,7 +304,9 @@ def readable(
         mean, std = x[fit].mean(dim=0), x[fit].std(dim=0)
         silent = std <= 1e-4 * std.max()  # on these rows: nothing was learnt about others
         x = ((x - mean) / torch.where(silent, math.inf, std)).clamp(-10, 10)
-        error = (y[test] - _ridge(x[fit], y[fit], x[test])).square().sum(dim=1)
+        ridge = Ridge(x[fit], y[fit])
+        strength = min((len(fit) * 10.0**k for k in range(-6, 3)), key=ridge.cross_validated)
+        error = (y[test] - x[test] @ ridge.weight(strength)).square().sum(dim=1)
         spread = (y[test] - y[test].mean(dim=0)).square().sum(dim=1)
         value = max(0.0, 1 - float(error.sum() / spread.sum()))
         drawn = torch.randint(
@@ -315,23 +318,6 @@ def readable(
         metric=f"{what} read from {features}, R^2", value=value, low=low, high=high, n=len(test),
         protocol=protocol, split=split, seed=seed, features=features,
     )  # fmt: skip
-
-
-def _ridge(
-    x: Float[Tensor, "N D"], y: Float[Tensor, "N F"], x_test: Float[Tensor, "M D"]
-) -> Float[Tensor, "M F"]:
-    """Predictions with the ridge, among decades, of the least generalised cross-validation."""
-    u, s, vt = torch.linalg.svd(x, full_matrices=False)
-    pulled, n = u.T @ y, len(x)
-    best, weight = math.inf, x.new_zeros(x.shape[1], y.shape[1])
-    for ridge in (n * 10.0**k for k in range(-6, 3)):
-        keep = s.square() / (s.square() + ridge)
-        left = (y - u @ (keep[:, None] * pulled)).square().sum()
-        freedom = 1 - float(keep.sum()) / n
-        if freedom > 0 and float(left) / freedom**2 < best:
-            best = float(left) / freedom**2
-            weight = vt.T @ ((s / (s.square() + ridge))[:, None] * pulled)
-    return x_test @ weight
 
 
 def _gray(view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:

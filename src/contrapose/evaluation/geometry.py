@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contrapose.encoders import unit
 from contrapose.errors import UserError
+from contrapose.losses import temperature as perplexity
 from contrapose.similarity import logsumexp, negatives, others, positive_similarity, topk
 
 
@@ -119,14 +120,7 @@ def effective_negatives(
             f"effective_negatives: {len(x)} rows, {len(group)} group numbers, "
             f"{len(torch.unique(group))} different; needs rows of two groups at least"
         )
-    with torch.inference_mode(False), torch.enable_grad():
-        # The gradient of LSE_i by x_i is the mean of x_j / T under the softmax, so that
-        # entropy_i = LSE_i - E[s_ij] / T = LSE_i - x_i . grad_i without another pass.
-        query, key = x.clone().requires_grad_(), x.clone()
-        lse = logsumexp(query, key, scale=1 / temperature, pairs=negatives(group))
-        (grad,) = torch.autograd.grad(lse.sum(), query)
-    entropy = lse.detach() - (query.detach() * grad).sum(dim=1)
-    return float(entropy.double().exp().mean())
+    return perplexity.effective_negatives(x, x, temperature=temperature, pairs=negatives(group))
 
 
 def contrastive_accuracy(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> float:

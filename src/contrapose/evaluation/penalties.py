@@ -93,7 +93,7 @@ def _at(tiles: Similarities, t: float, count: Float[Tensor, " B"]) -> Penalties:
         temperature=t,
         entropy=float(at.entropy[anchors].double().mean()),
         slope=float(at.variance[anchors].double().mean()) / t**3,
-        perplexity=float(at.entropy[anchors].double().exp().mean()),
+        perplexity=float(at.effective_negatives()),
         interval=(_holding(mass.cpu(), edges, SHARE), float(tiles.top[anchors].max())),
         edges=edges,
         ratio=torch.where(count > 0, total / count, math.nan).cpu(),

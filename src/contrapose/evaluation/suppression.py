@@ -20,6 +20,7 @@ from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.evaluation import probes
 from contrapose.evaluation.features import probes_of_features
+from contrapose.evaluation.ridge import Ridge
 
 RIDGE = tuple(10.0**k for k in range(3, -7, -1))  # times the number of rows
 SIDE = 8  # px, to which pictures are averaged before they are reconstructed
@@ -141,28 +142,23 @@ def explained(
     x, target, x_test, target_test = (t.double() for t in (x, target, x_test, target_test))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     held, kept = order.tensor_split([max(1, round(held_out * len(x)))])
-    tried = _ridge(x[kept], target[kept], x[held], target[held], l2)
+    tried = _explained(x[kept], target[kept], x[held], target[held], l2)
     best = max(zip(tried, l2, strict=True))[1] if len(l2) > 1 else l2[0]
-    return _ridge(x, target, x_test, target_test, [best])[0]
+    return _explained(x, target, x_test, target_test, [best])[0]
 
 
-def _ridge(
+def _explained(
     x: Tensor, target: Tensor, x_test: Tensor, target_test: Tensor, l2: Sequence[float]
 ) -> list[float]:
-    """R^2 for each l2, from one eigendecomposition of the correlations of x."""
+    """R^2 for each l2."""
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
     std = torch.where(std > 1e-12, std, 1.0)
     middle = target.mean(dim=0)
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    variance, axes = torch.linalg.eigh(x.T @ x / len(x))
-    towards = axes.T @ (x.T @ (target - middle)) / len(x)
-    seen, wanted = x_test @ axes, target_test - middle
+    fit, seen = Ridge((x - mean) / std, target - middle), (x_test - mean) / std
+    wanted = target_test - middle
     total = wanted.square().sum()
-    found = []
-    for value in l2:
-        guess = seen @ (towards / (variance.clamp(min=0) + value)[:, None])
-        found.append(float(1 - (wanted - guess).square().sum() / total))
-    return found
+    left = [(wanted - seen @ fit.weight(value * len(x))).square().sum() for value in l2]
+    return [float(1 - rest / total) for rest in left]
 
 
 def pictures(images: ImageSet, *, side: int = SIDE) -> Float[Tensor, "N T"]:

@@ -156,6 +156,25 @@ def entropy(
     return found
 
 
+@torch.no_grad()
+def effective_negatives(
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "M D"],
+    *,
+    temperature: float | Float[Tensor, "..."],
+    pairs: Pairs = EVERY,
+    match: Int[Tensor, " N"] | None = None,
+) -> float:
+    """Mean over rows of the perplexity e^{H(r_i)} of the softmax over their negatives.
+
+    How many negatives share the repulsion of an anchor: all of them at a high temperature, the
+    nearest one at a low one. One temperature or one for each row; `pairs` and `match` as in
+    `temperature_at`. NaN where no row has a negative.
+    """
+    tiles = Similarities(widen(query), widen(key), pairs, match)
+    return float(tiles.moments(1 / temperature).effective_negatives())
+
+
 @dataclass(frozen=True)
 class Moments:
     """Of s_ij under r_i, a row each; a row without pairs has log_sum -inf and zeros."""
@@ -164,6 +183,10 @@ class Moments:
     mean: Float[Tensor, " N"]  # E_r s
     variance: Float[Tensor, " N"]  # Var_r s
     entropy: Float[Tensor, " N"]  # H(r)
+
+    def effective_negatives(self) -> Float[Tensor, ""]:
+        """Mean of e^{H(r_i)} over the rows that have a pair."""
+        return self.entropy[self.log_sum > -math.inf].double().exp().mean()
 
 
 class Similarities:

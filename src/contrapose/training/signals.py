@@ -14,7 +14,7 @@ from contrapose.encoders import Encoder, unit
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
 from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
-from contrapose.losses.temperature import Similarities, entropy, temperature_in_force
+from contrapose.losses.temperature import Similarities, effective_negatives, temperature_in_force
 from contrapose.machine import has_float64, on_cpu
 from contrapose.similarity import Pairs, paired, positive_similarity, topk
 from contrapose.training.recipe import Recipe
@@ -112,7 +112,7 @@ def temperature_signals(
                 )
             )  # fmt: skip
         t = float(found.median())
-    effective = float(entropy(z, key, scale=1 / found, pairs=pairs, match=match).exp().mean())
+    effective = effective_negatives(z, key, temperature=found, pairs=pairs, match=match)
     return ({} if t is None else {"temperature": t}) | {"effective_negatives": effective}
 
 

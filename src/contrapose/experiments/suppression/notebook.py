@@ -24,6 +24,7 @@ from contrapose.data.composed import features_of, random_bits
 from contrapose.encoders import keras_defaults, notebook_conv, unit
 from contrapose.errors import UserError
 from contrapose.evaluation import probes
+from contrapose.evaluation.ridge import Ridge
 from contrapose.experiments.running.folders import note_progress
 from contrapose.losses import clip
 from contrapose.training.optim import adam, linear
@@ -323,8 +324,7 @@ def _bits_readable(h: Tensor, bits: Tensor, h_test: Tensor, bits_test: Tensor) -
         return math.nan
     one = torch.ones(1)
     x, x_test = (torch.cat([a, one.expand(len(a), 1)], dim=1).double() for a in (h, h_test))
-    ridge = 1e-3 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(x.T @ x + ridge, x.T @ (bits.double() - 0.5))
+    weight = Ridge(x, bits - 0.5).weight(1e-3 * len(x))
     return float((((x_test @ weight) > 0) == (bits_test > 0.5)).double().mean())
 
 
