@@ -29,11 +29,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Generator, Tensor
 
-from contrapose import api, encoders, losses, recipes
+from contrapose import adapt, encoders, losses, recipes
 from contrapose.data import ImageSet, open_images
 from contrapose.training import optim
 from contrapose.training.batches import embedded, shuffled, told_apart_untrained
 from contrapose.training.conditional import EASY, group_size, neighbour_groups, read_colder
+from contrapose.training.objective import Batch, objective_of
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import step
 
@@ -118,22 +119,23 @@ def recipe_of(images: ImageSet, temperature: float, batch: int) -> Recipe:
         optimizer=partial(optim.adamw, weight_decay=1e-4), scaling=optim.no_scaling, lr=2e-3,
         warmup=1, epochs=EPOCHS, batch_size=batch, seed=0,
     )  # fmt: skip
-    return api.beside_constants(changed, images)
+    return adapt.beside_constants(changed, images)
 
 
 def finders(
     images: ImageSet, recipe: Recipe
 ) -> Iterator[tuple[int, tuple[Float[Tensor, "N D"], ...]]]:
     """After each epoch of ASKED: z of the images and of two views, as `conditional` has them."""
-    encoder = api.build(recipe, images).train()
+    encoder = adapt.build(recipe, images).train()
     optimizer, generator = recipe.optimizer(encoder, lr=recipe.lr), Generator().manual_seed(0)
-    steps = len(images) // recipe.batch_size
+    objective, steps = objective_of(recipe, encoder, len(images)), len(images) // recipe.batch_size
     for epoch in range(EPOCHS):
         for k, index in enumerate(shuffled(len(images), 0, epoch, recipe.batch_size)):
             for group in optimizer.param_groups:
                 at = epoch + k / steps
                 group["lr"] = recipe.lr * recipe.schedule(at, EPOCHS, warmup=recipe.warmup)
-            step(encoder, optimizer, images.batch(index), None, recipe, generator, index=index)
+            batch = Batch(images.batch(index), index)
+            step(encoder, optimizer, objective, batch, recipe, generator)
         if epoch + 1 in ASKED:
             draw = Generator().manual_seed(0)
             views = [embedded(encoder, images, recipe, g) for g in (None, draw, draw)]
@@ -155,7 +157,7 @@ def cell(name: str, temperature: float, batch: int) -> dict[str, Any]:
     """What is found on one set at one temperature and batch, by the epoch of asking."""
     images = images_of(name)
     recipe = recipe_of(images, temperature, batch)
-    untrained = told_apart_untrained(api.build(recipe, images), images, recipe)
+    untrained = told_apart_untrained(adapt.build(recipe, images), images, recipe)
     coldest, sizes = {}, {}
     for epoch, (z, a, b) in finders(images, recipe):
         coldest[epoch] = neighbours_temperature(z, a, b)

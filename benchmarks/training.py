@@ -120,20 +120,23 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
 
 def ours(bf16: bool, device: str, steps: int) -> Iterator[None]:
     """The library's own step, as `contrapose train cifar10 --encoder resnet18` takes it."""
-    from contrapose import api
+    from contrapose import adapt
     from contrapose.data import open_images
     from contrapose.recipes import recipe_for
     from contrapose.training import optim
+    from contrapose.training.objective import Batch, objective_of
     from contrapose.training.step import step
 
     images = open_images(pixels(steps)).to(torch.device(device))
     recipe = recipe_for("simclr", 32, 3)
-    encoder = api.build(recipe, images).to(device, memory_format=torch.channels_last).train()
+    encoder = adapt.build(recipe, images).to(device, memory_format=torch.channels_last).train()
     optimizer = partial(optim.sgd, momentum=0.9)(encoder, lr=0.03)
     generator = torch.Generator(device).manual_seed(0)
+    objective = objective_of(recipe, encoder, len(images))
     for i in range(steps):
-        batch = images.batch(torch.arange(i * BATCH, (i + 1) * BATCH))
-        step(encoder, optimizer, batch, None, recipe, generator, bf16=bf16)
+        index = torch.arange(i * BATCH, (i + 1) * BATCH)
+        batch = Batch(images.batch(index), index)
+        step(encoder, optimizer, objective, batch, recipe, generator, bf16=bf16)
         yield
 
 

@@ -20,7 +20,7 @@ from contrapose.encoders import Encoder, linear, small_conv
 from contrapose.keys.contrast import Grouped, InBatch, Matched, fits
 from contrapose.keys.sources import Entries
 from contrapose.similarity import across
-from contrapose.training.signals import positives
+from contrapose.training.signals import agreement
 
 T = 0.2
 
@@ -251,14 +251,14 @@ def test_signals_look_at_the_keys():
     source = keys.queue(encoder(), 9, 4, size=7).double()
     source.queue.push(older, images)
     own, index = rows(3, seed=2), torch.arange(3)
-    found = positives(z, source.contrast(6, Entries(own, index, index)))
+    found = agreement(z, source.contrast(6, Entries(own, index, index)))
     nearer = [older[images != i % 3] @ z[i] < own[i % 3] @ z[i] for i in range(6)]
     assert found["contrastive_accuracy"] == pytest.approx(sum(bool(x.all()) for x in nearer) / 6)
     apart = (z - own.repeat(2, 1)).square().sum(dim=1)
     assert found["alignment"] == pytest.approx(float(apart.mean()))
 
     group = torch.tensor([0, 1, 2, 0, 5, 7])  # 5 and 7 have no positive
-    found = positives(z, Grouped(group, older, images))
+    found = agreement(z, Grouped(group, older, images))
     s, names = torch.cat([z, older]) @ z.T, torch.cat([group, images])
     right = names[s[:, :4].fill_diagonal_(-2).argmax(dim=0)] == group[:4]
     assert found["contrastive_accuracy"] == pytest.approx(float(right.double().mean()))

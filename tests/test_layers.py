@@ -24,6 +24,7 @@ LAYERS = [
     {"training"},
     {"recipes"},
     {"report", "bench", "verification"},
+    {"adapt"},
     {"plan"},
     {"api"},
     {"explain", "estimator"},

@@ -12,12 +12,12 @@ from support.quick_recipe import quick
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from contrapose import api, machine, recipes
+from contrapose import adapt, machine, recipes
 from contrapose.augment import views
 from contrapose.data import open_images
 from contrapose.errors import UserError
 from contrapose.processes import ranks
-from contrapose.training import loop
+from contrapose.training.objective import Batch, objective_of
 from contrapose.training.step import step
 
 
@@ -87,28 +87,25 @@ class NoFloat64(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("name", ["simclr", "supcon", "moco", "instance_discrimination", "xbm"])
+@pytest.mark.parametrize("name", ["simclr", "supcon", "moco", "cross_entropy", "xbm"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_step_needs_no_float64(name, channels):
     images = open_images(
         torch.randint(0, 256, (8, 24, 24, channels), dtype=torch.uint8).numpy(),
         labels=[0, 1] * 4, channels=channels,
     )  # fmt: skip
-    recipe = api.changed(
+    recipe = adapt.changed(
         recipes.recipe_for(name, 24, channels), images, encoder="small_conv", batch_size=8,
         changes=["backbone.width=8"],
     )  # fmt: skip
-    encoder = api.build(recipe, images).train()
+    encoder = adapt.build(recipe, images).train()
     optimizer = recipe.optimizer(encoder, lr=0.1)
-    source = loop.source_of_keys(recipe, encoder, len(images))
+    objective = objective_of(recipe, encoder, len(images))
     index, generator = torch.arange(8), torch.Generator().manual_seed(0)
     with NoFloat64():
-        seen = step(
-            encoder, optimizer, images.batch(index), images.label, recipe, generator,
-            index=index, source=source,
-        )  # fmt: skip
-        if source is not None:
-            source.update(encoder, seen.entries)
+        batch = Batch(images.batch(index), index, images.label)
+        seen = step(encoder, optimizer, objective, batch, recipe, generator)
+        objective.update(encoder, seen.compared)
     assert torch.isfinite(torch.tensor(seen.loss))
 
 

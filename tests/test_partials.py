@@ -42,7 +42,7 @@ def test_set_exchanges_a_function_and_keeps_the_arguments_both_have():
         ("batch_size", "1", "use at least 2"),
         ("batch_size", "2.5", "'2.5' is not of type int"),
         ("batch_size.x", "1", "is a value"),
-        ("positives", "color", "no 'color'.*Available: class, image"),
+        ("positives", "color", "no 'color'.*Available: class, feature:NAME, image, shared"),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_helps(path, text, says):

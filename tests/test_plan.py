@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import contrapose
-from contrapose import api, plan, recipes
+from contrapose import adapt, api, plan, recipes
 from contrapose.errors import UserError
 from contrapose.progress import duration
 from contrapose.training.cost import cost
@@ -26,16 +26,16 @@ def making(photographs, **asked):
         left = {k: v for k, v in instead.items() if "." not in k and k != "size"}
         paths = [f"{k}={v}" for k, v in instead.items() if "." in k or k == "size"]
         chosen = recipes.recipe_for("simclr", 48, 3)
-        chosen = api.changed(chosen, photographs, **(left | asked), changes=paths)
-        return plan.Made(chosen, photographs, api.build(chosen, photographs), {})
+        chosen = adapt.changed(chosen, photographs, **(left | asked), changes=paths)
+        return plan.Made(chosen, photographs, adapt.build(chosen, photographs), {})
 
     return make
 
 
 def test_memory_is_proportional_to_the_batch_and_bounded_by_a_chunk(photographs):
     small = dataclasses.replace(recipes.recipe_for("simclr", 16, 3), batch_size=64)
-    small = api.changed(small, photographs, encoder="small_conv")
-    network = api.build(small, photographs)
+    small = adapt.changed(small, photographs, encoder="small_conv")
+    network = adapt.build(small, photographs)
     of = {
         (batch, chunk): cost(
             dataclasses.replace(small, batch_size=batch, chunk=chunk), photographs, network
@@ -48,7 +48,7 @@ def test_memory_is_proportional_to_the_batch_and_bounded_by_a_chunk(photographs)
 
 
 def test_measuring_leaves_the_network_and_the_random_state_alone(photographs):
-    recipe, images, network, _ = making(photographs, encoder="small_conv")({})
+    recipe, images, network, *_ = making(photographs, encoder="small_conv")({})
     before, weights = torch.get_rng_state(), [p.clone() for p in network.parameters()]
     cost(recipe, images, network)
     assert torch.equal(torch.get_rng_state(), before)
@@ -58,7 +58,7 @@ def test_measuring_leaves_the_network_and_the_random_state_alone(photographs):
 
 def test_a_run_of_days_is_made_one_of_minutes_and_says_why(photographs):
     many = photographs.subset(torch.arange(600).repeat(8))  # days on a fast processor too
-    (recipe, _, network, _), found = plan.planned(
+    (recipe, _, network, *_), found = plan.planned(
         making(many), asked=(), device="cpu", bf16=False, free=8e9
     )
     assert recipe.backbone.func.__name__ == found.chosen["encoder"] == "small_conv"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import contrapose
-from contrapose import api, encoders, losses, recipes
+from contrapose import adapt, encoders, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import unit
 from contrapose.experiments.suppression.notebook import Network, cross_view
@@ -32,8 +32,8 @@ from contrapose.training.conditional import (
     told_apart,
 )
 from contrapose.training.loop import InterruptedTraining
+from contrapose.training.objective import in_batch
 from contrapose.training.run import Run
-from contrapose.training.step import in_batch
 
 
 def draw(seed=0):
@@ -138,7 +138,7 @@ def test_the_finder_sees_classes_though_a_folder_comes_class_by_class():
     recipe = conditionally(batch_size=179)  # as many as a class has
     order = images.label.argsort()
     torch.manual_seed(0)
-    encoder = api.build(recipe, images)
+    encoder = adapt.build(recipe, images)
     before = torch.get_rng_state()
     mixed, sorted_ = (embedded(encoder, i, recipe, None) for i in (images, images.subset(order)))
     assert (mixed[order] * sorted_).sum(dim=1).mean() > 0.95
@@ -270,8 +270,8 @@ def test_what_an_untrained_network_tells_apart_is_of_images_and_views_alone():
         dataclasses.replace(recipe, backbone=partial(encoders.small_conv, width=8)),
     ]
     for images, low, high in ((plain, 0.0, 0.2), (with_bits, EASY, 1.0)):
-        asked = [api.beside_constants(r, images) for r in (recipe, *others)]
-        told = {told_apart_untrained(api.build(r, images), images, r) for r in asked}
+        asked = [adapt.beside_constants(r, images) for r in (recipe, *others)]
+        told = {told_apart_untrained(adapt.build(r, images), images, r) for r in asked}
         assert len(told) == 1 and low < told.pop() < high
 
 

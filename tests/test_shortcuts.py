@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from contrapose import api, augment, recipes
+from contrapose import adapt, augment, recipes
 from contrapose.data import open_images
 from contrapose.evaluation import easy_features as easy
 from contrapose.studies import shortcuts
@@ -41,7 +41,7 @@ def with_blue():
 def bits(images, names, *, taken=()):
     """{feature: bits} of two views of 500 images, by the recipe for digits."""
     found = {c.name: c for c in candidates(images)}
-    recipe = api.beside_constants(recipes.recipe_for("simclr", 8, 1), images)
+    recipe = adapt.beside_constants(recipes.recipe_for("simclr", 8, 1), images)
     chosen = [found[name] for name in taken]
     policy = partial(against(recipe.views, images, chosen), size=images.size)
     some = images.subset(torch.arange(500))

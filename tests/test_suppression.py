@@ -125,7 +125,7 @@ def test_a_run_is_scored_against_controls_that_are_trained_for_it_once(tmp_path)
     assert set(found) == {"image", "bit 0"}
     assert found["image"].supervised > found["image"].chance and found["image"].n == 359
     assert (run.path / "suppression.json").exists()
-    control = run.path / "controls" / "bit-0" / "encoder.safetensors"
+    control = run.path / "controls" / "taught-bit-0" / "encoder.safetensors"
     before = control.stat().st_mtime_ns
     assert explain.suppression_of(run, features=["image", "bit 0"]) == found
     assert control.stat().st_mtime_ns == before

@@ -17,12 +17,13 @@ import torch
 from support.quick_recipe import quick
 
 import contrapose
-from contrapose import api, keys, losses, recipes
+from contrapose import adapt, keys, losses, recipes
 from contrapose.data import open_images
 from contrapose.encoders import Encoder
 from contrapose.training.loop import InterruptedTraining
+from contrapose.training.objective import lasting_groups
 from contrapose.training.run import Run
-from contrapose.training.step import NonFiniteError, lasting_groups
+from contrapose.training.step import NonFiniteError
 
 QUICK = ["--encoder", "small_conv", "--batch-size", "128", "--no-explain", "--device", "cpu"]
 
@@ -381,4 +382,4 @@ def test_own_recipe_file(tmp_path, digits):
 def test_a_warm_up_longer_than_training_is_shortened_as_by_the_flag(digits):
     with pytest.warns(UserWarning, match="a warm-up of 2 epochs of 1 is shortened to 0.1"):
         own = dataclasses.replace(recipes.recipe_for("simclr", 8, 1), epochs=1)
-    assert own.warmup == api.changed(recipes.recipe_for("simclr", 8, 1), digits, epochs=1).warmup
+    assert own.warmup == adapt.changed(recipes.recipe_for("simclr", 8, 1), digits, epochs=1).warmup

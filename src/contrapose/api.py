@@ -4,31 +4,26 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from contrapose import augment, encoders, plan, recipes
-from contrapose.data import HELD_OUT, ImageSet, Request, evenly
-from contrapose.data.values import RGB
-from contrapose.encoders import Encoder, read_weights
+from contrapose import adapt, plan, recipes
+from contrapose.data import HELD_OUT, ImageSet, Request
+from contrapose.encoders import Encoder, checkpoints, read_weights, step_of
 from contrapose.errors import UserError, check_one_process
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.files import as_file_name, holder, read_object, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
-from contrapose.partials import arguments, assign, describe, unknown, up_to_date
+from contrapose.partials import describe, revive, up_to_date
 from contrapose.training import loop
-from contrapose.training.batchnorm import estimate_statistics
-from contrapose.training.recipe import Recipe
+from contrapose.training.recipe import Recipe, classifies
 from contrapose.training.rehearsal import rehearse
-from contrapose.training.run import FORMAT, Run
+from contrapose.training.run import FORMAT, START_FILE, Run, say
+from contrapose.training.start import begin_from, source_of
 from contrapose.version import __version__
-
-MEASURED = 4096  # images whose mean and standard deviation whiten the input
 
 
 def train(
@@ -42,6 +37,8 @@ def train(
     temperature: float | None = None,
     seed: int | None = None,
     changes: Sequence[str] = (),
+    start: str | Path | None = None,
+    freeze: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
@@ -57,25 +54,31 @@ def train(
     `open_images` takes, or a `Request`; how: fields of that request, such as size=64 or
     labels="labels.csv". changes: "loss.temperature=0.1" and the like. held_out: share of images
     kept from training for evaluation; None is a fifth where positives are classes and there is no
-    test split, else 0. Everything is checked, and one step rehearsed, before the folder is made.
-    Raises UserError or FileNotFoundError for what cannot be trained.
+    test split, else 0. start: where weights come from (`training.start`): a run folder, a file of
+    weights, or "pretrained"; its network and size are taken too, where they are not asked for.
+    freeze: parts of the encoder that stay as they are, such as "backbone". Everything is checked,
+    and one step rehearsed, before the folder is made. Raises UserError or FileNotFoundError for
+    what cannot be trained.
     """
     check_one_process("contrapose.train")
-    request, where = Request.of(images, **how), (device, precision)
+    request, where = _sized_as(start, Request.of(images, **how)), (device, precision)
     if out is not None:
         Run.refuse_existing(Path(out))
     device = choose_device(device)
     bf16 = choose_bf16(precision, device)
-    (chosen, source, network, data), planned, choices = _planned(
+    (chosen, source, network, data, begun), planned, choices = _planned(
         recipe, request, command, device, bf16, held_out=held_out, encoder=encoder, epochs=epochs,
         batch_size=batch_size, temperature=temperature, seed=seed, changes=changes,
+        start=None if start is None else str(start), freeze=tuple(freeze),
     )  # fmt: skip
     folder = Path(out) if out else new_folder(source.name, chosen.name)
-    written = {"format": FORMAT, "contrapose": __version__, "command": command}
-    with Run.begun(
-        folder,
-        written | {"data": data, "recipe": describe(chosen), "plan": planned, "choices": choices},
-    ) as run:
+    written = {"format": FORMAT, "contrapose": __version__, "command": command, "data": data}
+    written |= {"recipe": describe(chosen), "plan": planned, "choices": choices}
+    if begun is not None:
+        written["start"] = dataclasses.asdict(begun)
+    with Run.begun(folder, written) as run:
+        if begun is not None:
+            run.write_start(network.to_bytes())
         run.write("environment.json", environment(device, bf16, where))
         begin(run, chosen, source)
         if compiled:
@@ -112,6 +115,8 @@ def _planned(
         for name, field in flags.items()
         if field in fields or (request.size if name == "size" else settings[name])
     }
+    if settings["start"] is not None:
+        asked.setdefault("encoder", f"--start {settings['start']}")
     if not isinstance(recipe, str) or recipe not in recipes.names():
         made = make({})
         return made, None, plan.choices(made, recipe, asked, {})
@@ -133,6 +138,8 @@ def _prepared(
     temperature: float | None,
     seed: int | None,
     changes: Sequence[str],
+    start: str | None,
+    freeze: tuple[str, ...],
 ) -> plan.Made:
     """A run that could begin, all of it checked.
 
@@ -142,24 +149,46 @@ def _prepared(
     request, source = opened(left.pop("size", None))
     batch_size = left.pop("batch_size", batch_size)
     chosen = recipes.recipe_for(recipe, source.size, source.shown)
+    if start is not None:
+        chosen = dataclasses.replace(chosen, start=start)
+        named = isinstance(recipe, str) and recipe in recipes.names()
+        if named and encoder is None and not any(c.startswith("backbone") for c in changes):
+            chosen = adapt.with_network_of(start, chosen, source)
+    if freeze:
+        chosen = dataclasses.replace(chosen, freeze=freeze)
     if batch_size is None and isinstance(recipe, str) and len(source) < chosen.batch_size:
         batch_size = max(2, len(source) // 4)  # said where training begins, as every batch is
     encoder, epochs = left.pop("encoder", encoder), left.pop("epochs", epochs)
     paths = [f"{path}={value}" for path, value in left.items()]
-    chosen = changed(
+    chosen = adapt.changed(
         chosen, source, encoder, epochs, batch_size, temperature, seed, [*paths, *changes]
     )
-    chosen = beside_constants(chosen, source)
+    chosen = adapt.beside_constants(chosen, source)
     if held_out is None:
-        untested = chosen.positives != "image" and not request.like(source).has_test(source)
+        learns = chosen.learns_from_labels or chosen.positives == "shared"
+        untested = learns and not request.like(source).has_test(source)
         held_out = request.held_out or (HELD_OUT if untested else 0.0)
     request = dataclasses.replace(request, held_out=held_out)
     data = request.as_json(source)
     source = request.seen(chosen.seed, source)
     loop.check(chosen, source)
-    network = build(chosen, source)
+    network, begun = adapt.build(chosen, source), None
+    if chosen.start is not None:
+        begun = begin_from(network, source_of(chosen.start, chosen.backbone))
     rehearse(chosen, source, network)
-    return plan.Made(chosen, source, network, data)
+    return plan.Made(chosen, source, network, data, begun)
+
+
+def _sized_as(start: str | Path | None, request: Request) -> Request:
+    """The request at the size of the run that weights come from, where none is asked for."""
+    folder = Path(start or "")
+    own = request.size is not None or not isinstance(request.source, str | Path)
+    if start is None or own or not Path(str(request.source)).exists():
+        return request
+    if not (folder / "recipe.json").is_file():
+        return request
+    size = Run.open(folder).read("recipe.json")["data"]["size"]
+    return dataclasses.replace(request, size=size)
 
 
 def resume(
@@ -167,6 +196,7 @@ def resume(
     *,
     recipe: str | Path | Recipe | None = None,
     images: Any = None,
+    epochs: float | None = None,
     device: str = "auto",
     precision: str | None = None,
     compiled: bool = False,
@@ -177,6 +207,9 @@ def resume(
 
     recipe: needed again only where the run's recipe was your own file; or the recipe itself, where
     it was given as one. images: needed again only where they did not come from a name or a path.
+    epochs: how many there are to be in all, in place of those that the run was begun with; the
+    schedule is then that of as many, from where training stands on, which a warning says in
+    numbers. Raises UserError for epochs that are past already.
     """
     check_one_process("contrapose.resume")
     run = run if isinstance(run, Run) else Run.open(run)
@@ -185,8 +218,9 @@ def resume(
     with _own_images(run, images):
         source = request.seen(written["recipe"]["seed"])
     if isinstance(recipe, Recipe):
-        recipe = beside_constants(recipe, source)
-        if up_to_date(describe(recipe)) != up_to_date(written["recipe"]):
+        recipe = adapt.beside_constants(recipe, source)
+        before = _later_fields(recipe) | written["recipe"]
+        if up_to_date(describe(recipe)) != up_to_date(before):
             raise UserError(f"{run.path} was begun with another recipe; start a new run")
         chosen = recipe
     else:
@@ -202,8 +236,14 @@ def resume(
             f"{run.path} was begun with batches of {chosen.batch_size}, and {source.name} now has "
             f"{len(source)} images; restore them, or start a new run with a smaller --batch-size"
         )
-    network = build(chosen, source)
+    if epochs is not None and epochs != chosen.epochs:
+        chosen = _with_epochs(run, chosen, epochs, source)
+    network = adapt.build(chosen, source)
+    if chosen.start is not None:
+        _begin_again(run, chosen, network)
     with run.locked():
+        if chosen.epochs != written["recipe"]["epochs"]:
+            _note_epochs(run, chosen.epochs)
         now = environment(device, bf16, where)
         if precision is None and "precision" in before:
             now["why"]["precision"] = "as the run was begun"
@@ -214,6 +254,59 @@ def resume(
             network.backbone.compile()
         loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
     return run
+
+
+def _with_epochs(run: Run, recipe: Recipe, epochs: float, images: ImageSet) -> Recipe:
+    """The recipe with so many epochs; what the schedule does then is said."""
+    kept = checkpoints(run.path)
+    at = (step_of(kept[-1]) if kept else 0) / (len(images) // recipe.batch_size)
+    if not epochs > at:
+        raise UserError(
+            f"--epochs {epochs:g}: {run.path} stands at epoch {at:g} already; give more than that"
+        )
+    if not kept and run.status().get("state") == "finished":
+        raise UserError(
+            f"--epochs {epochs:g}: the checkpoints of {run.path} were removed, so it cannot go on; "
+            f"begin a run from its weights with --start {run.path}"
+        )
+    longer = dataclasses.replace(recipe, epochs=epochs)
+    before, now = (
+        r.schedule(min(at, r.epochs), r.epochs, warmup=r.warmup) for r in (recipe, longer)
+    )
+    say(
+        f"{run.path} goes on from epoch {at:g} to {epochs:g}, not {recipe.epochs:g}: the learning "
+        f"rate, {before:.3g} of its peak there by the schedule over {recipe.epochs:g} epochs, is "
+        f"{now:.3g} of it by the schedule over {epochs:g}, which holds from here on"
+    )
+    return longer
+
+
+def _note_epochs(run: Run, epochs: float) -> None:
+    """Write the new number of epochs into recipe.json, and keep the old one beside it."""
+    written = run.read("recipe.json")
+    changed = {"from": written["recipe"]["epochs"], "to": epochs, "step": run.status().get("step")}
+    written["epochs_changed"] = [*written.get("epochs_changed", []), changed]
+    written["recipe"]["epochs"] = epochs
+    run.write("recipe.json", written)
+
+
+def _begin_again(run: Run, recipe: Recipe, network: Encoder) -> None:
+    """Set the weights to those that the run started from; its checkpoints, if any, come after."""
+    file = run.path / START_FILE
+    if file.exists():
+        network.load_state_dict(read_weights(file)[0])
+    elif not checkpoints(run.path):  # killed before the file was written
+        assert recipe.start is not None
+        begun = begin_from(network, source_of(recipe.start, recipe.backbone))
+        if begun.sha256 != run.read("recipe.json")["start"]["sha256"]:
+            raise UserError(f"{recipe.start} has changed since {run.path} was begun; begin anew")
+        run.write_start(network.to_bytes())
+
+
+def _later_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields that recipe.json of an older version lacks, as they stand where not asked for."""
+    fields = dataclasses.fields(recipe)
+    return {f.name: describe(f.default) for f in fields if f.default is not dataclasses.MISSING}
 
 
 def embed(
@@ -254,129 +347,9 @@ def encoder_in(
     except loop.InterruptedTraining as error:
         words = str(error).partition("; continue with")[0]
         raise loop.InterruptedTraining(f"{words}; the same command goes on from there") from None
-    encoder = build(recipe, images)  # as `Encoder.load`, for recipes of the user's own too
+    encoder = adapt.build(recipe, images)  # as `Encoder.load`, for recipes of the user's own too
     encoder.load_state_dict(read_weights(run.path)[0])
     return encoder
-
-
-def changed(
-    recipe: Recipe,
-    images: ImageSet,
-    encoder: str | None = None,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    temperature: float | None = None,
-    seed: int | None = None,
-    changes: Sequence[str] = (),
-) -> Recipe:
-    """The recipe with the flags of the command line applied, the general `--set` last."""
-    if encoder is not None:
-        recipe = dataclasses.replace(recipe, backbone=backbone_named(encoder, images))
-    if epochs is not None:
-        if not epochs > 0:
-            raise UserError(f"--epochs {epochs}: use a positive number")
-        warmup = min(recipe.warmup, epochs / 10)
-        recipe = dataclasses.replace(recipe, epochs=epochs, warmup=warmup)
-    if batch_size is not None:
-        recipe = dataclasses.replace(recipe, batch_size=batch_size)
-    if seed is not None:
-        recipe = dataclasses.replace(recipe, seed=seed)
-    if temperature is not None:
-        recipe = assign(recipe, "loss.temperature", str(temperature))
-    for change in changes:
-        path, equals, text = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change}: write it as path=value, such as loss.temperature=0.1")
-        recipe = assign(recipe, path.strip(), text.strip())
-    return recipe
-
-
-def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
-    """The recipe for images with channels that are no picture, such as random bits: its views leave
-    them as they are, and its backbone takes them. Its colour operations change the channels that
-    the images name as `rgb`."""
-    if images.rgb is not None:
-        recipe = dataclasses.replace(recipe, views=_with_rgb(recipe.views, images.rgb))
-    if not images.constant:
-        return recipe
-    views = recipe.views
-    if not _leaves_constants(views):
-        views = partial(augment.on_channels, views=views, channels=images.shown)
-    backbone = recipe.backbone
-    function = getattr(backbone, "func", backbone)
-    if "channels" in arguments(function):
-        given = getattr(backbone, "keywords", {}) | {"channels": images.channels}
-        backbone = partial(function, **given)
-    return dataclasses.replace(recipe, views=views, backbone=backbone)
-
-
-def _with_rgb(views: Callable[..., Any], rgb: RGB) -> Callable[..., Any]:
-    """The policy, and those that it is put on top of, with `rgb` where they take it."""
-    given = getattr(views, "keywords", {})
-    if "views" in given:
-        given = given | {"views": _with_rgb(given["views"], rgb)}
-    function = getattr(views, "func", views)
-    if "rgb" in arguments(function) and given.get("rgb") is None:
-        given = given | {"rgb": rgb}
-    return partial(function, **given) if given else views
-
-
-def _leaves_constants(views: Callable[..., Any]) -> bool:
-    """Whether the policy, or one that it is put on top of, is `on_channels`."""
-    if getattr(views, "func", None) is augment.on_channels:
-        return True
-    below = getattr(views, "keywords", {}).get("views")
-    return below is not None and _leaves_constants(below)
-
-
-def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:
-    """`resnet18` with the stem and channels that suit the images; `timm:NAME` for timm's."""
-    known = {function.__name__: function for function in encoders.BACKBONES}
-    if name.startswith("timm:"):
-        return partial(encoders.timm, name=name.removeprefix("timm:"), channels=images.channels)
-    if name not in known or name == "timm":
-        raise UserError(
-            f"--encoder {name}: there is no encoder {unknown(name, known)}; or timm:NAME"
-        )
-    chosen = partial(known[name], channels=images.channels)
-    if name.startswith("resnet"):
-        chosen = partial(chosen, stem="cifar" if images.size <= 64 else "imagenet")
-    return chosen
-
-
-def build(recipe: Recipe, images: ImageSet) -> Encoder:
-    """The encoder of a recipe with weights drawn from its seed, whitening these images."""
-    sample = images.batch(evenly(len(images), max(2, 3 * MEASURED // max(3, images.channels))))
-    pixels = sample.float().div(255).transpose(0, 1).flatten(1)
-    mean, std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=0.01).tolist()
-    torch.manual_seed(recipe.seed)
-    try:
-        return Encoder.build(recipe.backbone, recipe.head, mean, std)
-    except (TypeError, RuntimeError, MemoryError, LookupError, ArithmeticError) as error:
-        raise UserError(f"the recipe's backbone and head cannot be built: {error}") from error
-
-
-def untrained(
-    recipe: Recipe, images: ImageSet, device: str = "cpu", *, like: Encoder | None = None
-) -> Encoder:
-    """The encoder as it is before training, as a control: what is read of it was not learned.
-
-    In evaluation mode, with statistics of batch normalisation estimated over views of the images,
-    as those of a trained encoder are. like: the encoder that it is a control for, whose whitening
-    it then has. The state of torch's generator stays as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        if like is None:
-            encoder = build(recipe, images)
-        else:
-            torch.manual_seed(recipe.seed)
-            mean, std = like.mean.tolist(), like.std.tolist()
-            encoder = Encoder.build(recipe.backbone, recipe.head, mean, std)
-    estimate_statistics(
-        encoder.train(), images, recipe.policy, seed=recipe.seed,
-        number_of_views=recipe.number_of_views, device=device,
-    )  # fmt: skip
-    return encoder.to(device).eval()
 
 
 _ENVIRONMENT = {"precision?": frozenset({"fp32", "bf16"}), "resumed?": [dict]}
@@ -432,9 +405,18 @@ def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, st
     if images is not None and request.open("train").fingerprint != written["data"]["fingerprint"]:
         return train_images, test, f"{train_images.name}, {words}"
     if words.startswith("held-out") and not request.held_out:
-        labelled = "with" if written["recipe"]["positives"] != "image" else "without"
+        labelled = "with" if _saw_labels(written["recipe"]) else "without"
         words += f", which the encoder saw {labelled} labels"
     return train_images, test, words
+
+
+def _saw_labels(written: dict[str, Any]) -> bool:
+    """Whether the recipe of a run, as recipe.json has it, learns from labels."""
+    if written["positives"] != "image" or written.get("classifier") is not None:
+        return True
+    with suppress(UserError):  # a loss of the user's own
+        return classifies(revive(written["loss"]))
+    return False
 
 
 def new_folder(data: str, recipe: str) -> Path:

@@ -19,7 +19,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from contrapose import api
+from contrapose import adapt, api
 from contrapose.data import ImageSet, open_images
 from contrapose.data.labels import encode
 from contrapose.data.values import ValueRange, as_range, learnt_range, scaled
@@ -88,14 +88,14 @@ class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         images = self._images(array, 4 if four else None)  # 4 floats are no transparency
         self.channels_ = images.channels
         recipe = recipe_for(self.recipe, images.size, images.channels)
-        if y is not None and recipe.positives == "class":  # else y may be a target of any kind
+        if y is not None and recipe.learns_from_labels:  # else y may be a target of any kind
             label, classes = encode(y, len(images), what="y")
             if classes:
                 images = replace(images, label=label, classes=classes)
         asked = recipe.batch_size if self.batch_size is None else self.batch_size
         batch = min(asked, len(images))
         random = check_random_state(self.random_state)
-        recipe = api.changed(
+        recipe = adapt.changed(
             recipe,
             images,
             epochs=self.epochs,

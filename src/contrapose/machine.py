@@ -74,13 +74,15 @@ def as_float64(x: torch.Tensor) -> torch.Tensor:
 
 
 def on_cpu(value: T) -> T:
-    """The dataclass with every tensor in it, at any depth, on the CPU."""
+    """The dataclass with every tensor in it, in dicts and dataclasses too, on the CPU."""
     assert is_dataclass(value) and not isinstance(value, type)
     moved: dict[str, Any] = {}
     for field in fields(value):
         found = getattr(value, field.name)
         if isinstance(found, torch.Tensor):
             moved[field.name] = found.cpu()
+        elif isinstance(found, dict):
+            moved[field.name] = {name: x.cpu() for name, x in found.items()}
         elif is_dataclass(found):
             moved[field.name] = on_cpu(found)
     return replace(value, **moved)

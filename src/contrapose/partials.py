@@ -202,7 +202,12 @@ def assign(recipe: Any, path: str, text: str) -> Any:
         raise UserError(
             f"--set {path}={text}: {partial.func.__name__} has no {unknown(argument, settable)}"
         )
-    new = parse(text, settable.get(argument, Any), f"--set {path}={text}")
+    kind = settable.get(argument, Any)
+    if any(typing.get_origin(k) is Callable for k in _kinds(kind)):
+        family = partial.keywords.get(argument, partial.func)
+        new = _other_function(family, path, text, {"keep": False})
+    else:
+        new = parse(text, kind, f"--set {path}={text}")
     keywords = dict(partial.keywords)
     for pair in EITHER:
         if argument in pair:

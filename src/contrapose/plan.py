@@ -21,6 +21,7 @@ from contrapose.partials import describe
 from contrapose.progress import duration
 from contrapose.training.cost import Cost, cost
 from contrapose.training.recipe import Recipe
+from contrapose.training.start import Start
 
 PATIENCE = 30 * 60.0  # s: a run of a recipe as it is may take as long without a GPU
 AIM = 8 * 60.0  # s of training that are chosen otherwise; evaluation comes on top
@@ -43,6 +44,7 @@ class Made(NamedTuple):
     images: ImageSet  # as training sees them
     network: Encoder
     data: dict[str, Any]  # which images, as recipe.json records it
+    start: Start | None = None  # what its weights were taken from, if they were not drawn
 
     def cost(self, device: str, bf16: bool) -> Cost:
         return cost(self.recipe, self.images, self.network, device, bf16=bf16)

@@ -335,6 +335,14 @@ def large_margin_softmax(x, classes, label, *, m):
     return torch.nn.functional.cross_entropy(logits.index_put((rows, label), target), label)
 
 
+def cross_entropy(logits, label, *, label_smoothing=0.0):
+    q = torch.zeros_like(logits)
+    q[torch.arange(len(logits)), label] = 1
+    q = (1 - label_smoothing) * q + label_smoothing / logits.shape[1]
+    p = logits.exp() / logits.exp().sum(1, keepdim=True)
+    return mean([-(a * b.log()).sum() for a, b in zip(q, p, strict=True)])
+
+
 def gcl_coupled(z, group, *, temperature):
     return temperature * supcon(z, group, temperature=temperature)
 
@@ -421,6 +429,7 @@ ORACLE = {
             nt_logistic,
             nt_logistic_semi_hard,
             large_margin_softmax,
+            cross_entropy,
             gcl_coupled,
             gcl_decoupled,
             gcl_notebook,

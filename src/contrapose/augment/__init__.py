@@ -2,6 +2,7 @@
 
 from contrapose.augment.automated import draw_autoaugment, draw_randaugment
 from contrapose.augment.blur import Blur
+from contrapose.augment.branches import branches, on_each_branch
 from contrapose.augment.channels import on_channels
 from contrapose.augment.colour import Grayscale, Jitter, Solarise
 from contrapose.augment.crop import draw_box, draw_box_tf, resized_crop
@@ -23,13 +24,14 @@ from contrapose.augment.policies import (
     stacked_randaugment,
     supcon_cifar,
 )
-from contrapose.augment.view import Operation, Policy, center, render, views
+from contrapose.augment.view import Draw, Operation, Policy, center, draws_kept, render, views
 from contrapose.augment.warp import Warp
 
 __all__ = [
     "OPERATIONS",
     "Blur",
     "CutMix",
+    "Draw",
     "Grayscale",
     "ImageOperations",
     "Jitter",
@@ -41,6 +43,7 @@ __all__ = [
     "autoaugment",
     "bernoulli",
     "blanked",
+    "branches",
     "center",
     "crop_flip",
     "cutmix",
@@ -49,12 +52,14 @@ __all__ = [
     "draw_box",
     "draw_box_tf",
     "draw_randaugment",
+    "draws_kept",
     "hardened",
     "instance_discrimination",
     "mixup",
     "moco_v1",
     "moco_v2",
     "on_channels",
+    "on_each_branch",
     "randaugment",
     "render",
     "resized_crop",

@@ -1,6 +1,10 @@
 """The pixels of a view from its draws: crop and flip, then the steps of the policy in order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -8,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Generator, Tensor
 
+from contrapose.augment.branches import branches
 from contrapose.augment.chunks import empty, in_pieces
 from contrapose.augment.colour import Jitter
 from contrapose.augment.crop import resized_crop
@@ -28,6 +33,40 @@ class Operation(Protocol):
     def __call__(self, image: Tensor) -> None: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What was drawn for the views of one call of a policy, one row a view.
+
+    box: top, left, height and width of the crop in px of the stored image. flip: True where the
+    view is mirrored; None where the policy mirrors nothing. steps: the other augmentations in their
+    order; each holds its draw in its own fields (`Jitter.brightness` and so on).
+    """
+
+    box: Int[Tensor, "N 4"]
+    flip: Bool[Tensor, "N"] | None
+    steps: tuple[Operation, ...]
+
+
+_kept: ContextVar[list[Draw] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def draws_kept() -> Iterator[list[Draw]]:
+    """A list to which every policy that is called within adds its `Draw`, in the order of calls.
+
+        with draws_kept() as draws:
+            seen = views(policy, image, generator)     # rows of draws[0]: view by view
+
+    A policy that does not go through `render` adds nothing.
+    """
+    draws: list[Draw] = []
+    token = _kept.set(draws)
+    try:
+        yield draws
+    finally:
+        _kept.reset(token)
+
+
 def render(
     image: Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"],
     box: Int[Tensor, "B 4"],
@@ -42,6 +81,8 @@ def render(
     On a CPU the batch is divided into pieces that fit the cache, one thread a piece; the result
     does not depend on the pieces.
     """
+    if (draws := _kept.get()) is not None:
+        draws.append(Draw(box, flip, tuple(steps)))
     if image.device.type != "cpu":
         return _render(image, box, size, flip, steps, filter)
     out = empty((len(image), image.shape[1], size, size), np.float32)
@@ -86,10 +127,20 @@ def views(
 ) -> Float[Tensor, "V B C size size"]:
     """n independent views of each image, `policy(image, generator)` with its other arguments bound.
 
-    One call of the policy on n copies of the batch. Raises UserError when n < 1.
+    One call of the policy on n copies of the batch; of `branches` one call for each of its two
+    policies. Raises UserError when n < 1.
     """
     if n < 1:
         raise UserError(f"views: asked for n={n} views of an image; use at least 1")
+    if n > 1 and getattr(policy, "func", None) is branches:
+        given = getattr(policy, "keywords", {})
+        if lacking := [name for name in ("first", "second") if name not in given]:
+            raise UserError(
+                f"branches: {lacking[0]} names no policy; --set views.{lacking[0]}=NAME"
+            )
+        first, second = (partial(given[name], size=given["size"]) for name in ("first", "second"))
+        each = [views(first, image, generator, 1), views(second, image, generator, n - 1)]
+        return torch.cat(each)
     if image.device.type == "cpu":
         kind = np.uint8 if image.dtype == torch.uint8 else np.float32
         copies = empty((n, *image.shape), kind).copy_(image).flatten(0, 1)

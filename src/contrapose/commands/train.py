@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contrapose.commands.options import Device, about_images, flag_of
+from contrapose.commands.options import Device, about_images, flag_of, names_of
 from contrapose.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,21 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the similarities.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE", help="Begin with the weights of a run or of a file, not drawn ones."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Begin with the published weights of --encoder.")
+    ] = False,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTS", help="Parts that training leaves as they are: backbone, head ..."
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and views.")] = None,
@@ -50,23 +65,27 @@ def train(
 ) -> None:
     """Train an encoder on DATA, then evaluate it, diagnose it and write its report."""
     flags = {
-        "--encoder": encoder, "--epochs": epochs, "--batch-size": batch_size,
-        "--temperature": temperature, "--seed": seed, "--out": out, "--set": set_ or None,
+        "--encoder": encoder, "--batch-size": batch_size, "--temperature": temperature,
+        "--seed": seed, "--out": out, "--set": set_ or None, "--start": start,
+        "--pretrained": pretrained or None, "--freeze": freeze,
     }  # fmt: skip
     given = [name for name, value in flags.items() if value is not None]
     given += [flag_of(name) for name in how]
     if resume is not None and given:
         raise UserError(
-            f"--resume {resume} keeps the recipe of that run; leave out {', '.join(given)}, or "
-            "start a new run with it"
+            f"--resume {resume} keeps the recipe of that run but for --epochs; leave out "
+            f"{', '.join(given)}, or start a new run with it"
         )
     if resume is None and data is None:
         raise UserError(
             "train: name the images, such as `contrapose train digits`, or --resume RUN"
         )
+    if start is not None and pretrained:
+        raise UserError(f"--start {start} and --pretrained: weights come from one place; give one")
     from contrapose import api
     from contrapose.commands.console import TrainingProgress
     from contrapose.training.run import Run
+    from contrapose.training.start import PUBLISHED
 
     watching = TrainingProgress()
     with what_stands_is_said(watching, recipe):
@@ -74,20 +93,25 @@ def train(
             if resume is not None:
                 before = Run.open(resume).status()
                 run = api.resume(
-                    resume, recipe=recipe, images=data, device=device, precision=precision,
-                    compiled=compile_, watch=watching.step, begin=watching.begin,
+                    resume, recipe=recipe, images=data, epochs=epochs, device=device,
+                    precision=precision, compiled=compile_, watch=watching.step,
+                    begin=watching.begin,
                 )  # fmt: skip
             else:
                 run = api.train(
                     recipe or "simclr", data, out=out, encoder=encoder, epochs=epochs,
                     batch_size=batch_size, temperature=temperature, seed=seed, changes=set_ or (),
+                    start=PUBLISHED if pretrained else start, freeze=names_of(freeze),
                     device=device, precision=precision or "auto", compiled=compile_,
                     command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
                 )  # fmt: skip
         if resume is not None and before.get("state") == "finished":
             if run.status().get("step") == before.get("step"):
                 steps = before.get("step")
-                typer.echo(f"{run.path} is finished, {steps} steps: nothing left to do")
+                typer.echo(
+                    f"{run.path} is finished, {steps} steps: nothing left to do; for more give "
+                    "--epochs N"
+                )
         if explain:
             explain_run(run, device, recipe)
         else:

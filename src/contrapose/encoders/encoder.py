@@ -1,4 +1,5 @@
-"""The encoder: a backbone computes the representation h, a projection head the embedding z.
+"""The encoder: a backbone computes the representation h, a projection head the embedding z, and a
+linear classifier, where there is one, the logits of h.
 
 Backbones and heads are functions that return modules, so that a recipe can hold them as
 `functools.partial(resnet18, stem="cifar")` and `functools.partial(mlp, dim=128)`. Images stay in
@@ -20,7 +21,11 @@ from torch import Tensor, nn
 from contrapose.encoders.weights import FINAL, read_weights
 from contrapose.errors import UserError
 from contrapose.files import conform
-from contrapose.partials import describe, revive
+from contrapose.partials import describe, revive, unknown
+
+ARCHITECTURE: dict[str, Any] = {  # in the metadata of an encoder file
+    "backbone": str | dict, "head": str | dict, "classes?": [str],
+}  # fmt: skip
 
 
 class Encoder(nn.Module):
@@ -29,13 +34,19 @@ class Encoder(nn.Module):
     backbone: a module from [B, C, H, W] to h [B, F], with an attribute `width`, which is F.
     head: a module from [B, F] to [B, D]; its `unit_length` says if z is normalised (see `heads`).
     mean, std: one number per channel, for images in [0, 1].
+    classifier: a dense layer from h to the logits of `classes` [B, C]; None: there is none.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, mean: Sequence[float], std: Sequence[float]
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classifier: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
@@ -43,11 +54,12 @@ class Encoder(nn.Module):
                 f"Encoder: mean {tuple(mean)} and std {tuple(std)} must have one number per "
                 "channel each, and every std must be positive"
             )
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.classifier = backbone, head, classifier
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
         self.architecture: dict[str, Any] | None = None
+        self.frozen: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -56,11 +68,23 @@ class Encoder(nn.Module):
         head: Callable[..., nn.Module],
         mean: Sequence[float],
         std: Sequence[float],
+        classes: Sequence[str] | None = None,
+        *,
+        bias: bool = True,
     ) -> "Encoder":
-        """The encoder of backbone() and head(width); their names are kept for `to_bytes`."""
+        """The encoder of backbone() and head(width); their names are kept for `to_bytes`.
+
+        classes: names of what a classifier on h tells apart; None: there is no classifier. bias:
+        whether its logits are W h + b, or W h.
+        """
         body = backbone()
-        encoder = cls(body, head(body.width), mean, std)
+        top = head(body.width)
+        width: Any = body.width
+        linear = None if classes is None else nn.Linear(width, len(classes), bias=bias)
+        encoder = cls(body, top, mean, std, linear)
         encoder.architecture = {"backbone": describe(backbone), "head": describe(head)}
+        if classes is not None:
+            encoder.architecture["classes"] = list(classes)
         return encoder
 
     @classmethod
@@ -75,12 +99,11 @@ class Encoder(nn.Module):
         if written is None:
             raise UserError(f"{file} names no architecture; was it written by contrapose?")
         try:
-            architecture = conform(
-                json.loads(written), {"backbone": str | dict, "head": str | dict}, "architecture"
-            )
+            architecture = conform(json.loads(written), ARCHITECTURE, "architecture")
             mean, std = (weights[name].tolist() for name in ("mean", "std"))
             backbone, head = (revive(architecture[part], own) for part in ("backbone", "head"))
-            encoder = cls.build(backbone, head, mean, std)
+            classes, bias = architecture.get("classes"), "classifier.bias" in weights
+            encoder = cls.build(backbone, head, mean, std, classes, bias=bias)
         except (ValueError, TypeError, LookupError, RuntimeError) as error:
             raise UserError(f"{file} holds no encoder that can be built: {error}") from error
         try:
@@ -102,6 +125,30 @@ class Encoder(nn.Module):
         # one entry: safetensors writes several in any order
         return safetensors_bytes(weights, metadata={"encoder": json.dumps(named or None)})
 
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Let training leave these parts as they are: weights and statistics of batch norm.
+
+        parts: names of modules, such as `backbone`, `head` or `backbone.layer1`. Raises UserError
+        for a name that there is not, and where nothing would be left to train.
+        """
+        known = {name: part for name, part in self.named_modules() if name}
+        for name in parts:
+            if name not in known:
+                near = [n for n in known if n.count(".") <= name.count(".")]
+                raise UserError(f"--freeze {name}: the encoder has no part {unknown(name, near)}")
+            known[name].requires_grad_(False)
+        self.frozen = tuple(parts)
+        if parts and not any(p.requires_grad for p in self.parameters()):
+            raise UserError(f"--freeze {','.join(parts)}: nothing is left to train")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """As torch's, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
     @property
     def channels(self) -> int:
         return len(self.mean)
@@ -110,6 +157,21 @@ class Encoder(nn.Module):
     def width(self) -> int:
         """F, the width of the representation h."""
         return int(self.backbone.width)  # type: ignore[arg-type]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the classifier tells apart, in the order of its logits; () without a classifier."""
+        return tuple((self.architecture or {}).get("classes", ()))
+
+    def logits(self, h: Float[Tensor, "B F"]) -> Float[Tensor, "B C"]:
+        """W h + b of the classifier, in float32 at least. Raises UserError where there is none."""
+        if self.classifier is None:
+            raise UserError(
+                "this encoder has no classifier: train one with --recipe cross_entropy, or beside "
+                "another loss with --set classifier=cross_entropy"
+            )
+        logits: Tensor = self.classifier(h)
+        return logits.to(_widened(logits))
 
     @property
     def unit_length(self) -> bool:

@@ -8,31 +8,29 @@
 
 A measure is a function (Trained) -> dict of numbers or lists; one of your own stands in your file,
 its arguments set by functools.partial. Controls are values, not switches: epochs=0 is the encoder
-before any training, recipe=partial(supervised, of="simclr", classes=10) learns from labels.
+before any training, recipe=partial(taught, of="simclr") learns from labels.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrapose import api, recipes
+from contrapose import adapt, api, recipes
 from contrapose.data import UNKNOWN_CLASSES, ImageSet, Request, balanced, few_labels
-from contrapose.encoders import Encoder, linear, read_weights
+from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded, embed, embed_views
 from contrapose.experiments.running.folders import note_progress
 from contrapose.files import unfinished
 from contrapose.machine import choose_device
 from contrapose.training.loop import Progress
-from contrapose.training.recipe import Recipe
+from contrapose.training.recipe import Recipe, supervised
 from contrapose.training.run import Run
 
 ImagesOrName = str | Path | Callable[..., ImageSet]
@@ -110,16 +108,16 @@ def trained(
     """
     train, test = both_splits(images, size, subset, test_subset)
     chosen = _chosen(recipe, train)
-    chosen = api.changed(
+    chosen = adapt.changed(
         chosen, train, encoder, epochs or None, batch_size, temperature, seed, changes
     )
-    chosen = api.beside_constants(chosen, train)
+    chosen = adapt.beside_constants(chosen, train)
     if epochs == 0:
-        run, network = None, api.build(chosen, train)
+        run, network = None, adapt.build(chosen, train)
     else:
         taught = train if labels is None else few_labels(train, labels)
         run = _train(folder, chosen, taught, device, precision)
-        network = api.build(chosen, train)
+        network = adapt.build(chosen, train)
         network.load_state_dict(read_weights(run.path)[0])
     seen = Trained(
         encoder=network.eval(), recipe=chosen, train=train, test=test,
@@ -140,37 +138,9 @@ def trained(
     return found
 
 
-def supervised(
-    size: int, channels: int, *, of: str, classes: int, temperature: float = 0.1
-) -> Recipe:
-    """The recipe named `of` with its loss and head replaced by a classifier's: what labels teach.
-
-    Same views, backbone, optimiser and steps; each view is an example. Every image needs a label.
-    """
-    other = recipes.recipe_for(of, size, channels)
-    return dataclasses.replace(
-        other,
-        name=f"{other.name}-supervised",
-        head=partial(linear, dim=classes, batch_norm=False),
-        loss=partial(class_cross_entropy, temperature=temperature),
-        positives="class",
-    )
-
-
-def class_cross_entropy(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, temperature: float
-) -> Float[Tensor, ""]:
-    """-log softmax(z / T)[class]: the D = C entries of the unit-length z are the logits.
-
-    The loop hands every loss z of unit length, so logits lie in [-1/T, 1/T].
-    """
-    if len(group) and not 0 <= int(group.min()) <= int(group.max()) < z.shape[1]:
-        raise UserError(
-            f"class_cross_entropy: classes {int(group.min())} to {int(group.max())}, z has "
-            f"{z.shape[1]} columns; give the head as many as there are classes, and every image "
-            "a label"
-        )
-    return F.cross_entropy(z / temperature, group)
+def taught(size: int, channels: int, *, of: str) -> Recipe:
+    """The recipe named `of` with a classifier's loss: what labels teach (`supervised`)."""
+    return supervised(recipes.recipe_for(of, size, channels))
 
 
 def both_splits(

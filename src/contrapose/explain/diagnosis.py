@@ -12,6 +12,7 @@ from contrapose import paired
 from contrapose.data import ImageSet
 from contrapose.data.copies import Looked, copies_in, looked_at, repeated_in
 from contrapose.data.split import equal_keys
+from contrapose.errors import UserError
 from contrapose.evaluation import geometry
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed_views as views_embedded
@@ -22,10 +23,10 @@ from contrapose.explain.subject import Subject, sample, written_about
 from contrapose.explain.verdict import verdict
 from contrapose.keys.contrast import InBatch
 from contrapose.progress import stage
+from contrapose.training.objective import learned_label, positive_groups
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.signals import temperature_signals
-from contrapose.training.step import positive_groups
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)  # at which the repulsion between rows is shown
 LOOKED_AT = 2000  # images whose geometry, neighbours and map are shown
@@ -199,10 +200,17 @@ def embed_views(
 
 
 def positives_of(recipe: Recipe, images: ImageSet) -> Int[Tensor, " B"]:
-    """Which images are positives of each other in the recipe: each alone, or those of a class."""
-    if recipe.positives == "class" and images.label is None:
-        return torch.arange(len(images))
-    return positive_groups(recipe, images.label, len(images), torch.device("cpu"))
+    """Which images are positives of each other in the recipe: each alone, or those of a class.
+
+    Each alone too where another set lacks that label.
+    """
+    label = None
+    if recipe.of_labels:
+        try:
+            label, _ = learned_label(recipe, images)
+        except UserError:
+            return torch.arange(len(images))
+    return positive_groups(recipe, label, len(images), torch.device("cpu"))
 
 
 def mean_cosine(z: Float[Tensor, "N D"]) -> float:

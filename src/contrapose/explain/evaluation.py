@@ -132,6 +132,10 @@ def _score(
         (probes.knn(of_test.z, of_train.z, label, k=k), "kNN accuracy", vote, "z", ""),
     ]
 
+    if (own := _own_classifier(subject, of_test, train.classes)) is not None:
+        said = "the classifier that training fitted on h"
+        rows.insert(1, (own, "classifier accuracy", said, "h", ""))
+
     def control(
         x: Tensor, x_test: Tensor, features: scores.Features, what: str
     ) -> tuple[Tensor, str, str, scores.Features, str]:
@@ -169,6 +173,21 @@ def _score(
             for value, protocol, features in by_class
         ]  # fmt: skip
     return found, votes.argmax(dim=1), (of_train, of_test)
+
+
+def _own_classifier(
+    subject: Subject, of_test: Embedded, classes: Sequence[str]
+) -> Float[Tensor, "M C"] | None:
+    """Logits of the run's own classifier in the order of `classes`, the lowest for those that it
+    does not know; None where there is no classifier, or it tells apart something else."""
+    encoder = subject.encoder
+    place = {name: k for k, name in enumerate(encoder.classes)}
+    if not any(name in place for name in classes):
+        return None
+    with torch.no_grad():
+        logits = encoder.logits(of_test.h.to(subject.device)).cpu()
+    blank = torch.full((len(logits),), -torch.inf)
+    return torch.stack([logits[:, place[c]] if c in place else blank for c in classes], dim=1)
 
 
 def _of_several(subject: Subject, split: str) -> list[Score]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from contrapose import api, recipes
+from contrapose import adapt, api, recipes
 from contrapose.data import ImageSet, evenly
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, read_weights
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.machine import choose_device
 from contrapose.training.recipe import Recipe
-from contrapose.training.run import Run
+from contrapose.training.run import START_FILE, Run
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,13 @@ class Subject:
     def untrained(self) -> Encoder:
         """The encoder as it was before training, as a control: what is read of it was not learned.
 
-        Its statistics of batch normalisation are those of training images, as the run's are.
+        Its statistics of batch normalisation are those of training images, as the run's are; but
+        where training did not start from weights that were drawn, it is that start as it was.
         """
-        return api.untrained(self.recipe, self.train, self.device, like=self.encoder)
+        encoder = adapt.untrained(self.recipe, self.train, self.device, like=self.encoder)
+        if self.recipe.start is not None:
+            encoder.load_state_dict(read_weights(self.run.path / START_FILE)[0])
+        return encoder
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from contrapose.errors import UserError
 from contrapose.evaluation.suppression import Suppression, suppression
 from contrapose.explain.subject import Subject, written_about
 from contrapose.files import as_json_bytes, replace_file
-from contrapose.losses import supcon
 from contrapose.partials import unknown
-from contrapose.training.run import Run
-
-CONTROL = 0.1  # temperature of the SupCon that teaches a control
+from contrapose.training.recipe import FEATURE, supervised
+from contrapose.training.run import START_FILE, Run
 
 
 def suppression_of(
@@ -30,10 +27,11 @@ def suppression_of(
     """{feature: how much of it the run keeps one from reading}, against controls trained for it.
 
     features: of those that the images have, by default all; a plain set's label is `image`. The
-    control of a feature is the run's recipe with SupCon on that feature's labels in place of its
-    loss: the same network, views, optimiser and steps. Controls lie in RUN/controls and are trained
-    once; the other control is the network before training. Writes suppression.json into the run.
-    Cost: a training for each feature. Raises ValueError for features that the images do not have.
+    control of a feature is the run's recipe with a linear classifier of that feature on h, trained
+    by cross-entropy, in place of its loss and head: the same network, views, optimiser and steps.
+    Controls lie in RUN/controls and are trained once; the other control is the network before
+    training. Writes suppression.json into the run. Cost: a training for each feature. Raises
+    ValueError for features that the images do not have.
     """
     with written_about(run, images, device, recipe) as subject:
         return _suppression(subject, features)
@@ -47,21 +45,14 @@ def _suppression(subject: Subject, features: Sequence[str] | None) -> dict[str, 
             raise UserError(f"{subject.train.name} has no feature {unknown(name, label)}")
     if not names:
         raise UserError(f"{subject.train.name} has no labels, so nothing is known to suppress")
-    taught = replace(
-        subject.recipe, loss=partial(supcon, temperature=CONTROL), positives="class", keys=None,
-        batches=None, number_of_views=max(2, subject.recipe.number_of_views),
-    )  # fmt: skip
-    controls = {}
+    controls, recipe = {}, subject.recipe
+    if recipe.start is not None:
+        recipe = replace(recipe, start=str(subject.run.path / START_FILE))
     for name in names:
-        labelled_so = replace(
-            subject.train, label=label[name],
-            classes=tuple(map(str, range(int(label[name].max()) + 1))),
-            fingerprint=f"{subject.train.fingerprint}-{name}",
-        )  # fmt: skip
-        folder = subject.run.path / "controls" / "-".join(name.split())
-        controls[name] = api.encoder_in(folder, taught, labelled_so, subject.device).to(
-            subject.device
-        )
+        taught = supervised(recipe, positives=f"{FEATURE}{name}")
+        folder = subject.run.path / "controls" / f"taught-{'-'.join(name.split())}"
+        control = api.encoder_in(folder, taught, subject.train, subject.device)
+        controls[name] = control.to(subject.device)
     found = suppression(
         subject.encoder, subject.train, subject.test, supervised=controls,
         untrained=subject.untrained,

@@ -10,6 +10,7 @@ that hold NaN or infinity, or whose products would leave float32, raise ValueErr
 not of unit length, where a loss expects that, are counted in a warning.
 """
 
+from contrapose.losses.classification import cross_entropy as cross_entropy
 from contrapose.losses.distribution import gcl_coupled as gcl_coupled
 from contrapose.losses.distribution import gcl_decoupled as gcl_decoupled
 from contrapose.losses.distribution import gcl_notebook as gcl_notebook

@@ -48,6 +48,17 @@ QUANTITIES = (
         reading="How often the other view of the same image is the most similar row of the batch. "
         "At 100 % the task has become too easy to teach more.",
         lines=(("contrastive_accuracy", "accuracy", "solid"),),
+        missing="the loss compares no embeddings",
+        share=True,
+    ),
+    _Quantity(
+        id="classifier_accuracy",
+        title="Accuracy of the classifier",
+        reading="How often the largest logit is that of the label, on the training views of a "
+        "batch; with mixed images, of the label that has the larger share.",
+        equation="logits = W h + b",
+        lines=(("classifier_accuracy", "accuracy", "solid"),),
+        missing="",
         share=True,
     ),
     _Quantity(
@@ -57,6 +68,7 @@ QUANTITIES = (
         "they are unrelated.",
         equation="E |x − y|²",
         lines=(("alignment", "alignment", "solid"),),
+        missing="no positives in a batch, or a loss that compares no embeddings",
     ),
     _Quantity(
         id="uniformity",
@@ -90,6 +102,7 @@ QUANTITIES = (
         "it sees only the hardest.",
         equation="perplexity of the softmax over negatives",
         lines=(("effective_negatives", "negatives", "solid"),),
+        missing="no negatives, or a loss that compares no embeddings",
     ),
     _Quantity(
         id="part_size",

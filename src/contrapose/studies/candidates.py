@@ -90,7 +90,13 @@ def candidates(images: ImageSet) -> list[Candidate]:
 
 
 def against(policy: Callable[..., Tensor], images: ImageSet, found: Sequence[Candidate]) -> Any:
-    """The policy with the suggestions of these candidates on top of it."""
+    """The policy, or both of its branches, with the suggestions of these candidates on top."""
+    return augment.on_each_branch(policy, partial(_against, images=images, found=found))
+
+
+def _against(
+    policy: Callable[..., Tensor], images: ImageSet, found: Sequence[Candidate]
+) -> Callable[..., Tensor]:
     settings = {k: v for c in found for k, v in c.settings.items()}
     if settings:
         settings |= {} if images.rgb is None else {"rgb": images.rgb}

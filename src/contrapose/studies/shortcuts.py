@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contrapose import api, augment, explain, recipes
+from contrapose import adapt, api, augment, explain, recipes
 from contrapose.data import ImageSet, Request, evenly
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
@@ -120,7 +120,7 @@ def examine(
         trained = api.encoder_in(folder / "as-it-is", chosen, source, device, watch, begin)
         if taken:
             again = api.encoder_in(folder / "hardened", hard, source, device, watch, begin)
-    untrained = api.untrained(chosen, source, device)
+    untrained = adapt.untrained(chosen, source, device)
     read = [
         _read(every, some, of, policy, chosen.seed, device)
         for of, policy in ((trained, chosen.policy), (untrained, chosen.policy))
@@ -253,8 +253,8 @@ def _brief(
     found = recipes.recipe_for(which, images.size, images.shown)
     batch = max(2, min(found.batch_size, 256, len(images) // 2))
     epochs = (steps + 1e-6) / (len(images) // batch)
-    found = api.changed(found, images, encoder, epochs, batch, None, seed, changes)
-    return api.beside_constants(found, images)
+    found = adapt.changed(found, images, encoder, epochs, batch, None, seed, changes)
+    return adapt.beside_constants(found, images)
 
 
 def _opened(asked: Request) -> ImageSet:

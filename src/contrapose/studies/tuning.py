@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from contrapose import api, experiments, recipes
+from contrapose import adapt, experiments, recipes
 from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, evenly
 from contrapose.data.copies import as_places, groups_told
 from contrapose.errors import UserError
@@ -198,7 +198,7 @@ def prepared(
     kept, _ = asked.divided(source, HELD_OUT, seed=0)
     chosen = recipes.recipe_for(recipe, source.size, source.channels)
     for t in (grid[0], grid[-1]):
-        loop.check(api.changed(chosen, kept, encoder, epochs, None, t, 0, changes), kept)
+        loop.check(adapt.changed(chosen, kept, encoder, epochs, None, t, 0, changes), kept)
     request = {
         "data": asked.asked(),
         "recipe": str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe,

@@ -17,17 +17,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data import ImageSet
-from contrapose.encoders import Encoder, modes_kept, read_weights
+from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
-from contrapose.keys.sources import KeySource
 from contrapose.training.batches import Batches, Drawn, drawn
 from contrapose.training.batchnorm import estimate_statistics, fewest_updates
 from contrapose.training.interruption import signals_deferred
+from contrapose.training.objective import Batch, learned_label, objective_of
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import KILLED, OtherImages, Run, Weights, say
 from contrapose.training.signals import online_knn, step_signals
-from contrapose.training.step import NonFiniteError, positive_groups, step
+from contrapose.training.step import NonFiniteError, step
 
 ROWS = 100  # of metrics.jsonl in a whole run
 KNN_TIMES = 10  # in a whole run
@@ -63,13 +63,12 @@ def check(recipe: Recipe, images: ImageSet) -> None:
             f"{'one' if images.label is not None else 'none'}; tell them as a matrix of 0 and 1, "
             "as lists, or as words such as cat|dog"
         )
-    if recipe.positives == "class":
-        positive_groups(recipe, images.label, len(images), torch.device("cpu"))
-        assert images.label is not None
-        if len(torch.unique(images.label[images.label >= 0])) < 2:
+    if recipe.learns_from_labels:
+        label, _ = learned_label(recipe, images)
+        if len(torch.unique(label[label >= 0])) < 2:
             raise UserError(
-                f"recipe {recipe.name!r} takes positives from classes, and {images.name} has fewer "
-                "than two; use --recipe simclr"
+                f"recipe {recipe.name!r} learns from classes, and {images.name} has fewer than "
+                "two; use --recipe simclr"
             )
 
 
@@ -94,6 +93,7 @@ def fit(
     training = _Training(recipe, images, run, encoder, device, bf16)
     if training.done:
         return
+    run.set_aside_findings(training.at)
     with signals_deferred(training.stopped_at_once) as interrupted:
         training.status("running")
         try:
@@ -150,10 +150,11 @@ class _Training:
         self.lr = recipe.scaling(recipe.lr, recipe.batch_size)
         encoder.to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
-        self.source = source_of_keys(recipe, encoder, len(images))
+        self.objective = objective_of(recipe, encoder, len(images))
         self.batches: Batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.images = images.to(torch.device(device))
+        self.label = learned_label(recipe, images)[0] if recipe.learns_from_labels else None
         self.at, seconds = 0, 0.0
         self.estimated: dict[str, int] = {}
         before = run.status()
@@ -179,8 +180,8 @@ class _Training:
         _same_images(state, self.images, self.run)
         self.encoder.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.source is not None:
-            self.source.load_state_dict(state["keys"])
+        older = {f"keys.{name}": x for name, x in (state.get("keys") or {}).items()}
+        self.objective.load_state_dict(state.get("objective", older))
         if (kept := state.get("batches")) is not None:  # None: of an older run
             self.batches.load_state_dict(kept)
         torch.set_rng_state(state["torch"])
@@ -218,32 +219,33 @@ class _Training:
         factor = recipe.schedule(self.epoch, recipe.epochs, warmup=recipe.warmup)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.lr * factor
-        label = None
-        if self.images.label is not None:
-            label = self.images.label[index].to(self.device)
-        labels = self.images.labels
+        label = _of(self.images.label, index, self.device)
         seen = step(
             self.encoder,
             self.optimizer,
-            self.images.batch(index),
-            label,
+            self.objective,
+            Batch(
+                image=self.images.batch(index),
+                index=index.to(self.device),
+                label=_of(self.label, index, self.device),
+                several=_of(self.images.labels, index, self.device),
+                part=part_of(self.batches.size, len(index), self.device),
+            ),
             recipe,
             self.generator,
-            index=index.to(self.device),
-            source=self.source,
-            part=part_of(self.batches.size, len(index), self.device),
-            labels=None if labels is None else labels[index].to(self.device),
+            label=label,
             bf16=self.bf16,
         )
         self.at += 1
         row = None
         if self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps):
             clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
-            row = clock | {"lr": self.lr * factor} | step_signals(seen, recipe) | self._knn()
+            row = (
+                clock | {"lr": self.lr * factor} | step_signals(seen, self.objective) | self._knn()
+            )
             if not isinstance(self.batches, Drawn):
                 row["part_size"] = float(self.batches.size or len(index))
-        if self.source is not None and seen.entries is not None:
-            self.source.update(self.encoder, seen.entries)
+        self.objective.update(self.encoder, seen.compared)
         if row is not None:
             self.run.append_metrics(row)
         speed = self.at * recipe.batch_size / max(self.seconds, 1e-9)
@@ -254,8 +256,8 @@ class _Training:
         return tenth or time.monotonic() - self.saved > CHECKPOINT_SECONDS
 
     def save(self) -> None:
-        keys = None if self.source is None else self.source.state_dict()
-        for name, held in (("a weight", self.encoder.state_dict()), ("a key", keys or {})):
+        objective = self.objective.state_dict()
+        for name, held in (("a weight", self.encoder.state_dict()), ("a key", objective)):
             if not all(bool(x.isfinite().all()) for x in held.values()):
                 raise NonFiniteError(f"the update made {name} NaN or infinite")
         state = {
@@ -263,7 +265,7 @@ class _Training:
             "step": self.at,
             "seconds": self.seconds,
             "optimizer": self.optimizer.state_dict(),
-            "keys": keys,
+            "objective": objective,
             "batches": self.batches.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
@@ -334,21 +336,14 @@ class _Training:
         return {"knn": found}
 
 
-def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> KeySource | None:
-    """What the recipe's `keys` makes for this encoder and as many images; None: the batch."""
-    if recipe.keys is None:
-        return None
-    weight = next(encoder.parameters())
-    blank = weight.new_zeros(1, encoder.channels, recipe.size, recipe.size)
-    with modes_kept(encoder), torch.no_grad():
-        width = encoder.eval()(blank)[1].shape[1]
-    source: KeySource = recipe.keys(encoder, images, width).to(weight.device)
-    return source
-
-
 def part_of(size: int | None, images: int, device: torch.device | str) -> Int[Tensor, " B"] | None:
     """Which part of the batch, of `size` images, each belongs to; None: the batch is one part."""
     return None if size is None else torch.arange(images, device=device) // size
+
+
+def _of(values: Tensor | None, index: Int[Tensor, " B"], device: str) -> Tensor | None:
+    """Those of the batch, on the device."""
+    return None if values is None else values[index].to(device)
 
 
 def _same_images(state: dict[str, Any], images: ImageSet, run: Run) -> None:

@@ -6,14 +6,19 @@ It prints, is written to the run folder as JSON, and varies by `dataclasses.repl
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
+from contrapose.encoders import none
 from contrapose.errors import UserError
+from contrapose.losses import cross_entropy
 from contrapose.partials import describe as describe
-from contrapose.partials import revive, unknown
+from contrapose.partials import given, revive, unknown
+
+POSITIVES = ("image", "class", "shared")
+FEATURE = "feature:"  # before the name of a feature of composed images, in `positives`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,7 @@ class Recipe:
     backbone: Callable[..., Any]  # () -> module with `width`: image -> h
     head: Callable[..., Any]  # (width) -> module: h -> z
     # called by the names of its arguments: (z, group) -> scalar; against keys (query, key, match),
-    # or (z, group, key, key_group)
+    # or (z, group, key, key_group); of a linear classifier on h (logits, label)
     loss: Callable[..., Any] = field(metadata={"any": True})
     optimizer: Callable[..., Any]  # (module, lr=) -> torch.optim.Optimizer
     schedule: Callable[..., Any]  # (epoch, epochs, warmup=) -> factor of lr
@@ -39,8 +44,22 @@ class Recipe:
         default=None,
         metadata={"like": "contrapose.training.batches.conditional", "keep": False},
     )
-    # shared: images that have a label in common, where each has several
-    positives: Literal["image", "class", "shared"] = "image"
+    # beside a loss of z: (logits, label) -> scalar, of a linear classifier on h
+    classifier: Callable[..., Any] | None = field(
+        default=None,
+        metadata={"like": "contrapose.losses.classification.cross_entropy", "keep": False},
+    )
+    classifier_weight: float = 0.0  # of its gradient in the encoder; 0: behind a stop-gradient
+    # (images, shares of classes, generator) -> both mixed, for a loss of a classifier
+    mixing: Callable[..., Any] | None = field(
+        default=None, metadata={"like": "contrapose.augment.mixing.mixup", "keep": False}
+    )
+    # image; class; shared: images that have a label in common, where each has several;
+    # feature:NAME of composed images
+    positives: str = "image"
+    # a run folder, a file of weights, or `pretrained`; None: drawn by the seed
+    start: str | None = None
+    freeze: tuple[str, ...] = ()  # parts of the encoder that training leaves as they are
     number_of_views: int = 2
     size: int = 32  # px, side of a view
     batch_size: int = 256  # images per step
@@ -52,8 +71,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.positives not in POSITIVES and not self.positives.startswith(FEATURE):
+            known = [*POSITIVES, f"{FEATURE}NAME"]  # of a feature of composed images
+            raise UserError(f"positives: there is no {unknown(self.positives, known)}")
+        alone = self.keys is not None or classifies(self.loss)
         at_least: list[tuple[str, float, str]] = [
-            ("number_of_views", 2 if self.keys is None else 1, "a positive pair needs two"),
+            ("number_of_views", 1 if alone else 2, "a positive pair needs two"),
+            ("classifier_weight", 0, "0 keeps the encoder from learning of the classifier"),
             ("chunk", 1, "views; none embeds a batch at once"),
             ("size", 1, "pixels"),
             ("batch_size", 2, "every image needs another one as a negative"),
@@ -75,6 +99,7 @@ class Recipe:
             raise UserError(
                 f"perplexity={perplexity}: use an effective number of negatives above 1, such as 50"
             )
+        self._check_classification()
         if self.keys is not None and self.positives == "shared":
             raise UserError("positives=shared is of the batch alone; leave out keys from elsewhere")
         if self.batches is not None and (self.keys is not None or self.positives != "image"):
@@ -91,6 +116,56 @@ class Recipe:
             )
             object.__setattr__(self, "warmup", shorter)
 
+    def _check_classification(self) -> None:
+        """UserError where fields of a contrast stand beside a classifier's loss, or the reverse."""
+        if self.classifier is not None and not classifies(self.classifier):
+            raise UserError(
+                f"classifier={_named(self.classifier)}: a loss of logits and labels belongs there, "
+                "such as cross_entropy"
+            )
+        if not classifies(self.loss):
+            if self.mixing is not None:
+                raise UserError(
+                    f"mixing={_named(self.mixing)} mixes labels, which loss={_named(self.loss)} "
+                    "cannot take; use --set loss=cross_entropy"
+                )
+            if self.classifier is None and self.classifier_weight:
+                raise UserError(
+                    f"classifier_weight={self.classifier_weight}: there is no classifier; put "
+                    "--set classifier=cross_entropy before it"
+                )
+            return
+        beside = ("keys", "batches", "classifier")
+        if given := [name for name in beside if getattr(self, name) is not None]:
+            raise UserError(
+                f"loss={_named(self.loss)} is a classifier's: it compares no embeddings, so leave "
+                f"out {', '.join(given)}"
+            )
+        if self.positives == "shared":
+            raise UserError(
+                f"loss={_named(self.loss)} takes one label of each image, not positives=shared"
+            )
+
+    @property
+    def of_labels(self) -> bool:
+        """Whether positives follow from a label: the class, or a feature."""
+        return self.positives not in ("image", "shared")
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether anything that is trained takes a label of each image."""
+        return self.of_labels or self.needs_classifier
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether the encoder has a linear classifier on h."""
+        return self.classifier is not None or classifies(self.loss)
+
+    @property
+    def classifier_bias(self) -> bool:
+        """Whether the classifier's logits are W h + b: its loss takes them, not h and W alone."""
+        return "logits" in given(self.loss if self.classifier is None else self.classifier)
+
     @property
     def temperature(self) -> float | None:
         """The loss's; None where it has none, or one that follows from a perplexity."""
@@ -103,10 +178,35 @@ class Recipe:
         return partial(self.views, size=self.size)
 
 
+def supervised(recipe: Recipe, positives: str = "class") -> Recipe:
+    """What labels teach: the recipe with a linear classifier on h in place of its loss and head.
+
+    Same views, backbone, optimiser and steps; each view is an example, and the loss is
+    cross-entropy of the logits W h + b. positives: the label, class or feature:NAME. It is the
+    control of what contrast without labels, or with them, does not teach.
+    """
+    return replace(
+        recipe, name=f"{recipe.name}-supervised", head=partial(none), loss=partial(cross_entropy),
+        positives=positives, keys=None, batches=None, classifier=None, classifier_weight=0.0,
+        mixing=None,
+    )  # fmt: skip
+
+
+def classifies(loss: Callable[..., Any]) -> bool:
+    """Whether the loss names logits or inputs of a classifier, and labels, as its arguments."""
+    wanted = {*given(loss)}
+    return "label" in wanted and wanted <= {"logits", "label", "x", "classes"}
+
+
+def _named(function: Callable[..., Any]) -> str:
+    return str(describe(getattr(function, "func", function))).rpartition(".")[2]
+
+
 def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Recipe:
     """The recipe that `describe` wrote; ValueError where it names a function outside `own`."""
     functions = {
         "views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys", "batches",
+        "classifier", "mixing",
     }  # fmt: skip
     known = {f.name: f for f in fields(Recipe)}
     for name in described.keys() - known.keys():
@@ -114,7 +214,9 @@ def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Rec
     for name, expected in known.items():
         if name not in described and expected.default is MISSING:
             raise UserError(f"the recipe lacks {name}")
-    values = dict(described)
+    values: dict[str, Any] = {
+        n: tuple(v) if isinstance(v, list) else v for n, v in described.items()
+    }
     for name in functions & values.keys():
         if values[name] is None and known[name].default is None:
             continue

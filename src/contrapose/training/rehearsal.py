@@ -6,19 +6,30 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from contrapose import losses
-from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
-from contrapose.keys.contrast import Contrast, Matched, fits
+from contrapose.keys.contrast import Contrast, InBatch, Matched, fits
 from contrapose.partials import describe, given, public_functions
 from contrapose.training.batches import drawn, shuffled
-from contrapose.training.loop import source_of_keys
+from contrapose.training.objective import (
+    Batch,
+    Classification,
+    Contrastive,
+    Joint,
+    Rows,
+    in_batch,
+    lasting_groups,
+    learned_label,
+    objective_of,
+    positive_groups,
+)
 from contrapose.training.recipe import Recipe
-from contrapose.training.step import in_batch, lasting_groups, positive_groups
+
+FEW = 4  # images that go through the network
 
 
 def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
@@ -29,45 +40,88 @@ def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
     """
     trial = copy.deepcopy(network).train()
     index = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0]
-    few = index[:4]
-    label = None if images.label is None else images.label[index]
-    group = positive_groups(recipe, label, len(index), torch.device("cpu"))
+    label = learned_label(recipe, images)[0][index] if recipe.learns_from_labels else None
+    several = images.labels[index] if images.labels is not None else None
+    few = Batch(
+        images.batch(index[:FEW]).cpu(), index[:FEW], None if label is None else label[:FEW]
+    )
+    generator = Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         with _part("scaling"):
             lr = recipe.scaling(recipe.lr, recipe.batch_size)
         with _part("schedule"):
             recipe.schedule(0.0, recipe.epochs, warmup=recipe.warmup)
         with _part("views"):
-            policy, generator = recipe.policy, torch.Generator().manual_seed(0)
-            view = make_views(policy, images.batch(few).cpu(), generator, n=recipe.number_of_views)
+            rows = Contrastive(recipe).rows(few, generator)
         with _part("backbone and head"):
-            width = trial(view.flatten(0, 1))[1].shape[1]
-        labels = images.labels if recipe.positives == "shared" else None
-        labels = None if labels is None else labels[index]
-        contrast: Contrast = in_batch(group, None, recipe.number_of_views, labels)
-        z = _random_rows(len(index) * recipe.number_of_views, width)
+            width = trial(rows.image)[1].shape[1]
         with _part("keys"):
-            source = source_of_keys(recipe, trial, len(images))
-            if source is not None:
-                z = _random_rows(len(source.queries(view)) * len(few), width)
-                lasting = lasting_groups(recipe, None if label is None else label[:4], few)
-                entries = source.entries(view, z, few, lasting)
-                source.update(trial, entries)
-                contrast = source.contrast(len(z), entries)
-        with _part("batches"):
-            batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
-            if sizes := batches.rehearse(recipe):
-                part = torch.arange(2 * min(sizes)) // min(sizes)
-                contrast = in_batch(torch.arange(len(part)), part, recipe.number_of_views)
-                z = _random_rows(len(part) * recipe.number_of_views, width)
-        with _part("loss"):
-            _fitting(recipe, contrast)
-            value = contrast.loss(recipe.loss, z)
-            value.backward()  # type: ignore[no-untyped-call]
-            if not value.isfinite():
-                raise UserError(f"it is {float(value)} on random embeddings")
+            objective = objective_of(recipe, trial, len(images))
+        beside = isinstance(objective, Joint)
+        contrastive = objective.contrastive if isinstance(objective, Joint) else objective
+        if isinstance(contrastive, Contrastive):
+            group = positive_groups(recipe, label, len(index), torch.device("cpu"))
+            shared = several if recipe.positives == "shared" else None
+            whole = in_batch(group, None, recipe.number_of_views, shared)
+            _try_contrast(contrastive, images, trial, rows, width, whole)
+        classification = objective.classification if isinstance(objective, Joint) else objective
+        if isinstance(classification, Classification):
+            _try_classifier(classification, trial, few, generator, beside)
         with _part("optimizer"):
             recipe.optimizer(trial, lr=lr)
+
+
+def _try_contrast(
+    objective: Contrastive,
+    images: ImageSet,
+    trial: Encoder,
+    rows: Rows,
+    width: int,
+    batch: InBatch,
+) -> None:
+    """The loss of random rows of a whole batch against each other, or against keys of a few."""
+    recipe, source, few = objective.recipe, objective.source, rows.batch
+    z = _random_rows(len(batch.group), width)
+    held: Contrast = batch
+    if source is not None:
+        with _part("keys"):
+            z = _random_rows(len(source.queries(rows.view)) * len(few.image), width)
+            lasting = lasting_groups(recipe, few.label, few.index)
+            entries = source.entries(rows.view, z, few.index, lasting)
+            source.update(trial, entries)
+            held = source.contrast(len(z), entries)
+    with _part("batches"):
+        batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
+        if sizes := batches.rehearse(recipe):
+            part = torch.arange(2 * min(sizes)) // min(sizes)
+            held = in_batch(torch.arange(len(part)), part, recipe.number_of_views)
+            z = _random_rows(len(part) * recipe.number_of_views, width)
+    with _part("loss"):
+        _fitting(recipe, held)
+        _try(held.loss(recipe.loss, z))
+
+
+def _try_classifier(
+    objective: Classification, trial: Encoder, few: Batch, generator: Generator, beside: bool
+) -> None:
+    """The loss of the classifier's logits of a few images, mixed where the recipe mixes."""
+    recipe = objective.recipe
+    if not beside and any(True for _ in trial.head.parameters()):
+        raise UserError(
+            f"the loss of recipe {recipe.name!r} teaches a classifier on h, and the weights of its "
+            "head would stay as they are drawn; use --recipe cross_entropy, or --set head=none"
+        )
+    with _part("views" if recipe.mixing is None else "mixing"):
+        rows = objective.rows(few, generator)
+    with _part("classifier" if beside else "loss"):
+        h, z = trial(rows.image)
+        _try(objective.loss(objective.compare(trial, rows, h, z), z))
+
+
+def _try(value: Tensor) -> None:
+    value.backward()  # type: ignore[no-untyped-call]
+    if not value.isfinite():
+        raise UserError(f"it is {float(value)} on random embeddings")
 
 
 def _random_rows(rows: int, width: int) -> Tensor:
@@ -76,10 +130,11 @@ def _random_rows(rows: int, width: int) -> Tensor:
 
 def _fitting(recipe: Recipe, contrast: Contrast) -> None:
     """Refuse a loss whose arguments are not what it will be given, with names of those that fit."""
-    if isinstance(contrast, Matched) and recipe.positives == "class":
+    if isinstance(contrast, Matched) and recipe.of_labels:
         raise UserError(
-            "positives=class with keys of which one is an image's positive: classes would go "
-            "unseen; use --set positives=image, or --set keys=memory --set loss=supcon_memory"
+            f"positives={recipe.positives} with keys of which one is an image's positive: classes "
+            "would go unseen; use --set positives=image, or --set keys=memory "
+            "--set loss=supcon_memory"
         )
     if fits(recipe.loss, contrast):
         return

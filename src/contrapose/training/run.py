@@ -1,6 +1,7 @@
 """The run folder: all that a run leaves behind; a kill at any moment loses nothing of it.
 
     recipe.json  environment.json  status.json  metrics.jsonl  encoder.safetensors
+    start.safetensors  (the encoder before the first step, where its weights were not drawn)
     checkpoints/step-00000120/{weights.safetensors, training.pt}  (the newest two)
 
 Files are written beside and renamed; a checkpoint is a folder renamed whole. Nothing here executes
@@ -41,6 +42,10 @@ from contrapose.training.recipe import Recipe, recipe_from
 
 Weights = dict[str, torch.Tensor]
 FORMAT = 1
+FINDINGS = (  # files about the encoder as it is saved
+    "evaluation*.json", "diagnosis*.json", "suppression.json", "pictures.npz", "report.html",
+)  # fmt: skip
+START_FILE = "start.safetensors"
 KEPT = 2  # checkpoints
 KILLED = (
     "if nobody did that, memory ran out: a new run needs a smaller --batch-size or --set chunk=64"
@@ -48,8 +53,11 @@ KILLED = (
 
 
 _RANGE = {"low": ([float], float), "high": ([float], float), "of_bytes?": bool | None}
+_START = {"source": str, "sha256": str, "taken": [str], "drawn": [str], "unused": int}
 SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
     "command?": str | None,
+    "start?": (_START, None),
+    "epochs_changed?": [{"from": float, "to": float, "step": (int, None)}],
     "data": {
         "name?": str, "source": str | None, "labels": str | None, "held_out?": float,
         "max_bad_share?": float, "size": int, "channels": int, "fingerprint": str,
@@ -63,6 +71,7 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
         "name": str, "size": int, "seed": int, "batch_size": int, "number_of_views": int,
         "epochs": float, "warmup": float, "lr": float, "positives": str,
         "clip?": float | None, "chunk?": int | None,
+        "start?": str | None, "freeze?": [str],
     },
 }  # fmt: skip
 SCORE: dict[str, Any] = {  # of one score in evaluation.json
@@ -243,6 +252,10 @@ class Run:
         self.write_encoder(weights)
         self._forget_old()
 
+    def write_start(self, weights: bytes) -> None:
+        """Keep the encoder that training starts from: the control of what was learned."""
+        replace_file(self.path / START_FILE, weights)
+
     def write_encoder(self, weights: bytes) -> None:
         """Replace encoder.safetensors, the file that is read and passed on."""
         replace_file(self.path / "encoder.safetensors", weights)
@@ -301,6 +314,18 @@ class Run:
                 replace_file(file, weights)
         self._forget_old()
         self.cut_metrics(step)
+
+    def set_aside_findings(self, step: int) -> None:
+        """Move what was found of the encoder at this step into found-at-step-N: training goes on.
+
+        Scores, diagnoses, pictures and the page of another encoder would else be read as the new
+        one's.
+        """
+        found = [file for pattern in FINDINGS for file in sorted(self.path.glob(pattern))]
+        aside = self.path / f"found-at-step-{step:08d}"
+        for file in found:
+            aside.mkdir(exist_ok=True)
+            file.rename(aside / file.name)
 
     def remove_checkpoints(self) -> None:
         """Leave the weights in encoder.safetensors alone: the run cannot be trained further."""

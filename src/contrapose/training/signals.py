@@ -2,8 +2,7 @@
 
 import statistics
 import warnings
-from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,44 +12,45 @@ from contrapose.data import ImageSet, evenly
 from contrapose.encoders import Encoder, unit
 from contrapose.evaluation import geometry, probes
 from contrapose.evaluation.embed import embed
-from contrapose.keys.contrast import Contrast, Grouped, InBatch, Matched
+from contrapose.keys.contrast import Contrast, Grouped, Matched
 from contrapose.losses.temperature import Similarities, effective_negatives, temperature_in_force
 from contrapose.machine import has_float64, on_cpu
 from contrapose.similarity import Pairs, paired, positive_similarity, topk
 from contrapose.training.recipe import Recipe
-from contrapose.training.step import Step
+
+if TYPE_CHECKING:
+    from contrapose.training.objective import Objective
+    from contrapose.training.step import Step
 
 NEUTRAL = 0.1  # temperature at which effective negatives are counted for a loss without one
 WATCHED = 1000  # images that the online kNN classifies, each by the others
 
 
-def step_signals(seen: Step, recipe: Recipe) -> dict[str, float]:
+def step_signals(seen: "Step", objective: "Objective") -> dict[str, float]:
     """The signals of one batch: a metrics.jsonl row without its clock.
 
-    Taken before the source of keys takes the batch in.
+    Taken before the objective takes the batch in.
     """
     if not has_float64(seen.z.device):
         seen = on_cpu(seen)
-    z, h, contrast = seen.z, seen.h, seen.contrast
+    z, h = seen.z, seen.h
     row = {
         "loss": seen.loss,
-        "chance": loss_at_chance(recipe, z, contrast),
         "gradient_norm": seen.gradient_norm,
-        **positives(z, contrast),
+        **objective.signals(seen.compared, z),
         "uniformity": geometry.uniformity(z),
         "effective_rank_h": geometry.effective_rank(h),
         "effective_rank_z": geometry.effective_rank(z),
-        **temperature_signals(recipe, z, contrast),
     }
     if seen.label is not None:
         known = seen.label >= 0
         classes = torch.bincount(seen.label[known])
-        if len(classes) and int(classes.max()) > recipe.number_of_views:
+        if len(classes) and int(classes.max()) > len(z) // max(1, seen.images):
             row["tolerance"] = geometry.tolerance(z[known], seen.label[known])
     return {name: float(value) for name, value in row.items()}
 
 
-def positives(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
+def agreement(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
     """Alignment with the positives, and how often the nearest candidate is one of them.
 
     With a bank or a queue the one positive is the row's key, the candidates are all keys; with a
@@ -124,21 +124,6 @@ def _own(
         return paired(z, contrast.key[contrast.match]), torch.ones_like(contrast.match).bool()
     similarity, count = positive_similarity(z, contrast.group)
     return similarity, count > 0
-
-
-def loss_at_chance(recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast) -> float:
-    """The loss of an encoder that gives every image the same embedding: ln(2B-1) for NT-Xent.
-
-    With keys, theirs are the same embedding too: ln(n) for InfoNCE against a bank of n.
-    """
-    same = torch.zeros_like(z)
-    same[:, 0] = 1.0
-    if not isinstance(contrast, InBatch):
-        key = torch.zeros_like(contrast.key)
-        key[:, 0] = 1.0
-        contrast = replace(contrast, key=key)
-    with warnings.catch_warnings(action="ignore"):  # equal embeddings have every temperature
-        return float(contrast.loss(recipe.loss, same))
 
 
 def online_knn(

@@ -64,6 +64,8 @@ def data(
         return z, numbers
     if "classes" in parameters:
         return z[:half], z[half:], numbers[:half]
+    if "logits" in parameters:
+        return z, group % z.shape[1]
     if "match" in parameters:
         return z[:half], z, numbers[:half] + half
     if "support" in parameters:

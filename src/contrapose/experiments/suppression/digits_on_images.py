@@ -39,7 +39,6 @@ from contrapose.experiments.trained import ImagesOrName, Measure, Trained, both_
 class Setting:
     images: str
     glyphs: str
-    classes: int
     size: int  # px
     glyph: int  # px
     placement: str  # of the copies: see `digits_on_images` of the composed sets
@@ -55,15 +54,15 @@ GENTLE = partial(augment.simclr, strength=1.0, blur=False, area=(0.5, 1.0), flip
 
 SETTINGS = {
     "smoke": Setting(
-        images="digits", glyphs="digits", classes=10, size=16, glyph=8, placement="grid",
+        images="digits", glyphs="digits", size=16, glyph=8, placement="grid",
         contrasts=(1.0, 0.3), unique=(1, 64),
     ),
     "cpu": Setting(
-        images="cifar10", glyphs="digits", classes=10, size=16, glyph=8, placement="grid",
+        images="cifar10", glyphs="digits", size=16, glyph=8, placement="grid",
         contrasts=(1.0, 0.5, 0.3), unique=(1, 16, 1024), tested=10_000, epochs=0.7, views=GENTLE,
     ),
     "paper": Setting(
-        images="imagenet", glyphs="mnist", classes=1000, size=224, glyph=28, placement="apart",
+        images="imagenet", glyphs="mnist", size=224, glyph=28, placement="apart",
         contrasts=(1.0, 0.3), unique=(1, 4, 16, 64, 256, 1024),
     ),
 }  # fmt: skip
@@ -108,7 +107,7 @@ def _one(
         scale=scale, seed=seed, facts=facts, method=method, size=at.size, probed=probed,
         name=f"{method}-contrast{contrast}-{'all' if unique is None else unique}-{label}",
         images=f"{probed[:-1]}{chosen}, label={label})",
-        classes=at.classes if label == "image" else 10, epochs=at.epochs, views=at.views,
+        epochs=at.epochs, views=at.views,
         tested=at.tested, measures=measures,
     )  # fmt: skip
 

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contrapose import api, augment, losses, recipes
+from contrapose import adapt, augment, losses, recipes
 from contrapose.data import ImageSet
 from contrapose.data.composed import features_of
-from contrapose.encoders import Stem, linear, mlp, resnet50, small_conv
+from contrapose.encoders import Stem, mlp, resnet50, small_conv
 from contrapose.evaluation import probes
 from contrapose.evaluation.embed import embed
 from contrapose.evaluation.features import read_features
@@ -40,11 +40,10 @@ from contrapose.experiments.trained import (
     Measure,
     Trained,
     both_splits,
-    class_cross_entropy,
     trained,
 )
 from contrapose.training import optim
-from contrapose.training.recipe import Recipe
+from contrapose.training.recipe import Recipe, supervised
 
 SIMCLR, SUPERVISED, UNTRAINED = "SimCLR", "supervised", "untrained"
 NT_XENT, DECOUPLED = "NT-Xent", "decoupled NT-Xent"
@@ -94,15 +93,15 @@ def recipe(
     keys: Callable[..., Any] | None = None,
     batches: Callable[..., Any] | None = None,
     rate: float | None = None,
-    classes: int | None = None,
+    taught: bool = False,
     positives: Literal["image", "class"] = "image",
 ) -> Recipe:
     """S0's recipe, scaled down as SCALES says: NT-Xent at 0.2, or this loss.
 
     layers: of the projection head. views: a policy in place of SimCLR's. keys: a source of keys for
     losses that need one. batches: which images share a batch. rate: of the paper's optimiser LARS
-    whatever the batch, at the small scales too, which otherwise take AdamW. classes: learn the
-    labels, of so many classes. positives: of what an image is one.
+    whatever the batch, at the small scales too, which otherwise take AdamW. taught: by labels, in
+    place of the loss (`supervised`). positives: of what an image is one.
     """
     at = SCALES[scale]
     small = size <= 64
@@ -136,15 +135,7 @@ def recipe(
         found = dataclasses.replace(found, views=partial(augment.digits))
     if views is not None:
         found = dataclasses.replace(found, views=views)
-    if classes is not None:
-        found = dataclasses.replace(
-            found,
-            name="supervised",
-            head=partial(linear, dim=classes, batch_norm=False),
-            loss=partial(class_cross_entropy, temperature=0.1),
-            positives="class",
-        )
-    return found
+    return supervised(found) if taught else found
 
 
 def job(
@@ -155,7 +146,6 @@ def job(
     facts: Mapping[str, Any],
     images: ImagesOrName,
     method: str = SIMCLR,
-    classes: int = 10,
     measures: Sequence[Measure] = (),
     size: int | None = None,
     epochs: float | None = None,
@@ -168,18 +158,18 @@ def job(
     """One run with the standard measures and these; `options` go to `recipe`.
 
     method: what teaches the encoder. labels: so many images have one for SIMCLR to use: those of a
-    class are positives of each other. classes: how many there are for SUPERVISED. probed: the
-    images that probes read, by default those of training. tested: so many test images, by default
-    the scale's. epochs: a multiple of the scale's.
+    class are positives of each other. probed: the images that probes read, by default those of
+    training. tested: so many test images, by default the scale's. epochs: a multiple of the
+    scale's.
     """
     at = SCALES[scale]
     tested = at.tested if tested is None else tested
     if method == SUPERVISED:
-        options |= {"classes": classes}
-    taught: dict[str, Any] = {}
+        options |= {"taught": True}
+    with_labels: dict[str, Any] = {}
     if labels is not None:
         options |= {"positives": "class"}
-        taught = {"labels": labels}
+        with_labels = {"labels": labels}
     standard = partial(feature_accuracies, images=probed, subset=(at.images, tested), size=size)
     call = partial(
         trained,
@@ -192,7 +182,7 @@ def job(
         batch_size=batch_size,
         seed=seed,
         measures=(standard, *measures),
-        **taught,
+        **with_labels,
     )
     return Job(name=f"{name}-seed{seed}", call=call, facts={**facts, "method": method}, seed=seed)
 
@@ -248,7 +238,9 @@ def feature_accuracies(
     if images is not None:
         train, test = both_splits(images, size, *subset)
         h, of_test = of.embed(train).h, of.embed(test).h
-    other = api.build(dataclasses.replace(of.recipe, seed=of.recipe.seed + OTHER), of.train).eval()
+    other = adapt.build(
+        dataclasses.replace(of.recipe, seed=of.recipe.seed + OTHER), of.train
+    ).eval()
     drawn, drawn_test = (
         embed(other, part, size=of.recipe.size, device=of.device).h for part in (train, test)
     )

@@ -44,7 +44,7 @@ SLACK = 0.01  # of accuracy: steps against the trend that are forgiven
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    sets: Mapping[str, tuple[int | None, int]]  # images -> px, classes
+    sets: Mapping[str, int | None]  # images -> px
     bits: tuple[int, ...]
     varied: str  # the set on which all else is varied
     at: int  # bits at which it is
@@ -57,16 +57,16 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting(
-        sets={"digits": (None, 10)}, bits=(0, 8), varied="digits", at=8, batch=64, batches=(),
+        sets={"digits": None}, bits=(0, 8), varied="digits", at=8, batch=64, batches=(),
         taus=(), weights=(1.0,), queue=128,
     ),
     "cpu": Setting(
-        sets={"mnist": (16, 10), "cifar10": (16, 10), "tiny-imagenet-50": (16, 50)},
+        sets={"mnist": 16, "cifar10": 16, "tiny-imagenet-50": 16},
         bits=(0, 2, 4, 8, 16), varied="cifar10", at=4, batch=128, batches=(32, 512),
         taus=(0.05, 0.1, 0.5), weights=(0.05, 1.0), queue=2048,
     ),
     "paper": Setting(
-        sets={"mnist": (None, 10), "cifar10": (None, 10), "imagenet": (224, 1000)},
+        sets={"mnist": None, "cifar10": None, "imagenet": 224},
         bits=(0, 5, 10, 15, 20), varied="cifar10", at=5, batch=128, batches=(512, 2048),
         taus=(0.05, 0.1, 0.5), weights=(0.05, 1.0), queue=65536,
     ),
@@ -77,13 +77,13 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     at = SETTINGS[scale]
     found = []
     for seed in seeds:
-        for data, (size, classes) in at.sets.items():
-            make = partial(_one, scale, seed, data, size, classes)
+        for data, size in at.sets.items():
+            make = partial(_one, scale, seed, data, size)
             found += [make(bits, SIMCLR) for bits in at.bits]
             found += [make(bits, SUPERVISED) for bits in (0, at.bits[-1])]
             found += [make(bits, UNTRAINED) for bits in at.bits]
-        size, classes = at.sets[at.varied]
-        vary = partial(_one, scale, seed, at.varied, size, classes, at.at, SIMCLR)
+        size = at.sets[at.varied]
+        vary = partial(_one, scale, seed, at.varied, size, at.at, SIMCLR)
         found += [vary(batch=batch) for batch in at.batches]
         found += [vary(tau=tau) for tau in at.taus]
         found += [vary(loss=DECOUPLED, weight=weight) for weight in at.weights]
@@ -96,7 +96,6 @@ def _one(
     seed: int,
     data: str,
     size: int | None,
-    classes: int,
     bits: int,
     method: str,
     *,
@@ -123,7 +122,7 @@ def _one(
         options["loss"] = loss_of(loss, temperature=tau)
     return job(
         scale=scale, seed=seed, name="-".join([method, *words]).replace(" ", "-"), facts=facts,
-        images=f"random-bits({data}, bits={bits})", size=size, method=method, classes=classes,
+        images=f"random-bits({data}, bits={bits})", size=size, method=method,
         batch_size=batch, **options,
     )  # fmt: skip
 

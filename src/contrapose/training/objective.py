@@ -1,0 +1,332 @@
+"""What a training step optimises: which rows are embedded, and the loss of what came out.
+
+An objective is made once a run (`objective_of`); its state is part of every checkpoint.
+
+    contrastive      the recipe's `loss` of the embeddings z, compared with each other or with keys
+    classification   a `loss` of the logits W h + b of a linear classifier and the labels
+    joint            both: the encoder descends  L + w L_c  and the classifier  L_c,  where L_c is
+                     the recipe's `classifier` and w its `classifier_weight`
+
+Which one a recipe asks for is read from the names of its losses' arguments (`recipe.classifies`).
+"""
+
+import inspect
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, Int8, UInt8
+from torch import Generator, Tensor
+from torch.nn.functional import one_hot
+
+from contrapose.augment import views as make_views
+from contrapose.data import ImageSet
+from contrapose.data.composed import features_of
+from contrapose.encoders import Encoder, modes_kept
+from contrapose.errors import UserError
+from contrapose.keys.contrast import Contrast, InBatch, Loss, SharedLabels, WithinParts
+from contrapose.keys.sources import Entries, KeySource
+from contrapose.partials import unknown
+from contrapose.training.recipe import FEATURE, Recipe, classifies
+from contrapose.training.signals import agreement, temperature_signals
+
+ABOVE_CLASSES = 2**23  # more classes than there are; with as many images again exact in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The images of one step, as they are stored, and what is known of them."""
+
+    image: UInt8[Tensor, "B C S S"]
+    index: Int[Tensor, " B"]  # which images of the set
+    label: Int[Tensor, " B"] | None = None  # what the recipe learns from (`learned_label`)
+    several: Int8[Tensor, "B K"] | None = None  # where each image has several labels
+    part: Int[Tensor, " B"] | None = None  # of the batch, where parts contrast on their own
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What the encoder is to embed, N rows: Q views of B images, view by view."""
+
+    image: Float[Tensor, "N C S S"]
+    view: Float[Tensor, "V B C S S"]  # all views, those of keys among them
+    batch: Batch
+    target: Int[Tensor, " N"] | Float[Tensor, "N K"] | None = None  # of a classifier
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What the rows are held against: other rows and keys, or labels."""
+
+    contrast: Contrast | None = None
+    entries: Entries | None = None  # for the source of the keys to take in
+    classified: dict[str, Tensor] = field(default_factory=dict)  # arguments of a classifier's loss
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """One step is `rows`, the encoder, `compare`, `loss`, an update of the weights, `update`."""
+
+    def rows(self, batch: Batch, generator: Generator) -> Rows:
+        """What is embedded: views, drawn by the generator."""
+
+    def compare(self, encoder: Encoder, rows: Rows, h: Tensor, z: Tensor) -> Compared:
+        """From the rows' representations h [N F] and embeddings z [N D], in autocast."""
+
+    def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]: ...
+
+    def update(self, encoder: Encoder, compared: Compared) -> None:
+        """After the weights changed."""
+
+    def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
+        """What means something for this objective, before `update`."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+def objective_of(recipe: Recipe, encoder: Encoder, images: int) -> Objective:
+    """The recipe's objective for this encoder, on its device, and as many images."""
+    classes = len(encoder.classes)
+    if classifies(recipe.loss):
+        return Classification(recipe, recipe.loss, classes)
+    contrastive = Contrastive(recipe, source_of_keys(recipe, encoder, images))
+    if recipe.classifier is None:
+        return contrastive
+    beside = Classification(recipe, recipe.classifier, classes, recipe.classifier_weight)
+    return Joint(contrastive, beside)
+
+
+class Contrastive:
+    """Embeddings of views against each other, or against keys from elsewhere."""
+
+    def __init__(self, recipe: Recipe, source: KeySource | None = None) -> None:
+        self.recipe, self.source = recipe, source
+
+    def rows(self, batch: Batch, generator: Generator) -> Rows:
+        view = make_views(self.recipe.policy, batch.image, generator, n=self.recipe.number_of_views)
+        query = view if self.source is None else self.source.queries(view)
+        return Rows(query.flatten(0, 1), view, batch)
+
+    def compare(self, encoder: Encoder, rows: Rows, h: Tensor, z: Tensor) -> Compared:
+        recipe, batch = self.recipe, rows.batch
+        if self.source is not None:
+            group = lasting_groups(recipe, batch.label, batch.index)
+            entries = self.source.entries(rows.view, z, batch.index, group)
+            return Compared(self.source.contrast(len(z), entries), entries)
+        count = len(batch.image)
+        group = positive_groups(recipe, batch.label, count, batch.image.device)
+        shared = batch.several if recipe.positives == "shared" else None
+        return Compared(in_batch(group, batch.part, len(z) // max(1, count), shared))
+
+    def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        assert compared.contrast is not None
+        return compared.contrast.loss(self.recipe.loss, z)
+
+    def update(self, encoder: Encoder, compared: Compared) -> None:
+        if self.source is not None and compared.entries is not None:
+            self.source.update(encoder, compared.entries)
+
+    def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
+        """The loss of equal embeddings, agreement with positives, temperature in force."""
+        assert compared.contrast is not None
+        return {
+            "chance": self._loss_at_chance(z, compared.contrast),
+            **agreement(z, compared.contrast),
+            **temperature_signals(self.recipe, z, compared.contrast),
+        }
+
+    def _loss_at_chance(self, z: Float[Tensor, "N D"], contrast: Contrast) -> float:
+        """The loss of an encoder that gives every image the same embedding: ln(2B-1) for NT-Xent.
+
+        With keys, theirs are the same embedding too: ln(n) for InfoNCE against a bank of n.
+        """
+        same = torch.zeros_like(z)
+        same[:, 0] = 1.0
+        if not isinstance(contrast, InBatch):
+            key = torch.zeros_like(contrast.key)
+            key[:, 0] = 1.0
+            contrast = replace(contrast, key=key)
+        with warnings.catch_warnings(action="ignore"):  # equal embeddings have every temperature
+            return float(contrast.loss(self.recipe.loss, same))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        kept = {} if self.source is None else self.source.state_dict()
+        return {f"keys.{name}": x for name, x in kept.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.source is not None:
+            self.source.load_state_dict(
+                {n.removeprefix("keys."): x for n, x in state.items() if n.startswith("keys.")}
+            )
+
+
+class Classification:
+    """Logits of the encoder's classifier against labels; images and labels mixed where asked.
+
+    weight: what of the gradient reaches the encoder; at 0 the classifier alone learns.
+    """
+
+    def __init__(self, recipe: Recipe, loss: Loss, classes: int, weight: float = 1.0) -> None:
+        self.recipe, self.of, self.classes, self.weight = recipe, loss, classes, weight
+
+    def rows(self, batch: Batch, generator: Generator) -> Rows:
+        recipe = self.recipe
+        view = make_views(recipe.policy, batch.image, generator, n=recipe.number_of_views)
+        rows = self.labelled(Rows(view.flatten(0, 1), view, batch))
+        if recipe.mixing is None:
+            return rows
+        assert rows.target is not None
+        share = one_hot(rows.target.clamp(min=0), self.classes).float()
+        share = share * (rows.target >= 0)[:, None]  # nothing of an image without a label
+        image, share = recipe.mixing(rows.image, share, generator)
+        return replace(rows, image=image, target=share)
+
+    def labelled(self, rows: Rows) -> Rows:
+        """The rows with the label of each."""
+        batch = rows.batch
+        assert batch.label is not None, "checked before training"
+        return replace(rows, target=batch.label.repeat(len(rows.image) // len(batch.image)))
+
+    def compare(self, encoder: Encoder, rows: Rows, h: Tensor, z: Tensor) -> Compared:
+        if self.weight != 1:  # the classifier gets its whole gradient either way
+            h = self.weight * h + (1 - self.weight) * h.detach() if self.weight else h.detach()
+        assert encoder.classifier is not None and rows.target is not None
+        of = {"logits": encoder.logits(h), "label": rows.target}
+        return Compared(classified=of | {"x": h, "classes": encoder.classifier.weight})
+
+    def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        wanted = inspect.signature(self.of).parameters
+        return self.of(**{n: x for n, x in compared.classified.items() if n in wanted})
+
+    def update(self, encoder: Encoder, compared: Compared) -> None: ...
+
+    def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
+        """The loss of equal logits, and how often the largest logit is that of the label."""
+        of = compared.classified
+        blank = of | {name: torch.zeros_like(of[name]) for name in ("logits", "x")}
+        chance = float(self.loss(Compared(classified=blank), z))
+        label = of["label"]
+        known = label >= 0 if label.ndim == 1 else label.sum(dim=1) > 0
+        label = label if label.ndim == 1 else label.argmax(dim=1)
+        right = (of["logits"].argmax(dim=1) == label)[known]
+        accuracy = {"classifier_accuracy": float(right.float().mean())} if len(right) else {}
+        return {"chance": chance, **accuracy}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}  # the classifier is the encoder's
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Joint:
+    """L + w L_c: contrast of z, and a classifier of h beside it, on the same rows."""
+
+    def __init__(self, contrastive: Contrastive, classification: Classification) -> None:
+        self.contrastive, self.classification = contrastive, classification
+
+    def rows(self, batch: Batch, generator: Generator) -> Rows:
+        return self.classification.labelled(self.contrastive.rows(batch, generator))
+
+    def compare(self, encoder: Encoder, rows: Rows, h: Tensor, z: Tensor) -> Compared:
+        classified = self.classification.compare(encoder, rows, h, z).classified
+        return replace(self.contrastive.compare(encoder, rows, h, z), classified=classified)
+
+    def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        """The sum of both; how much of the second the encoder feels is its `weight`."""
+        return self.contrastive.loss(compared, z) + self.classification.loss(compared, z)
+
+    def update(self, encoder: Encoder, compared: Compared) -> None:
+        self.contrastive.update(encoder, compared)
+
+    def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
+        beside = self.classification.signals(compared, z)
+        beside["classifier_loss"] = float(self.classification.loss(compared, z))
+        of_z = self.contrastive.signals(compared, z)
+        return beside | of_z | {"chance": of_z["chance"] + beside["chance"]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.contrastive.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.contrastive.load_state_dict(state)
+
+
+def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> KeySource | None:
+    """What the recipe's `keys` makes for this encoder and as many images; None: the batch."""
+    if recipe.keys is None:
+        return None
+    weight = next(encoder.parameters())
+    blank = weight.new_zeros(1, encoder.channels, recipe.size, recipe.size)
+    with modes_kept(encoder), torch.no_grad():
+        width = encoder.eval()(blank)[1].shape[1]
+    source: KeySource = recipe.keys(encoder, images, width).to(weight.device)
+    return source
+
+
+def in_batch(
+    group: Int[Tensor, " B"],
+    part: Int[Tensor, " B"] | None,
+    views: int,
+    labels: Int8[Tensor, "B K"] | None = None,
+) -> InBatch:
+    """What V views of B images are compared with: all others, or those of their part."""
+    of = torch.arange(len(group), device=group.device).repeat(views)
+    if labels is not None:
+        return SharedLabels(group.repeat(views), of, labels.repeat(views, 1))
+    if part is None:
+        return InBatch(group.repeat(views), of)
+    return WithinParts(group.repeat(views), of, part.repeat(views))
+
+
+def learned_label(recipe: Recipe, images: ImageSet) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
+    """The label of each image that the recipe learns from, -1 without one, and names of its values:
+    the class, or the feature that `positives` names. Raises UserError for images without it.
+    """
+    name = recipe.positives.removeprefix(FEATURE)
+    if name == recipe.positives:
+        if images.label is None:
+            raise UserError(
+                f"recipe {recipe.name!r} learns from classes, and the images of {images.name} have "
+                f"{'several labels' if images.labels is not None else 'no labels'}; use --recipe "
+                "simclr, or class subfolders"
+            )
+        return images.label, images.classes
+    features = features_of(images)
+    if name not in features:
+        raise UserError(
+            f"positives={recipe.positives}: {images.name} has no feature {unknown(name, features)}"
+        )
+    label = features[name]
+    if images.label is not None and torch.equal(label, images.label):
+        return label, images.classes
+    return label, tuple(map(str, range(int(label.max()) + 1)))
+
+
+def positive_groups(
+    recipe: Recipe, label: Int[Tensor, " B"] | None, batch: int, device: torch.device
+) -> Int[Tensor, " B"]:
+    """Which images are positives of each other: each alone, or those of one class (or value of a
+    feature). Those that share one of several labels form no groups: here each is alone.
+
+    A class keeps its number. An image without a label (-1) is alone in its group.
+    """
+    alone = torch.arange(batch, device=device)
+    if not recipe.of_labels:
+        return alone
+    assert label is not None, "checked before training"
+    return torch.where(label < 0, int(label.max()) + 1 + alone, label)
+
+
+def lasting_groups(
+    recipe: Recipe, label: Int[Tensor, " B"] | None, index: Int[Tensor, " B"]
+) -> Int[Tensor, " B"]:
+    """`positive_groups` by names that mean the same in every batch, for keys that outlive one.
+
+    An image without a label has a number of its own, above those of classes.
+    """
+    if not recipe.of_labels or label is None:
+        return index
+    return torch.where(label < 0, ABOVE_CLASSES + index, label)
