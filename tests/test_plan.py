@@ -73,7 +73,7 @@ def test_what_was_asked_for_is_kept_and_refused_with_a_command_that_fits(photogr
     with pytest.raises(UserError, match=r"resnet18 at 32 px with a batch of 256 takes") as error:
         plan.planned(making(photographs, **asked), asked=asked, device="cpu", bf16=False, free=1e9)
     fits = int(str(error.value).split("--batch-size ")[1].split(",")[0])
-    (recipe, _, _, _), found = plan.planned(
+    (recipe, *_), found = plan.planned(
         making(photographs, **(asked | {"batch_size": fits, "epochs": 1})),
         asked={*asked, "epochs"}, device="cpu", bf16=False, free=1e9,
     )  # fmt: skip
