@@ -68,6 +68,14 @@ def test_a_run_of_days_is_made_one_of_minutes_and_says_why(photographs):
     assert found.otherwise.startswith("--encoder resnet18 --size 48")  # and epochs, where slow
 
 
+def test_a_number_of_epochs_that_was_asked_for_does_not_keep_an_encoder_of_hours(photographs):
+    many = photographs.subset(torch.arange(600).repeat(8))
+    make = making(many, epochs=200)
+    made, found = plan.planned(make, asked={"epochs"}, device="cpu", bf16=False, free=8e9)
+    assert made.recipe.epochs == 200 and found.chosen["encoder"] == "small_conv"
+    assert "epochs" not in found.chosen and found.otherwise == "--encoder resnet18 --size 48"
+
+
 def test_what_was_asked_for_is_kept_and_refused_with_a_command_that_fits(photographs):
     asked = {"encoder": "resnet18", "batch_size": 256}
     with pytest.raises(UserError, match=r"resnet18 at 32 px with a batch of 256 takes") as error:

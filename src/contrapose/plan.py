@@ -18,7 +18,7 @@ from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.machine import free_memory
 from contrapose.partials import describe
-from contrapose.progress import duration
+from contrapose.progress import duration, stage
 from contrapose.training.cost import Cost, cost
 from contrapose.training.recipe import Recipe
 from contrapose.training.start import Start
@@ -47,7 +47,8 @@ class Made(NamedTuple):
     start: Start | None = None  # what its weights were taken from, if they were not drawn
 
     def cost(self, device: str, bf16: bool) -> Cost:
-        return cost(self.recipe, self.images, self.network, device, bf16=bf16)
+        with stage("measuring what a step takes"):
+            return cost(self.recipe, self.images, self.network, device, bf16=bf16)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def planned(
             made = make(instead)
             price = made.cost(device, bf16)
         epochs = math.floor(made.recipe.epochs * AIM / price.seconds)
-        if price.memory <= room and ("epochs" in asked or epochs >= LEAST):
+        enough = price.seconds <= PATIENCE if "epochs" in asked else epochs >= LEAST
+        if price.memory <= room and enough:
             break
     if price.memory > room:
         raise UserError(_too_large(price, room, made.recipe, command))
@@ -155,7 +157,7 @@ def choices(
         elif name == "size" and named:
             why = "of the images"
         elif name == "batch_size" and plain is not None and plain.batch_size != own["batch_size"]:
-            why = f"a quarter of the images: the recipe's {plain.batch_size} are more than all"
+            why = f"a quarter of the images, which are fewer than the recipe's {plain.batch_size}"
         found[name] = [value, why]
     if named and ("size" in asked or "size" in chosen):
         found["beside size"] = beside_size(str(recipe), made)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from contrapose.training.run import Run
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
+NOTICED = 2.0  # s after a step from which what else is being done is said
 EVERY = 60.0  # s between two lines of progress, where the output is no terminal
 console = Console(highlight=False)
 
@@ -76,7 +77,8 @@ def one_line() -> TextColumn:
 def working(what: str) -> Iterator[None]:
     """What is being done and for how long: a line that changes, or one a minute in a file."""
     begun, said = time.monotonic(), what
-    columns = (SpinnerColumn(), one_line(), TimeElapsedColumn())
+    clock = TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))
+    columns = (SpinnerColumn(), one_line(), clock)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
@@ -127,6 +129,7 @@ class TrainingProgress:
         if held:
             console.print(f"  {held:.0%} of the images are held out of training, for evaluation")
         self.batch, self.words, self.left = recipe.batch_size, "the first step", ""
+        self.stepped = time.monotonic()
         self.training.close()  # of an earlier training, where there are several
         self.training.enter_context(listening(self.show))
         self.training.enter_context(a_line_a_minute(lambda: f"{self.words}{self.left}"))
@@ -135,7 +138,7 @@ class TrainingProgress:
 
     def show(self, doing: str) -> None:
         """What else takes time: an epoch's look at all images, the statistics at the end."""
-        if doing:
+        if doing and time.monotonic() - self.stepped > NOTICED:
             self.words, self.left = doing, ""
             self.bar.update(self.task, description=doing)
 
@@ -143,7 +146,8 @@ class TrainingProgress:
         row = at.row or {}
         if "knn" in row:
             self.knn = f"  kNN {row['knn']:.3f}"
-        speed = f"{at.images_per_second:,.0f} images/s"
+        self.stepped = time.monotonic()
+        speed = f"{at.images_per_second:,.{0 if at.images_per_second >= 10 else 1}f} images/s"
         text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
         self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
         left = (at.steps - at.step) * self.batch / max(at.images_per_second, 1e-9)
