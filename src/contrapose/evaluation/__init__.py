@@ -1,5 +1,8 @@
 """What an encoder has learned: embeddings, their geometry, probes on them, and honest numbers."""
 
+from contrapose.evaluation.calibration import Calibration as Calibration
+from contrapose.evaluation.calibration import calibration as calibration
+from contrapose.evaluation.calibration import fitted_temperature as fitted_temperature
 from contrapose.evaluation.embed import Embedded as Embedded
 from contrapose.evaluation.embed import embed as embed
 from contrapose.evaluation.features import probes_of_features as probes_of_features
@@ -17,6 +20,9 @@ from contrapose.evaluation.probes import knn as knn
 from contrapose.evaluation.probes import linear_probe as linear_probe
 from contrapose.evaluation.projection import Map as Map
 from contrapose.evaluation.projection import project as project
+from contrapose.evaluation.robustness import Robustness as Robustness
+from contrapose.evaluation.robustness import mce as mce
+from contrapose.evaluation.robustness import robustness as robustness
 from contrapose.evaluation.scores import Score as Score
 from contrapose.evaluation.scores import accuracy as accuracy
 from contrapose.evaluation.scores import confusion as confusion
