@@ -23,13 +23,10 @@ ON_GROUPS = [
 TEMPERED = [name for name in EVERY if {"temperature", "scale"} & set(PARAMETERS[name])]
 
 # What a loss is exempt from by its definition.
-ANY_LENGTH = {
-    "n_pairs",
-    "cross_entropy",
-    "large_margin_softmax",
-    "gcl_swd_normal",
-    "gcl_swd_hypercube",
-}
+OF_LOGITS = {"cross_entropy"}  # whose columns are classes
+ANY_LENGTH = OF_LOGITS | {
+    "n_pairs", "large_margin_softmax", "gcl_swd_normal", "gcl_swd_hypercube",
+}  # fmt: skip
 NEED_NO_POSITIVE = {"align_uniform", *(name for name in EVERY if "swd" in name)}
 DRAWS_AXES = {name for name in EVERY if "swd" in name}
 DRAWS_NEGATIVES = {"triplet_distance_weighted"}

@@ -98,6 +98,14 @@ def test_weights_of_other_libraries_are_found_under_their_prefix(tmp_path, digit
         assert written["drawn"] == ["head"] and written["unused"] == unused
 
 
+def test_what_a_frozen_start_takes_is_measured_by_its_classifier(tmp_path, source):
+    run = contrapose.train(
+        "cross_entropy", "digits", out=tmp_path / "run", start=source.path, freeze=["backbone"],
+        epochs=0.2, batch_size=64,
+    )  # fmt: skip
+    assert run.read("recipe.json")["plan"]["words"].startswith("about")
+
+
 def test_the_network_of_the_source_is_taken_where_none_is_asked_for(tmp_path, source):
     run = contrapose.train(
         "simclr", "digits", out=tmp_path / "run", start=source.path, epochs=0.2, batch_size=64

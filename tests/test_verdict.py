@@ -113,6 +113,16 @@ def test_the_headline_tests_pairs_where_intervals_overlap():
     assert verdict(rows(), other)[0].state == "no better than raw pixels"
 
 
+def test_a_frozen_backbone_is_not_blamed_for_staying_as_it_was():
+    still = {"signals": {"frozen": ["backbone"], "images": 1000}}
+    probe, own = score("linear probe accuracy", 0.9), "classifier accuracy"
+    found = states(
+        rows(), [probe, score(own, 0.89), score("most common class", 0.1, "none")], **still
+    )
+    assert found[0] == "frozen backbone" and "learning" not in found
+    assert states(rows(), [probe, score(own, 0.5)], **still)[0] == "classifier not at its end"
+
+
 def test_what_neighbours_share_is_said_beside_the_most_common_class():
     signals = {"classes": 2, "most_common_class": 0.9}
     said = {f.state: f.sentence for f in verdict(rows(knn=0.9), signals=signals)}

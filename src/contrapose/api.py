@@ -287,6 +287,9 @@ def _note_epochs(run: Run, epochs: float) -> None:
     changed = {"from": written["recipe"]["epochs"], "to": epochs, "step": run.status().get("step")}
     written["epochs_changed"] = [*written.get("epochs_changed", []), changed]
     written["recipe"]["epochs"] = epochs
+    if "epochs" in (written.get("choices") or {}):
+        why = f"asked for by --epochs, of a run begun with {changed['from']:g}"
+        written["choices"]["epochs"] = [f"{epochs:g}", why]
     run.write("recipe.json", written)
 
 

@@ -34,6 +34,13 @@ EVERY = 60.0  # s between two lines of progress, where the output is no terminal
 console = Console(highlight=False)
 
 
+def begun_from(start: dict[str, Any]) -> str:
+    """`backbone, head of runs/a-1 (sha256 0123456789ab); classifier drawn anew`."""
+    said = f"{', '.join(start['taken'])} of {start['source']} (sha256 {start['sha256'][:12]})"
+    said += f"; {', '.join(start['drawn'])} drawn anew" if start["drawn"] else ""
+    return said + (f"; {start['unused']} of its weights unused" if start["unused"] else "")
+
+
 def print_images(images: "ImageSet") -> None:
     """What was opened, and what was left out of it."""
     classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
@@ -125,6 +132,10 @@ class TrainingProgress:
         print_choices(run, written.get("choices") or {})
         if not run.status():  # what goes on has taken some of it
             print_plan(written.get("plan"))
+        if begun := written.get("start"):
+            console.print(Text(f"  starts from {begun_from(begun)}"), soft_wrap=True)
+        if frozen := written["recipe"].get("freeze"):
+            console.print(Text(f"  frozen: {', '.join(frozen)}"), soft_wrap=True)
         held = written["data"].get("held_out")
         if held:
             console.print(f"  {held:.0%} of the images are held out of training, for evaluation")

@@ -62,6 +62,8 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
         signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
     with stage("the encoder before training"):
         before, _ = embed_views(subject, shown, untrained=True)
+    if subject.recipe.freeze:
+        signals["frozen"] = list(subject.recipe.freeze)
     signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
     signals |= repeats | class_signals(subject.train.label)
     scored, status = subject.run.scores(subject.file("evaluation")), subject.run.status()

@@ -21,7 +21,7 @@ from contrapose.evaluation.scores import Score
 from contrapose.evaluation.several import mean_average_precision, prevalence
 from contrapose.evaluation.sgd_probe import PROTOCOLS, sgd_probe
 from contrapose.explain import pictures
-from contrapose.explain.headline import UNTRAINED, WORDS
+from contrapose.explain.headline import CLASSIFIER, UNTRAINED, WORDS
 from contrapose.explain.subject import (
     Subject,
     of_known_classes,
@@ -134,7 +134,7 @@ def _score(
 
     if (own := _own_classifier(subject, of_test, train.classes)) is not None:
         said = "the classifier that training fitted on h"
-        rows.insert(1, (own, "classifier accuracy", said, "h", ""))
+        rows.insert(1, (own, CLASSIFIER, said, "h", ""))
 
     def control(
         x: Tensor, x_test: Tensor, features: scores.Features, what: str

@@ -13,6 +13,7 @@ from contrapose import paired
 from contrapose.explain.findings import Finding, score_of
 
 LINEAR, SEVERAL = "linear probe accuracy", "mean average precision"
+CLASSIFIER = "classifier accuracy"  # of the classifier that the run itself has trained
 PIXELS, UNTRAINED = "pixels", "untrained h"
 WORDS = {PIXELS: "raw pixels", UNTRAINED: "the encoder before training"}
 
@@ -92,6 +93,23 @@ def headline(scores: Sequence[dict[str, Any]]) -> Finding | None:
         f"({pixels.control:.1%}) and than before training ({untrained.control:.1%})."
     )
     return Finding("better than pixels and than before training", "good", sentence, evidence)
+
+
+def frozen(scores: Sequence[dict[str, Any]]) -> Finding:
+    """The decisive sentence where the backbone was frozen: h is what it was, and only what was
+    trained on top of it can be better or worse."""
+    h, own = best_of_h(scores), score_of(scores, CLASSIFIER, "h")
+    sentence = "The backbone was frozen: h is as it was before training."
+    if h is None or own is None:
+        evidence = "" if h is None else f"h {h['value']:.1%} of {h['n']:,} test images"
+        return Finding("frozen backbone", "info", sentence, evidence)
+    found = _compared(own, h)
+    sentence += f" The classifier trained on it names {own['value']:.1%}"
+    evidence = f"classifier {own['value']:.1%} of {own['n']:,} test images; probe {found.evidence}"
+    if found.sign < 0:
+        sentence += f", where h allows {h['value']:.1%}: train it longer or at another rate."
+        return Finding("classifier not at its end", "warn", sentence, evidence)
+    return Finding("frozen backbone", "info", f"{sentence}, all that h allows.", evidence)
 
 
 def best_of_h(scores: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 from contrapose.explain.findings import Finding, number_text, score_of
-from contrapose.explain.headline import PIXELS, SEVERAL, compared, headline
+from contrapose.explain.headline import PIXELS, SEVERAL, compared, frozen, headline
 
 AT_CHANCE = 0.03  # share of the first loss by which it must fall to count as learning
 TASK_GAIN = 0.01  # gain of held-out contrastive accuracy over the untrained encoder, at least
@@ -48,9 +48,11 @@ def verdict(
     signals = signals or {}
     rows = [row for row in rows if row.get("loss") is not None]
     last = late(rows) if rows else {}
-    findings: list[Finding | None] = [_status(status or {}), headline(scores), _across(signals)]
+    kept = "backbone" in signals.get("frozen", ())
+    first = frozen(scores) if kept else headline(scores)
+    findings: list[Finding | None] = [_status(status or {}), first, _across(signals)]
     if rows:
-        findings.append(_task(rows, last, signals))
+        findings.append(None if kept else _task(rows, last, signals))
     else:
         nothing = "Nothing was measured, so nothing can be said about training."
         findings.append(Finding("no measurements", "info", nothing, "metrics.jsonl has no rows"))

@@ -90,8 +90,11 @@ def _step(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> None:
     view = make_views(recipe.policy, picture, generator, n=recipe.number_of_views)
     rows = view.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     with torch.autocast(picture.device.type, torch.bfloat16, enabled=bf16):
-        z = trial(rows)[1]
-    z.float().square().sum().backward()
+        h, z = trial(rows)
+        out = z.float().square().sum()
+        if trial.classifier is not None:
+            out = out + trial.logits(h).square().sum()
+    out.backward()
     trial.zero_grad(set_to_none=True)
     synchronize(picture.device)
 

@@ -7,6 +7,7 @@ anew where not. What was taken, and the fingerprint of the file, stand in recipe
 import hashlib
 import importlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,11 +49,6 @@ class Start:
     drawn: list[str]  # parts whose weights stay as they were drawn
     unused: int  # weights of the source that have no place in the encoder
 
-    def words(self) -> str:
-        """`backbone, head of runs/a-1 (sha256 0123456789ab); classifier drawn`."""
-        said = f"{', '.join(self.taken)} of {self.source} (sha256 {self.sha256[:12]})"
-        return said + (f"; {', '.join(self.drawn)} drawn" if self.drawn else "")
-
 
 def source_of(start: str, backbone: Callable[..., Any]) -> Source:
     """The weights that `start` names: a run folder, a file of weights, or PUBLISHED ones for this
@@ -63,6 +59,8 @@ def source_of(start: str, backbone: Callable[..., Any]) -> Source:
     path = Path(start)
     if not path.exists():
         raise FileNotFoundError(f"--start {start}: there is no such run folder or file")
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(f"--start {start} is neither a run folder nor a file")
     weights: Weights
     written, file = None, path
     try:
@@ -188,6 +186,7 @@ def _of_timm(
     backbone()  # says what is wrong with the name
     library = importlib.import_module("timm")
     options = {name: value for name, value in keywords.items() if name not in ("name", "channels")}
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it counts its tries aloud
     try:
         network = library.create_model(
             keywords["name"], pretrained=True, num_classes=0, in_chans=keywords.get("channels", 3),
