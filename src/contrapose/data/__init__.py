@@ -1,4 +1,4 @@
-"""Images in: named sets, folders, Parquet shards and arrays, all as one kind of `ImageSet`."""
+"""Reading images: named sets, folders, Parquet shards and arrays, all as an `ImageSet`."""
 
 from contrapose.data.composed import COMPOSED as COMPOSED
 from contrapose.data.dataset import Images as Images

@@ -1,12 +1,12 @@
-"""Arrays of images, in memory or in `.npy` and `.npz` files. Never pickles.
+"""Arrays of images, in memory or in `.npy` and `.npz` files. Pickles are never read.
 
-Layouts: [N H W] grey, [N C H W] or [N H W C]. The axis of channels is the one of 1, 3 or 4, else
-the one of at most MOST_CHANNELS that is shorter than both others; where that is no answer, or two,
-the layout is refused, unless `channels` tells. [N H W 4] of uint8 is RGBA, laid on white, unless
-channels=4 tells that all four are measurements; 4 channels otherwise are four. What another number
-of channels than 1 or 3 was read as is said among the notes.
+Layouts: [N, H, W] (grey), [N, C, H, W] or [N, H, W, C]. The axis of channels is the one with 1, 3
+or 4 entries, else the one with at most MOST_CHANNELS entries that is shorter than the other two. If
+no axis or two axes qualify, the layout is refused unless `channels` decides it. [N, H, W, 4] of
+uint8 is RGBA, blended with white, unless channels=4 says that all four are measurements. How other
+numbers of channels than 1 and 3 were read is written to the notes.
 
-Values: numbers of any type but complex, in one range for the whole array (`data/values.py`).
+Values: real numbers of any type, in one range for the whole array (see `data/values.py`).
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ MOST_CHANNELS = 32  # of an axis that is taken for channels without being told
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Images that are rows of an array [N H W C]."""
+    """A source of images that are the rows of an array [N, H, W, C]."""
 
     what: str  # what an error calls the array
     rows: np.ndarray
@@ -117,8 +117,10 @@ def from_array(
     split: str = "all",
     channels: int | None = None,
 ) -> Listing:
-    """Images and labels from arrays, tensors or lists. Raises ValueError for a layout or type that
-    could mean two things; `channels` tells how many there are."""
+    """Images and labels from arrays, tensors or lists.
+
+    channels: how many there are, for layouts that can be read in two ways; without it UserError.
+    """
     y = None if y is None else _numpy(y, "labels")
     rows = _rows(_numpy(x, what), what, n=None if y is None else len(y), channels=channels)
     if y is not None and (more := several(y, len(rows))) is not None:
@@ -128,7 +130,7 @@ def from_array(
 
 
 def from_npy(path: Path, split: str, channels: int | None = None) -> Listing:
-    """Images of a `.npy` file, mapped into memory rather than read."""
+    """Images of a `.npy` file, which is memory-mapped."""
     if split != "train":
         raise NoSuchSplit(f"{path}: a .npy file has no {split!r} split; hold out a part of it")
     x = read_npy(path)
@@ -178,12 +180,12 @@ def from_npz(path: Path, split: str, channels: int | None = None) -> Listing:
 
 
 def _labels_beside(key: str | None, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Of the names of labels those of the same part as the images: y_val is not of x_test."""
+    """The names of labels that belong to the same part as the images: y_val does not to x_test."""
     return tuple(name for name in names if ("val" in name) == ("val" in (key or "")))
 
 
 def _not_read(found: set[str], read: set[str | None]) -> str:
-    """Arrays that are called like images or labels and that no split takes."""
+    """A note of arrays that are named like images or labels but belong to no split."""
     usual = [
         name for table in (IMAGE_KEYS, LABEL_KEYS) for names in table.values() for name in names
     ]
@@ -229,8 +231,8 @@ def _rows(
 
 
 def _last(x: np.ndarray, what: str, n: int | None, channels: int | None) -> tuple[np.ndarray, str]:
-    """(the array as [N H W C], its own layout). `n`, the number of labels, tells n grey images from
-    one image."""
+    """(the array as [N, H, W, C], its layout). n: the number of labels, which distinguishes n grey
+    images from one image."""
     shape = list(x.shape)
     grey = "[N H W]"
     if x.ndim == 3 and (shape[0] == n or channels not in (None, shape[0], shape[2])):
@@ -272,7 +274,7 @@ def _last(x: np.ndarray, what: str, n: int | None, channels: int | None) -> tupl
 
 
 def _axis_of_channels(shape: list[int], channels: int | None) -> tuple[bool, bool]:
-    """Whether the channels can be the second and the last of four axes."""
+    """(True if the second of four axes can be the channels, True if the last can)."""
     ends = (shape[1], shape[3])
     if channels is not None and channels not in _USUAL:
         return ends[0] == channels, ends[1] == channels

@@ -1,8 +1,8 @@
-"""Where sets lie, and decoded squares kept from one run to the next.
+"""The folder of data sets, and a cache of decoded images that runs share.
 
-Decoding CIFAR-10 takes seconds, reading its squares back a fraction of one. The key of a copy is
-the files' place, names, sizes and times: a changed file makes another copy. CONTRAPOSE_CACHE=off
-keeps nothing.
+Decoding CIFAR-10 takes seconds, reading the decoded images a fraction of a second. The key of a
+cache entry is made of the folder, names, sizes and times of the files, so that a changed file makes
+a new entry. CONTRAPOSE_CACHE=off turns the cache off.
 """
 
 import json
@@ -24,7 +24,7 @@ _KEPT = 8 * 2**30  # bytes of squares in the cache folder; the oldest copies go 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """The outcome of decoding a source."""
+    """The result of decoding all images of a source."""
 
     squares: UInt8[np.ndarray, "N C S S"]
     good: list[int]  # the position in the source of each square
@@ -34,18 +34,18 @@ class Decoded:
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The argument, else $CONTRAPOSE_DATA, else ~/.cache/contrapose."""
+    """The folder of data sets: `root`, else $CONTRAPOSE_DATA, else ~/.cache/contrapose."""
     return Path(root or os.environ.get("CONTRAPOSE_DATA") or "~/.cache/contrapose").expanduser()
 
 
 def cache_root() -> Path | None:
-    """$CONTRAPOSE_CACHE, else ~/.cache/contrapose; None when it is `off`."""
+    """The folder of the cache: $CONTRAPOSE_CACHE, else ~/.cache/contrapose; None if it is `off`."""
     said = os.environ.get("CONTRAPOSE_CACHE") or "~/.cache/contrapose"
     return None if said == "off" else Path(said).expanduser()
 
 
 def recall(key: str) -> Decoded | None:
-    """What `keep` stored under the key, if it is there and whole."""
+    """The entry that `keep` stored under the key, or None if it is missing or damaged."""
     path = _path(key)
     if path is None:
         return None
@@ -65,7 +65,7 @@ def recall(key: str) -> Decoded | None:
 
 
 def keep(key: str, decoded: Decoded) -> None:
-    """Stores a copy beside and renames it. Warns, and goes on, where that is not possible."""
+    """Store an entry atomically; if that is not possible, warn and continue."""
     path = _path(key)
     if path is None or decoded.squares.nbytes > _KEPT:
         return

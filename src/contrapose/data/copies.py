@@ -1,8 +1,9 @@
-"""Images that belong together: copies of one another, and those of a group that the user names.
+"""Images that belong together: copies of each other, and images of a group that the user names.
 
-A copy is the same image byte for byte, or nearly: saved twice, resized, compressed anew, the next
-frame of a clip. Near copies have descriptors (16 x 16 px means, less their mean, of unit length)
-with a cosine above NEAR. Where more than COMPARED images could be, that many are compared.
+A copy is the same image, exactly or nearly: saved twice, resized, compressed again, or the next
+frame of a clip. Images are near copies if the cosine of their descriptors is above NEAR; the
+descriptor is the image averaged to 16 x 16 px, minus its mean, of unit length. Of a set with more
+than COMPARED images only this many are compared.
 """
 
 import re
@@ -33,7 +34,7 @@ FLAT = 2.0  # grey levels: an image of less contrast has no descriptor
 
 @dataclass(frozen=True)
 class Looked:
-    """What copies are told by: digests of the stored images, and descriptors of some of them."""
+    """Digests of all images and descriptors of some, by which copies are recognised."""
 
     keys: list[bytes]  # of every image
     x: Float[Tensor, "M D"]  # descriptors, of the images that have contrast
@@ -44,7 +45,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class Copies:
-    """Which images are copies of one another."""
+    """The groups of images that are copies of each other, and how many were found how."""
 
     group: Int[Tensor, " N"]  # copies have one number
     exact: int  # images that repeat an earlier one byte for byte
@@ -57,7 +58,7 @@ class Copies:
 
 
 def looked_at(images: ImageSet) -> Looked | None:
-    """What copies are told by; None for a set above COMPARED that decodes on access."""
+    """Digests and descriptors of a set; None if it has over COMPARED images, decoded on access."""
     if len(images) > COMPARED and not images.in_memory:
         return None
     chosen = evenly(len(images), COMPARED)
@@ -67,13 +68,13 @@ def looked_at(images: ImageSet) -> Looked | None:
 
 
 def copies(images: ImageSet) -> Copies:
-    """The copies among the images; sets above COMPARED that decode on access are not looked at."""
+    """The copies among the images; none if there are over COMPARED, decoded on access."""
     look = looked_at(images)
     return Copies(torch.arange(len(images)), 0, 0, 0) if look is None else copies_in(look)
 
 
 def copies_in(look: Looked) -> Copies:
-    """The copies among images that were looked at."""
+    """The copies among images with these digests and descriptors."""
     n, first = len(look.keys), dict[bytes, int]()
     group = np.array([first.setdefault(key, i) for i, key in enumerate(look.keys)])
     exact = n - len(first)
@@ -84,7 +85,7 @@ def copies_in(look: Looked) -> Copies:
 
 
 def repeated(test: ImageSet, train: ImageSet) -> tuple[Int[Tensor, " K"], int]:
-    """(positions in test of images that repeat one in train, how many of them byte for byte)."""
+    """(positions of test images that repeat a train image, how many of them exactly)."""
     if max(len(test), len(train)) > COMPARED and not (test.in_memory and train.in_memory):
         return torch.empty(0, dtype=torch.long), 0
     of_test, of_train = looked_at(test), looked_at(train)
@@ -93,18 +94,19 @@ def repeated(test: ImageSet, train: ImageSet) -> tuple[Int[Tensor, " K"], int]:
 
 
 def repeated_in(test: Looked, train: Looked) -> tuple[Int[Tensor, " K"], int]:
-    """As `repeated`, of images that were looked at."""
+    """As `repeated`, from digests and descriptors."""
     exact = set(keys_among(test.keys, train.keys))
     near = test.place[_near_pairs(test.x, train.x, train.near, own=False)[:, 0]].tolist()
     return torch.tensor(sorted(exact.union(near)), dtype=torch.long), len(exact)
 
 
 def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None) -> np.ndarray:
-    """The group of each image, -1 for one that is alone, by a table or a pattern.
+    """The group of each image from a table or a pattern; -1 for an image without a group.
 
-    told: a .csv, .tsv or .npy as for labels, with groups in their place; else a regular expression
-    with one group in parentheses, searched in the file names: 'clip(\\d+)_'. also: images that the
-    table may list too. Raises UserError for a pattern that cannot be used or fits no name.
+    told: a .csv, .tsv or .npy file as for labels, with groups in their place; otherwise a regular
+    expression with one part in parentheses, which is searched in the file names: 'clip(\\d+)_'.
+    also: images that the table may list too. Raises UserError for a pattern that is invalid or
+    matches no name.
     """
     path = Path(told).expanduser()
     if is_table(told):
@@ -131,12 +133,12 @@ def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None
 
 
 def is_table(told: str | Path) -> bool:
-    """True if groups are told by a file of them, and not by a pattern of names."""
+    """True if the groups are in a file, False if they are a pattern of names."""
     return Path(told).suffix.lower() in (*TABLES, ".npy")
 
 
 def joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Groups [N] after the images of each pair [P 2] are put into one; numbers are first places."""
+    """Groups [N] merged where a pair [P, 2] joins them; a group's number is its first position."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -150,7 +152,7 @@ def joined(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def as_places(number: np.ndarray) -> np.ndarray:
-    """Group numbers as the first place of each group; an image of number -1 is alone."""
+    """Each group number replaced by the group's first position; an image with -1 is alone."""
     places = np.arange(len(number))
     _, first, of = np.unique(number, return_index=True, return_inverse=True)
     return np.where(number < 0, places, first[of])
@@ -159,7 +161,7 @@ def as_places(number: np.ndarray) -> np.ndarray:
 def _descriptors(
     images: ImageSet, chosen: Int[Tensor, " K"]
 ) -> tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]:
-    """Descriptors of those of the chosen images that have contrast, and which these are."""
+    """(descriptors of the chosen images that are not uniform, which of them these are)."""
     parts = []
     for index in counted(torch.split(chosen, 1024), "looking for copies"):
         x = images.batch(index)[:, : images.shown].float().cpu()
@@ -175,7 +177,8 @@ def _descriptors(
 def _near_pairs(
     x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], above: float, *, own: bool
 ) -> Int[Tensor, "P 2"]:
-    """Pairs (row of x, row of y) with a cosine above a bound, among the nearest of each x."""
+    """Pairs (row of x, row of y) with a cosine above the bound, among the nearest rows of each
+    x."""
     if len(x) < 2 or len(y) < 2:
         return torch.empty(0, 2, dtype=torch.long)
     short, other = x, y

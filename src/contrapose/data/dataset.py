@@ -1,4 +1,4 @@
-"""An `ImageSet` as a `torch.utils.data.Dataset`, for any loader and anybody's training loop."""
+"""An `ImageSet` as a `torch.utils.data.Dataset`, for use in other training loops."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +13,13 @@ from contrapose.errors import UserError
 
 
 class Images(Dataset[tuple[Any, dict[str, int]]]):
-    """Item i is (image, {feature: label}): uint8 [C S S], or what `transform` makes of it.
+    """A map-style dataset: item i is (image, {feature: label}) with a uint8 image [C, S, S].
 
-    transform: called with the channels that are a picture; a tensor [C' H W] that it returns, or
-    each of a tuple or list of them (two views), gets the constant channels of the image appended,
-    as 0 or 1 behind floats. features: those to give, by default all. A plain set's label is called
-    `image`. With a loader, `num_workers` copies of the set live in memory once, by fork.
+    transform: a function of the channels that are a picture. It returns a tensor [C', H, W] or a
+        tuple or list of them (views); constant channels of the image are appended to each, as 0 or
+        1 to floats.
+    features: names of the labels to return, by default all; a set with one label calls it `image`.
+    The `num_workers` processes of a loader share the memory of the set if they are forked.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Images(Dataset[tuple[Any, dict[str, int]]]):
         return self.__getitems__([i % len(self)])[0]
 
     def __getitems__(self, index: list[int]) -> list[tuple[Any, dict[str, int]]]:
-        """Several at once, which is how a loader asks: composed or decoded together."""
+        """The items at several positions, composed or decoded together; loaders call this."""
         batch = self.images.batch(torch.tensor(index))
         return [
             (self._made(image), {name: int(label[i]) for name, label in self.features.items()})

@@ -1,6 +1,6 @@
-"""One encoded image -> one uint8 square: upright, its values on the set's range, resized, cropped.
+"""Decoding of one image to a uint8 square: rotated upright, values scaled, resized, cropped.
 
-Pillow decodes, and its C code releases the GIL; tifffile reads the TIFFs that Pillow cannot.
+Pillow decodes, and releases the GIL meanwhile; tifffile reads the TIFFs that Pillow cannot.
 """
 
 import io
@@ -53,7 +53,7 @@ DARK = "nearly black: no value above 1/64 of the range"
 
 @dataclass(frozen=True)
 class Reading:
-    """How the images of a set become squares."""
+    """The settings by which the images of a set become squares."""
 
     fit: Fit = "crop"
     over: ValueRange | None = None  # of values of more than 8 bits; None: there are none
@@ -61,7 +61,7 @@ class Reading:
 
 
 class Header(NamedTuple):
-    """What is known of an image before it is decoded."""
+    """Size and format of an image, known before it is decoded."""
 
     width: int  # px
     height: int  # px
@@ -75,7 +75,7 @@ class Header(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """An image as its file holds it."""
+    """The values of an image as its file stores them."""
 
     x: Shaped[np.ndarray, "H W C"]
     nodata: float | None = None
@@ -84,10 +84,10 @@ class _Values(NamedTuple):
 
 
 def read_header(file: BinaryFile, max_pixels: int | None = None) -> Header:
-    """Size and mode without decoding; a file whose end looks cut off is decoded to be sure.
+    """Size and format without decoding; a file that seems to be truncated is decoded to be sure.
 
-    Raises ValueError for an image above `max_pixels`, and whatever its reader raises for a file
-    that it cannot read.
+    Raises UserError for an image above `max_pixels`, and the error of the reader for a damaged
+    file.
     """
     start = _start(file)
     if start.startswith(_TIFF) and not (seen := tiff.look(file)).pillow:
@@ -114,9 +114,9 @@ def read_header(file: BinaryFile, max_pixels: int | None = None) -> Header:
 def decode(
     file: BinaryFile, side: int, channels: int, how: Reading
 ) -> tuple[UInt8[np.ndarray, "C side side"], tuple[str, ...]]:
-    """One of the readings of a file's `Header.channels` as a square, and notes on its values.
+    """The image as a square, and notes on its values. channels: one of `Header.channels`.
 
-    Raises ValueError for an image without any value, and whatever its reader raises.
+    Raises UserError for an image without any value, and the error of the reader for a damaged file.
     """
     values = _special(file, channels)
     if values is None:
@@ -132,7 +132,7 @@ def decode(
 def values(
     file: BinaryFile, channels: int, how: Reading
 ) -> tuple[Shaped[np.ndarray, "H W C"], float | None]:
-    """(the values of an image as its file holds them, without transparency; nodata)"""
+    """(the values of an image as its file stores them, without transparency; its nodata value)"""
     found = _special(file, channels)
     if found is None:
         with open_image(file, how.max_pixels) as image:
@@ -141,8 +141,8 @@ def values(
 
 
 def open_image(file: BinaryFile, max_pixels: int | None = None) -> Image.Image:
-    """Pillow's lazy image. Told the format, Pillow need not try all of its readers: half the time
-    of a small image."""
+    """Pillow's image, not yet decoded. Pillow is given the format, so that it does not try all of
+    its readers, which takes half of the time for a small image."""
     start = _start(file)
     formats = [name for mark, name in _MARKS.items() if start.startswith(mark)] or FORMATS
     if max_pixels is None:
@@ -158,14 +158,14 @@ def open_image(file: BinaryFile, max_pixels: int | None = None) -> Image.Image:
 
 
 def check_size(width: int, height: int, max_pixels: int | None) -> None:
-    """ValueError for an image of more pixels than may be read."""
+    """UserError for an image with more than `max_pixels`, or than Pillow allows by default."""
     most = max_pixels or _usual_limit()
     if most is not None and width * height > most:
         raise _too_large(width * height, most)
 
 
 def _usual_limit() -> int | None:
-    """Pillow warns of images above its limit and refuses those above twice that."""
+    """Pillow's limit of pixels: it warns above its setting and refuses above twice that."""
     return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
@@ -174,9 +174,9 @@ def to_square(
 ) -> tuple[UInt8[np.ndarray, "C side side"], tuple[str, ...]]:
     """An image of 8 bits as [C side side], C = 1 (luma, ITU-R 601) or 3 (RGB), and notes.
 
-    `fit="crop"`: the short side becomes `side` (antialiased bicubic) and the centre is cut out.
-    `fit="pad"`: the long side becomes `side` and black bars fill the square.
-    The EXIF orientation is applied; transparency is laid on white.
+    `how.fit`: "crop" resizes the short side to `side` (antialiased bicubic) and cuts out the
+    centre; "pad" resizes the long side and fills the square with black bars. The EXIF orientation
+    is applied; transparency is blended with white.
     """
     # a JPEG decodes at 1/2, 1/4 or 1/8 nearly for free; twice the side is left for the resampling
     image.draft(None, (2 * side, 2 * side))
@@ -203,11 +203,11 @@ def from_values(
     alpha: bool = False,
     orientation: int = 1,
 ) -> tuple[UInt8[np.ndarray, "C side side"], tuple[str, ...]]:
-    """An image given by its values, of any type and number of channels, as `to_square`.
+    """As `to_square`, for an image given by its values, of any type and number of channels.
 
-    Other channels than grey and colour are resized each by itself. alpha: the last channel is
-    transparency, 0 to the largest of its type, laid on white. Raises ValueError where no pixel has
-    a value.
+    With other channels than grey or colour each one is resized separately. alpha: the last channel
+    is transparency, 0 to the largest value of its type, and is blended with white. Raises UserError
+    if no pixel has a value.
     """
     if alpha and channels == x.shape[2]:
         alpha = False
@@ -232,7 +232,7 @@ def from_values(
 
 
 def said_of(made: Scaled, i: int) -> tuple[str, ...]:
-    """Notes on the values of image i of some that were scaled."""
+    """Notes on the values of image i of the scaled ones."""
     notes = []
     if made.outside[i]:
         notes.append(OUTSIDE)
@@ -244,7 +244,7 @@ def said_of(made: Scaled, i: int) -> tuple[str, ...]:
 
 
 def upright(x: Shaped[np.ndarray, "H W C"], orientation: int) -> Shaped[np.ndarray, "_ _ C"]:
-    """The array turned and mirrored as EXIF's orientation 1 to 8 asks."""
+    """The array rotated and mirrored by EXIF's orientation 1 to 8."""
     if orientation in (5, 6, 7, 8):
         x = x.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -277,7 +277,8 @@ _limit: int | None = None
 
 @contextmanager
 def _no_limit_of_pillow() -> Iterator[None]:
-    """Pillow's limit is one for the whole process: lifted while any thread is in here."""
+    """A context without Pillow's limit of pixels, which is global: lifted while any thread is in
+    it."""
     global _within, _limit
     with _lock:
         if _within == 0:
@@ -293,7 +294,7 @@ def _no_limit_of_pillow() -> Iterator[None]:
 
 
 def _special(file: BinaryFile, channels: int) -> _Values | None:
-    """The values of a file that Pillow does not read, or not whole; None for all others."""
+    """The values of a file that Pillow cannot read, or not completely; None for other files."""
     start = _start(file)
     if start.startswith(_TIFF):
         seen = tiff.look(file)
@@ -307,8 +308,8 @@ def _special(file: BinaryFile, channels: int) -> _Values | None:
 
 
 def _deep_png(file: BinaryFile, alpha: bool) -> _Values:
-    """Colour of 16 bits. Pillow keeps one byte of each value: read once for the upper bytes, and
-    once, as if it were little-endian, for the lower ones."""
+    """A PNG with colours of 16 bits. Pillow keeps one byte of each value, so the file is read
+    twice: for the upper bytes, and, as if it were little-endian, for the lower ones."""
     planes = []
     for suffix in ("16B", "16L"):
         with open_image(file) as image:
@@ -322,11 +323,11 @@ def _deep_png(file: BinaryFile, alpha: bool) -> _Values:
 
 
 def _values_of(image: Image.Image) -> _Values:
-    """What Pillow holds of an image, as many channels as it has."""
+    """The values of Pillow's image, with all its channels."""
     orientation = image.getexif().get(_ORIENTATION, 1)
     nodata = None
-    if image.format == "TIFF" and (told := image.tag_v2.get(tiff.NODATA)) is not None:  # type: ignore[attr-defined]
-        nodata = tiff.number(told)
+    if image.format == "TIFF" and (tag := image.tag_v2.get(tiff.NODATA)) is not None:  # type: ignore[attr-defined]
+        nodata = tiff.number_of_tag(tag)
     x = np.asarray(image)
     return _Values(x[..., None] if x.ndim == 2 else x, nodata, orientation)
 
@@ -383,7 +384,7 @@ def _colour(image: Image.Image, wanted: str) -> Image.Image:
 
 
 def _eight_bit(alpha: np.ndarray) -> UInt8[np.ndarray, "H W 1"]:
-    """Transparency from 0 to the largest value of its type (1 for floats) as 0..255."""
+    """Transparency, 0 to the largest value of its type (1 for floats), as 0..255."""
     largest = 1.0 if alpha.dtype.kind == "f" else float(np.iinfo(alpha.dtype).max)
     return np.rint(alpha.astype(np.float64).clip(0, largest) * (255 / largest)).astype(np.uint8)
 
@@ -402,7 +403,7 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
 
 
 def _has_end(start: bytes, end: bytes, length: int) -> bool:
-    """Whether the format's end mark is where it belongs; True for formats without one."""
+    """True if the file ends with the end mark of its format, or the format has none."""
     if start.startswith(b"\xff\xd8"):
         return b"\xff\xd9" in end
     if start.startswith(b"\x89PNG"):

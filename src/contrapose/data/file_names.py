@@ -1,8 +1,8 @@
-"""Which image a written file name means, however it is written.
+"""The image that a file name means, in any of its spellings.
 
-`a/1.png`, `./a/1.png`, `a\\1.png`, `/home/me/set/a/1.png` and, where no other is called so, `1.png`
-and `1` are one file. Composed and decomposed letters (NFC, NFD) are the same, and so are capitals
-where nothing else tells two files apart. The exact name is tried first.
+`a/1.png`, `./a/1.png`, `a\\1.png`, `/home/me/set/a/1.png` are the same file, and so are `1.png` and
+`1` if no other file has this name. Composed and decomposed letters (NFC, NFD) are equal; so are
+capital and small letters, unless files differ in nothing else. The exact name is tried first.
 """
 
 import os
@@ -20,7 +20,7 @@ Parts = tuple[str, ...]
 
 
 class FileNames:
-    """The names of the images of a set, to be asked by what somebody else calls them."""
+    """The names of the images of a set, with a search for other spellings of them."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -34,8 +34,12 @@ class FileNames:
         return bool(self.find(written))
 
     def score(self, written: str) -> int:
-        """How much a cell is like the name of an image: one of the set 3, of some image 2, one of
-        the set without its suffix 1, which a label such as `7` may be by chance."""
+        """How much a cell of a table resembles the name of an image.
+
+        3: the name of an image of the set; 2: a name with the suffix of images; 1: the name of an
+        image of the set without its suffix, which a label such as `7` can be by coincidence; else
+        0.
+        """
         if self._found(written, range(_STEM)):
             return 3
         if PurePosixPath(written.replace("\\", "/")).suffix.lower() in SUFFIXES:
@@ -43,12 +47,12 @@ class FileNames:
         return int(self.known(written))
 
     def find(self, written: str) -> list[int]:
-        """Positions of the images that the name means: one, none, or several that it may mean."""
+        """Positions of the images that the name may mean: one, none, or several."""
         return self._found(written, range(len(_FORMS)))
 
     def moved(self, written: Sequence[str]) -> list[int] | None:
-        """Positions for absolute names of another machine or folder: all less the same leading
-        folders. None where that does not name one image each."""
+        """Positions for absolute names from another machine or folder, without the folders that all
+        of them begin with. None unless each then names exactly one image."""
         every = [_split(_plain(name)) for name in written]
         if not all(_ABSOLUTE.match(name) for name in written):
             return None
@@ -79,7 +83,7 @@ class FileNames:
 
     @cached_property
     def _above(self) -> list[tuple[str, str]]:
-        """(the folder of all images as the set spells it, the same from the root of the disk)"""
+        """(the folder of all images as the set spells it, the same as an absolute path)"""
         folders = [os.path.dirname(name) for name in self.names]
         common = os.path.commonpath(folders) if len(set(map(os.path.isabs, folders))) == 1 else ""
         spelt = {os.path.abspath(common or "."), os.path.realpath(common or ".")}
@@ -126,7 +130,7 @@ def _split(name: str) -> Parts:
 
 
 def _spellings(name: str) -> set[str]:
-    """The name, and what another program shows of one that is no UTF-8."""
+    """The name; if it is not valid UTF-8, also as other programs show it."""
     if (said := printable(name)) == name:
         return {name}
     return {name, said, os.fsencode(name).decode("latin-1")}

@@ -1,9 +1,9 @@
-"""What a set of images holds, in sixteen hexadecimal digits: the start of a sha256.
+"""The fingerprint of a set of images: 16 hexadecimal digits, the start of a sha256.
 
-In memory it is taken over the decoded squares; for a set that decodes on access over the encoded
-bytes of its images, since decoding all of them takes long. Neither looks at names, places or times,
-so that a copy of the files is the same set. A set in memory that came from files knows both, and so
-does one that decodes on access, if asked: `ImageSet.holds`.
+For a set in memory it is computed from the decoded squares; for a set that decodes on access, from
+the encoded bytes of its images, since decoding all of them takes long. Names, folders and times do
+not enter, so that a copy of the files has the same fingerprint. A set that came from files can
+compute both kinds: `ImageSet.holds`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _CHUNK = 64  # images at a time
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """All that a fingerprint is made of, and the source to make another kind of it from."""
+    """The content of a fingerprint, and the source from which the other kind is computed."""
 
     pixels: Pixels
     label: Int[Tensor, "N *K"] | None  # one or several of each image
@@ -40,7 +40,7 @@ class Content:
         return self._of_encoded()
 
     def others(self) -> Iterator[str]:
-        """The fingerprints of the same images stored in the other way; of older versions too."""
+        """Fingerprints of the same images stored in the other way, or by older versions."""
         if self.source is None:
             return
         if isinstance(self.pixels, InMemory):
@@ -57,7 +57,7 @@ class Content:
         return self._digest(_encoded(self.source, self.good), repr(self.how).encode())
 
     def _of_squares(self) -> str:
-        """As `_digest` of one tensor, of which only a piece is in memory at a time."""
+        """As `_digest` of one tensor, of which only one piece is in memory at a time."""
         n, channels, side = len(self.pixels), self.pixels.channels, self.pixels.side
         total = hashlib.sha256()
         shape, labels, classes = self._rest()
@@ -84,7 +84,7 @@ def _length(n: int) -> bytes:
 
 
 def _encoded(source: ImageSource, good: Sequence[int]) -> bytes:
-    """A digest of the encoded images in order; kept, where reading them takes long."""
+    """A digest of the encoded images in order; cached if reading them takes long."""
     root = cache_root()
     key = digest(source.identity(), source.place.encode("utf-8", "surrogateescape"))
     kept = None if root is None or not source.place else root / "contents" / f"{key}-{len(good)}"

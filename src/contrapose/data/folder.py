@@ -1,13 +1,13 @@
-"""A folder of image files.
+"""Reading a folder of image files.
 
-Three layouts: class subfolders (`cat/1.png`; the class is the first level, deeper ones may follow),
-`train/` and `test/` (or `val/`, `validation/` ...) each holding such subfolders, or images without
-labels in any depth. Classes are the sorted subfolder names of all splits together, so that a class
-that one split lacks moves no other. One subfolder alone says nothing: its images have no label. A
-subfolder without an image is no class.
+There are three layouts: subfolders for classes (`cat/1.png`, possibly with deeper folders);
+`train/` and `test/` (or `val/`, `validation/` ...) with such subfolders; and images without labels
+at any depth. Classes are the sorted names of the subfolders of all splits, so that a class that is
+missing in one split does not change the numbers of the others. If there is only one subfolder its
+images have no label. A subfolder without images is not a class.
 
-Hidden files are passed over. Everything else that is not read is counted: files that are no images
-by their suffix, and images that lie where no split reads them.
+Hidden files are ignored. Everything else that is not read is counted: files without the suffix of
+an image, and images in folders that belong to no split.
 """
 
 import os
@@ -33,7 +33,7 @@ _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which folders are read, and how."""
+    """The folders that are read, their classes, and notes."""
 
     parts: dict[str, Path]  # split -> its folder; "all" -> the root itself
     classes: tuple[str, ...]  # as the folders are called
@@ -41,7 +41,7 @@ class _Layout:
 
 
 def from_folder(root: Path, split: str) -> Listing:
-    """The images of `split`. Raises NoSuchSplit, PermissionError, or ValueError for no image."""
+    """The images of `split`. Raises NoSuchSplit, PermissionError, or UserError for no image."""
     layout = _layout(root)
     if "all" in layout.parts:
         if split != "train":
@@ -83,10 +83,10 @@ def _listing(root: Path, part: Path, split: str, layout: _Layout) -> Listing:
 
 
 def _layout(root: Path) -> _Layout:
-    """Splits if there is a train/ or nothing else; or all of the root.
+    """The layout of a folder: splits if there is a train/, or nothing but splits; else one set.
 
-    A train/ without classes, beside other folders of images and no other split, is called like a
-    split but is a class: bus/ car/ train/.
+    If train/ has no classes and stands beside other folders of images, none of them a split, it is
+    a class: bus/ car/ train/.
     """
     folders = [folder for folder in subfolders(root) if holds_images(folder)]
     named = [folder for folder in folders if folder.name.lower() in _SPLIT_OF]
@@ -110,8 +110,7 @@ def _layout(root: Path) -> _Layout:
 
 
 def _classes(parts: list[Path]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The subfolders with images of the splits that have two or more, since one folder is no
-    distinction; and a count of those without."""
+    """(the subfolders with images, of splits that have two or more; notes on those without)."""
     every = [subfolders(part) for part in parts]
     full = [[folder.name for folder in found if holds_images(folder)] for found in every]
     classes = {name for found in full for name in found if len(found) > 1}
@@ -121,7 +120,7 @@ def _classes(parts: list[Path]) -> tuple[tuple[str, ...], dict[str, int]]:
 
 
 def _beside(root: Path, parts: dict[str, Path], folders: list[Path]) -> dict[str, int]:
-    """What lies beside the folders that the splits are read from."""
+    """Notes on images beside the folders of the splits, which are not read."""
     notes = {}
     for folder in folders:
         if folder in parts.values():

@@ -1,7 +1,7 @@
-"""`ImageSet`: N labelled squares, asked for by position.
+"""`ImageSet`: N square images with labels, indexed by position.
 
-Small sets hold one uint8 tensor (`InMemory`); large ones decode when asked (`OnAccess`). Both obey
-one law: `batch(index)` is the images at `index`, in that order, whatever the device or the store.
+Small sets are one uint8 tensor (`InMemory`); large ones are decoded on access (`OnAccess`). In
+both, `batch(index)` returns the images at `index`, in that order, on any device.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ TINY = 96  # px; smaller images spend their time in Python, where threads do not
 
 
 class NoSuchSplit(UserError):
-    """The source has no such split; hold out a part with `hold_out` instead."""
+    """The source does not have this split; hold out a part with `hold_out` instead."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file left out, and why."""
+    """A file that was left out, and the reason."""
 
     path: str
     reason: str
@@ -38,7 +38,7 @@ class Skipped:
 
 @runtime_checkable
 class Names(Protocol):
-    """What the images of a source are called, by their position in it."""
+    """The names of the images of a source, by position."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> str: ...
@@ -82,7 +82,7 @@ class ImageSource(Protocol):
 
 @runtime_checkable
 class Pixels(Protocol):
-    """Where the squares of an `ImageSet` come from."""
+    """The pixels of an `ImageSet`: in memory, decoded on access, or composed."""
 
     @property
     def device(self) -> torch.device: ...
@@ -167,11 +167,11 @@ class OnAccess:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Square images [C S S] in uint8, with labels where there are any. Made by `open_images`.
+    """Square images [C, S, S] in uint8, with or without labels. Made by `open_images`.
 
-    `fingerprint` is the start of a sha256 over pixels, order and labels; for a set that decodes on
-    access, over the encoded bytes of its images instead of their pixels. `others` makes those that
-    the same images have when they are stored in the other way.
+    fingerprint: the start of a sha256 of pixels, order and labels; for a set that decodes on access
+    of the encoded bytes instead of the pixels. others: returns the fingerprints that the same
+    images have when they are stored in the other way.
     """
 
     name: str  # the set's name, or the path, as asked for
@@ -215,22 +215,22 @@ class ImageSet:
 
     @property
     def device(self) -> torch.device:
-        """Where `batch` puts its images."""
+        """The device of the images that `batch` returns."""
         return self.pixels.device
 
     @property
     def shown(self) -> int:
-        """Channels that are a picture: all but the constant ones."""
+        """Number of channels that show a picture: all but the constant ones."""
         return self.channels - self.constant
 
     @property
     def pictured(self) -> tuple[int, ...]:
-        """The channels to look at, one or three: those of `rgb`, else all of a grey or colour
-        image, else the first three, of two the first."""
+        """The channels to show, one or three: those of `rgb`; else all of a grey or colour image;
+        else the first three, or the first of two."""
         return self.rgb or tuple(range(3 if self.shown >= 3 else 1))
 
     def picture(self, x: Shaped[Tensor, "*B C H W"]) -> Shaped[Tensor, "*B c H W"]:
-        """The pictured channels of a batch, `brighter` where the set is dark."""
+        """The channels of a batch to show, multiplied by `brighter`."""
         if self.rgb is not None:
             x = x[..., list(self.rgb), :, :]
         else:
@@ -243,8 +243,8 @@ class ImageSet:
 
     @cached_property
     def brighter(self) -> float:
-        """Factor for pictures of a set whose values use the darker half of their range only: 1 %
-        of the pictured pixels of a sample become white. 1 for images of 8 bits."""
+        """A factor for showing sets that use only the darker half of their range: it makes 1 % of
+        the shown pixels of a sample white. It is 1 for images of 8 bits."""
         if self.value_range is None or not len(self):
             return 1.0
         some = torch.linspace(0, len(self) - 1, min(len(self), 64)).long()
@@ -268,17 +268,20 @@ class ImageSet:
         return [names[i] for i in self.index.tolist()]
 
     def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
-        """The images at `index`, in that order, on `device`. Raises ValueError for a file that
-        fails to decode, IndexError for a position outside the set."""
+        """The images at `index`, in that order, on `device`.
+
+        Raises UserError for a file that cannot be decoded, IndexError for a position outside the
+        set.
+        """
         self._check(index)
         return self.pixels.batch(index)
 
     def holds(self, fingerprint: str) -> bool:
-        """True if the fingerprint is of these images, whether in memory or decoded on access."""
+        """True if the fingerprint is that of these images, in memory or decoded on access."""
         return fingerprint == self.fingerprint or fingerprint in self.others()
 
     def subset(self, index: Int[Tensor, " B"]) -> "ImageSet":
-        """The images at `index`, in that order, as a set of their own."""
+        """A new set of the images at `index`, in that order."""
         self._check(index)
         place = index.cpu().long()
         positions = place.numpy().tobytes()
@@ -308,7 +311,7 @@ class ImageSet:
 
 
 def digest(*parts: bytes | memoryview) -> str:
-    """Start of a sha256 over the parts and their lengths."""
+    """The start of a sha256 of the parts and their lengths."""
     total = hashlib.sha256()
     for part in parts:
         size = part.nbytes if isinstance(part, memoryview) else len(part)
@@ -318,6 +321,6 @@ def digest(*parts: bytes | memoryview) -> str:
 
 
 def reason(error: Exception) -> str:
-    """An error as half a sentence."""
+    """The message of an error, as part of a sentence."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

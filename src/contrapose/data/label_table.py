@@ -1,8 +1,8 @@
 """Labels in a text table (.csv, .tsv): one label a line, or a column of files and one of labels.
 
-Read by itself: the delimiter (comma, semicolon, tab), quotes, the encoding (UTF-8, UTF-16, else
-Windows-1252, which is said), a heading or none. What can be read in two ways is refused with the
-file and the line.
+These are recognised: the delimiter (comma, semicolon or tab), quotes, the encoding (UTF-8 or
+UTF-16, else Windows-1252, with a note), and whether there is a heading. A table that can be read in
+two ways is refused with the file and the line.
 """
 
 import csv
@@ -30,10 +30,10 @@ class _Row:
 def read_table(
     path: Path, names: Sequence[str], column: str | None = None
 ) -> tuple[list[str], dict[str, int]]:
-    """(the label of each of `names` as a word, "" without one; what is to be said -> lines).
+    """(the label of each of `names` as a word, or ""; notes and how many lines they concern).
 
-    `column`: the heading of the labels. Raises ValueError with the line for a file that the images
-    do not have, two labels for one file, and whatever could mean two things.
+    column: the heading of the labels. Raises UserError with the line for a file that is not among
+    the images, for two labels of one file, and for anything that can be read in two ways.
     """
     text, encoding = read_text(path, _at(path))
     images = FileNames(names)
@@ -68,7 +68,7 @@ def _at(path: Path, line: int | None = None) -> str:
 
 
 def _rows(path: Path, text: str, images: FileNames) -> list[_Row]:
-    """The lines, cut by the delimiter that gives all of them the same number of cells."""
+    """The lines as cells, by the delimiter that gives all lines the same number of cells."""
     cut, wrong = {}, {}
     for delimiter in ",;\t":
         try:
@@ -179,7 +179,8 @@ def _columns(
 def _places(
     path: Path, files: list[tuple[int, str]], images: FileNames
 ) -> tuple[list[int], dict[str, int]]:
-    """Which image each line names; absolute names may all lie below another folder than now."""
+    """(the position of the image that each line names, notes); absolute names may be of another
+    folder than the present one."""
     found = [images.find(file) for _, file in files]
     lost = [k for k, matches in enumerate(found) if not matches]
     moved = images.moved([files[k][1] for k in lost]) if lost else None

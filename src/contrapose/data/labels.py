@@ -1,8 +1,7 @@
-"""Labels as the rest of the library wants them: int64 [N], 0..C-1 in the order of `classes`, and
--1 for an image without a label.
+"""Labels in the form of this library: int64 [N], 0..C-1 in the order of `classes`, -1 for none.
 
-"No label" is told in many ways, and all of them mean the same wherever labels come in: -1, NaN,
-None, null, a masked value, a missing line, and the words of `NO_LABEL`.
+An image has no label if its label is -1, NaN, None, null, a masked value, a missing line or one of
+the words in `NO_LABEL`. This is the same for every way to give labels.
 """
 
 import decimal
@@ -38,11 +37,11 @@ def encode(
     also: Sequence[object] = (),
     what: str = "labels",
 ) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
-    """Integers, whole floats, bools, strings or bytes -> (label [N], classes).
+    """(label [N], classes) from integers, whole floats, bools, strings or bytes.
 
-    With `names`, integer k is class `names[k]`. Without, the classes are the sorted values found in
+    names: integer k is then class `names[k]`. Without names the classes are the sorted values in
     `y` and in `also` (the labels of the other splits); bools are the classes False and True.
-    Raises ValueError for another length, shape, type or range.
+    Raises UserError for another length, shape, type or range.
     """
     found = plain(y, what)
     if len(found) != n:
@@ -68,9 +67,9 @@ def encode(
 
 
 def plain(y: object, what: str) -> np.ndarray:
-    """Labels of any type as int64 with -1, or as strings with "", where there is no label.
+    """Labels of any type as int64 or strings; -1 or "" is an image without a label.
 
-    Raises ValueError that names `what` and the type for values that name no classes.
+    Raises UserError with `what` and the type for values that cannot be classes.
     """
     return _plain(_one_axis(y, what), what)
 
@@ -78,10 +77,10 @@ def plain(y: object, what: str) -> np.ndarray:
 def read_labels(
     labels: object, names: Sequence[str], column: str | None = None
 ) -> tuple[Int[Tensor, " N"], tuple[str, ...], dict[str, int]]:
-    """The `labels` of the user for the images called `names`: an array, or a .npy, .csv or .tsv.
+    """(label, classes, notes) from the user's `labels`: an array, or a .npy, .csv or .tsv file.
 
-    A table holds one label a line in the order of the images, or a column of files and one of
-    labels (`column`); see `label_table`. Also returns what is to be said: how many got no label.
+    names: of the images. A table has one label a line in the order of the images, or a column of
+    files and one of labels (`column`); see `label_table`. Notes say how many images have no label.
     """
     values, what, notes = given_labels(labels, names, column)
     label, classes = encode(values, len(names), what=what)
@@ -93,7 +92,7 @@ def read_labels(
 def given_labels(
     labels: object, names: Sequence[str], column: str | None = None
 ) -> tuple[Any, str, dict[str, int]]:
-    """(the labels as they were given or stand in the file, what to call them, what to say)."""
+    """(the labels as given, or as the file has them; what to call them in errors; notes)."""
     table = isinstance(labels, str | Path) and Path(labels).suffix.lower() in TABLES
     if column is not None and not table:
         raise UserError(f"label_column={column!r}: these labels have no columns; it is for a .csv")
@@ -114,8 +113,8 @@ def given_labels(
 
 
 def numbers(words: list[Any]) -> np.ndarray | list[Any]:
-    """The words as integers where every one is (1, or 1.0 as pandas writes them beside a gap);
-    007 stays a word."""
+    """The words as integers, if every word is one: 1, or 1.0 as pandas writes it beside a gap. 007
+    is a word."""
     number: dict[str, int] = {}
     for word in {word for word in words if word not in NO_LABEL}:
         if not isinstance(word, str) or not _WHOLE.fullmatch(word):

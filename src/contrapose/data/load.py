@@ -1,7 +1,8 @@
-"""A listing (what a source holds, undecoded) -> an `ImageSet`.
+"""From a listing (the images of a source, not yet decoded) to an `ImageSet`.
 
-Three passes: the headers of all images (what can be read? which side, grey or RGB?), the decision
-(one tensor, or decode on access), the pixels. Everything left out or converted is counted.
+There are three passes: the headers of all images (which can be read, their sides and channels); the
+choice between one tensor and decoding on access; the pixels. Every image that is left out or
+converted is counted.
 """
 
 import hashlib
@@ -50,7 +51,7 @@ _FORMAT = 2  # of the kept squares; another way of decoding is another number
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What a source holds: images in order, their labels, and what was passed over to get here."""
+    """The images of a source in order, their labels, and notes on what was left out."""
 
     source: ImageSource
     split: str
@@ -64,7 +65,7 @@ class Listing:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Encoded images, in files or in memory: `open(i)` gives the bytes of image i."""
+    """A source of encoded images, in files or in memory: `open(i)` opens the bytes of image i."""
 
     names: Sequence[str]
     open: Callable[[int], BinaryFile]
@@ -130,7 +131,8 @@ def load(
     max_bad_share: float,
     memory: int,
 ) -> ImageSet:
-    """Reads a listing. Raises ValueError when nothing, or too little, of it can be read."""
+    """The `ImageSet` of a listing. Raises UserError if none, or too few, of its images are
+    readable."""
     source = listing.source
 
     def check(bad: Mapping[int, Skipped]) -> None:
@@ -187,7 +189,7 @@ def load(
 
 
 class _Read(NamedTuple):
-    """What a reading of a source gave."""
+    """The result of reading a source: pixels, positions that were read, and those that failed."""
 
     pixels: Pixels
     good: list[int]  # positions in the source of the images
@@ -246,8 +248,8 @@ def _scan(source: ImageSource, how: Reading) -> tuple[list[Header], dict[int, Sk
 
 
 def _channels(name: str, headers: list[Header], asked: int | None) -> int:
-    """How many channels the squares have: 1 if every image is grey, 3 for a mixture with colour;
-    any other number where most of the images have it."""
+    """Number of channels of the squares: 1 if every image is grey, 3 if some are in colour; another
+    number if most images have it."""
     count = Counter(h.channels[0] for h in headers)
     if asked is not None:
         if not any(asked in h.channels for h in headers):
@@ -267,7 +269,7 @@ def _of_channels(header: Header, wanted: int) -> str:
 def _range(
     name: str, source: ImageSource, deep: list[int], channels: int, how: Reading
 ) -> ValueRange | None:
-    """The range of values that is told, or that of a sample of the images of more than 8 bits."""
+    """The given range of values, or that of a sample of the images of more than 8 bits."""
     if how.over is None:
         if not deep:
             return None
@@ -289,8 +291,8 @@ def _range(
 
 
 def _flat_channels(squares: UInt8[np.ndarray, "N C S S"]) -> str:
-    """`9, 10`: channels whose values differ by less than 1/64 of the range over the whole set, as
-    where channels have units of their own; "" for a single channel, and where there are none."""
+    """The channels, as `9, 10`, whose values differ by less than 1/64 of the range over the whole
+    set, as when channels have different units; "" if there are none, or only one channel."""
     if squares.shape[1] == 1 or not len(squares):
         return ""
     span = squares.max(axis=(0, 2, 3)).astype(int) - squares.min(axis=(0, 2, 3))
@@ -300,7 +302,7 @@ def _flat_channels(squares: UInt8[np.ndarray, "N C S S"]) -> str:
 def _samples(
     source: ImageSource, index: list[int], channels: int, how: Reading
 ) -> Iterator[np.ndarray]:
-    """Values of these images, as far as they can be read: decoding names those that cannot."""
+    """The values of those of these images that can be read; the others are reported by decoding."""
     for i in index:
         with suppress(Exception):
             yield some_values(*source.values(i, channels, how))
@@ -318,7 +320,7 @@ def _decode(
     channels: int,
     how: Reading,
 ) -> tuple[UInt8[np.ndarray, "N C S S"], dict[int, Skipped], dict[str, int]]:
-    """(squares, positions that failed, images by what their values had)"""
+    """(squares, positions that failed, numbers of images by note on their values)"""
     squares, bad = np.zeros((len(good), channels, side, side), np.uint8), dict[int, Skipped]()
     count: Counter[str] = Counter()
     lock = threading.Lock()

@@ -1,7 +1,7 @@
-"""The sets that have a name. One table: adding a set is adding an entry.
+"""The table of named data sets; adding a set is adding an entry.
 
-A named set is looked for as Parquet shards in ROOT/<name> or ROOT/<name>-*, then as class folders
-in ROOT/<name>/train, then by its own reader in the layout that torchvision uses under ROOT.
+A named set is searched as Parquet shards in ROOT/<name> or ROOT/<name>-*, then as class folders in
+ROOT/<name>/train, then by its own reader in torchvision's layout under ROOT.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ ReadParquet = Callable[[Path, str], Listing]  # folder of shards, split
 
 @dataclass(frozen=True)
 class NamedSet:
-    """What `contrapose list` says of a set, and how it is read."""
+    """The description of a set for `contrapose list`, and its reader."""
 
     about: str
     size: int | None  # px; None = photographs of many sizes
@@ -54,7 +54,7 @@ def _digits(root: Path, split: str, download: bool) -> Listing:
 def _torchvision(
     reader: str, select: dict[str, Any], root: Path, split: str, download: bool
 ) -> Listing:
-    """Any of torchvision's readers that hold their pixels as `.data`."""
+    """A set by one of torchvision's readers that have their pixels in `.data`."""
     from torchvision import datasets
 
     if download:
@@ -142,9 +142,9 @@ NAMED: dict[str, NamedSet] = {
 def from_named(
     name: str, split: str, root: Path, download: bool, read: ReadParquet
 ) -> tuple[str, Listing]:
-    """(what was read, its listing). `read` reads a folder of shards.
+    """(what was read, its listing). read: the reader of a folder of shards.
 
-    Raises FileNotFoundError saying where it looked.
+    Raises FileNotFoundError with the folders that were searched.
     """
     entry = NAMED[name]
     if split not in entry.splits:

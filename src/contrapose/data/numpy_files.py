@@ -1,7 +1,7 @@
-"""NumPy files that anybody wrote, `.npy` and `.npz`: never unpickled, checked before they are read.
+"""NumPy files from untrusted sources, `.npy` and `.npz`: never unpickled, checked before reading.
 
-A damaged file, one that holds Python objects, and one whose arrays are larger than its bytes or
-than the memory are refused in a sentence that names the file and the array.
+UserError with the names of file and array for a damaged file, for one with Python objects, and for
+one whose arrays are said to be larger than the file or the memory.
 """
 
 import zipfile
@@ -21,10 +21,10 @@ OBJECTS = "Python objects, which are never unpickled; save plain numbers or stri
 
 
 def read_npy(path: Path, what: str | None = None) -> np.ndarray:
-    """The array of a `.npy` file, mapped into memory rather than read.
+    """The array of a `.npy` file, memory-mapped.
 
-    Raises UserError, which begins with `what`, by default the file, where it is damaged, holds
-    Python objects or is no `.npy`.
+    what: the beginning of messages, by default the file. Raises UserError if the file is damaged,
+    holds Python objects or is no `.npy`.
     """
     what = str(path) if what is None else what
     try:
@@ -48,7 +48,7 @@ def read_npy(path: Path, what: str | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Stored:
-    """What the header of an array in an `.npz` says."""
+    """The header of an array in an `.npz`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -58,14 +58,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Npz:
-    """An open `.npz`: the headers of its arrays; an array is read when asked for."""
+    """An open `.npz`: the headers of its arrays, which are read on access."""
 
     path: Path
     arrays: dict[str, Stored]
     archive: zipfile.ZipFile
 
     def read(self, key: str) -> np.ndarray:
-        """Raises UserError that names file and array where it cannot be read."""
+        """The array; UserError with the names of file and array if it cannot be read."""
         told = self.arrays[key]
         what = f"{self.path}: {key!r}"
         if told.dtype.hasobject:
@@ -86,7 +86,7 @@ class Npz:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
-    """An `.npz` with the headers of its arrays; UserError that names a file that is damaged."""
+    """A context with an open `.npz`; UserError with the name of a damaged file."""
     try:
         archive = zipfile.ZipFile(path)
     except (PermissionError, FileNotFoundError):
@@ -113,7 +113,7 @@ def open_npz(path: Path) -> Iterator[Npz]:
 
 
 def said(error: Exception) -> str:
-    """An error of another library as a part of a sentence."""
+    """The message of another library's error, as part of a sentence."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 

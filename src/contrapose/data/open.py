@@ -1,4 +1,4 @@
-"""`open_images`: whatever names or holds images -> an `ImageSet`."""
+"""`open_images`: an `ImageSet` from a name, a path, an array or a composed set."""
 
 import difflib
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def open_images(
     max_bad_share: float = 0.05,
     memory: int = 4 * 2**30,
 ) -> ImageSet:
-    """Opens images as uint8 squares [C size size].
+    """Open images as uint8 squares [C, size, size].
 
     `source`: a named set (`NAMED`; write ./name for a folder called like one), a folder of images
     or of Parquet shards, a .parquet, .npz or .npy file, an array or tensor, (array, labels), or a
@@ -77,8 +77,9 @@ def open_images(
     `max_bad_share`: share of unreadable images above which the set is refused.
     `memory` in bytes: what needs more decodes on access instead of becoming one tensor.
 
-    Raises NoSuchSplit where the source has no such split, FileNotFoundError, PermissionError, and
-    ValueError for anything that cannot be read in one way only.
+    Open a test split with the `size`, `channels` and `value_range` of its train split.
+    Raises NoSuchSplit if the source does not have this split, FileNotFoundError, PermissionError,
+    and UserError for anything that cannot be read or can be read in two ways.
     """
     _check(split, size, channels, fit, max_pixels, max_bad_share, memory)
     over, three = as_range(value_range), as_rgb(rgb)

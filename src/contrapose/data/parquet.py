@@ -1,8 +1,8 @@
-"""Parquet shards as the Hugging Face Hub serves them: `image: {bytes, path}`, `label`, and the
-names of the classes in the schema's metadata.
+"""Parquet shards in the format of the Hugging Face Hub: columns `image: {bytes, path}` and `label`.
 
-Shards whose encoded images exceed `memory` are copied once into one uncompressed Arrow file in the
-cache folder and mapped from there: Parquet itself has no random access.
+The names of the classes are in the schema's metadata. If the encoded images of the shards exceed
+`memory` they are copied once into an uncompressed Arrow file in the cache folder, which is
+memory-mapped, since Parquet itself has no random access.
 """
 
 import io
@@ -38,7 +38,7 @@ from contrapose.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """The encoded images: row i of a column that lies in chunks, in memory or in a mapped file."""
+    """A column of encoded images in chunks, in memory or memory-mapped; `open(i)` opens row i."""
 
     bytes: list[Any]  # Arrow arrays
     path: list[Any]  # likewise, or None
@@ -64,7 +64,7 @@ class _Column:
         return open(self.folder / name, "rb")
 
     def files(self) -> set[str]:
-        """The files that rows without bytes refer to."""
+        """The files that are named by rows without bytes."""
         found = set()
         for data, names in zip(self.bytes, self.path, strict=True):
             if names is not None and data.null_count:
@@ -74,7 +74,7 @@ class _Column:
 
 
 def shards(root: Path) -> list[Path]:
-    """The Parquet files below a folder, in order; hidden ones are no part of the set."""
+    """The Parquet files below a folder, in order, without hidden ones."""
     return files_with(root, ".parquet")
 
 
@@ -88,7 +88,8 @@ def from_parquet(
 ) -> Listing:
     """The images of `split` in a folder of shards, or in one `.parquet` file.
 
-    A column that is not asked for is chosen by its usual name; of several it has to be asked for.
+    label_column, image_column: by default the column with a usual name; if several have one, the
+    column must be given.
     """
     files = shards(root) if root.is_dir() else [root]
     by_split: dict[str, list[Path]] = {}
@@ -132,7 +133,7 @@ def from_parquet(
 
 
 def _notes(columns: Columns, images: int) -> dict[str, int]:
-    """The choice of columns in words, where there was one."""
+    """Notes on the choice of columns, if there was one."""
     if not columns.left:
         return {}
     chosen = f"images from column {columns.image!r}"
@@ -142,13 +143,14 @@ def _notes(columns: Columns, images: int) -> dict[str, int]:
 
 
 def _beside(root: Path, column: "_Column") -> int:
-    """Image files in the folder of the shards that no row refers to."""
+    """Number of image files in the folder of the shards that no row names."""
     files = {os.path.realpath(file) for file in walk(root).files}
     return len(files - column.files()) if files else 0
 
 
 def _split(file: Path, root: Path) -> str:
-    """train-00000-of-00001.parquet, data/train-*.parquet, train/0000.parquet -> train"""
+    """The split of a shard by its name or folder: train-00000-of-00001.parquet,
+    train/0000.parquet."""
     known = {name: split for split, names in SPLITS.items() for name in names}
     words = [file.stem.replace("_", "-").split("-")[0].lower()]
     words += [part.lower() for part in file.parent.parts[len(root.parts) :]]
@@ -185,7 +187,7 @@ def _bytes(file: Path, column: str) -> int:
 
 
 def _mapped(files: list[Path], column: str, size: int) -> list[Any]:
-    """The column as an Arrow file in the cache folder, mapped into memory."""
+    """The column as a memory-mapped Arrow file in the cache folder."""
     root = cache_root()
     if root is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Which columns of Parquet shards hold the images and the labels, and what the labels are."""
+"""The columns of images and of labels in Parquet shards, and the values of the labels."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ LABEL = ("label", "labels", "fine_label", "class", "target")
 
 @dataclass(frozen=True)
 class Columns:
-    """The chosen columns, and what was not chosen."""
+    """The chosen columns, and the candidates that were not chosen."""
 
     image: str
     label: str | None
@@ -29,7 +29,7 @@ class Columns:
 
 
 def open_shard(file: Path) -> Any:
-    """The open Parquet file. Raises ValueError that names it where it is not whole."""
+    """The open Parquet file; UserError with its name if it is damaged."""
     try:
         status = file.stat()
         return pq.ParquetFile(file, metadata=_footer(file, status.st_size, status.st_mtime_ns))
@@ -50,7 +50,7 @@ def _footer(file: Path, size: int, changed: int) -> Any:
 
 
 def read_column(file: Path, column: str) -> Any:
-    """One column of a shard. Raises ValueError that names file and column."""
+    """One column of a shard; UserError with file and column if it is damaged."""
     shard = open_shard(file)
     _once(file, shard.schema_arrow, column)
     try:
@@ -69,9 +69,10 @@ def has_images(file: Path) -> bool:
 
 
 def choose(files: list[Path], *, image: str | None = None, label: str | None = None) -> Columns:
-    """The columns of all shards: those asked for, the only one with a usual name, or a refusal.
+    """The columns of all shards: those asked for, or the only ones with a usual name.
 
-    Raises ValueError that names the shard whose columns differ from those of the first.
+    Raises UserError if there are several candidates, and, with the name of the shard, if its
+    columns differ from those of the first shard.
     """
     first = open_shard(files[0]).schema_arrow
     features = _features(first)
@@ -126,8 +127,8 @@ def labels_of(files: list[Path], column: str) -> np.ndarray:
 
 
 def lists_of(files: list[Path], column: str) -> list[Any] | None:
-    """The labels of the shards as a list for each row, None for rows without; None where the column
-    holds one label each."""
+    """A list of labels for each row, None for a row without; None if the column has one label
+    each."""
     rows: list[Any] = []
     for file in files:
         values = read_column(file, column)
@@ -158,7 +159,7 @@ def _one(
     marked: list[str],
     others: list[str],
 ) -> str | None:
-    """The column asked for, else the only one of the first of these lists that is not empty."""
+    """The column asked for, else the only column of the first nonempty of these lists."""
     if asked is not None:
         _once(file, schema, asked)
         return asked
@@ -182,7 +183,7 @@ def _once(file: Path, schema: Any, column: str) -> None:
 
 
 def values_of(file: Path, column: str, values: Any) -> Any:
-    """An Arrow column as an array or Python values that `labels.plain` understands."""
+    """An Arrow column as an array or a list for `labels.plain`."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         return values_of(file, column, values.cast(kind.value_type))

@@ -1,4 +1,4 @@
-"""Which images: one value that says what is opened, for whatever trains, measures or looks."""
+"""`Request`: one value that describes which images are opened and what is done with them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,11 +26,11 @@ HELD_OUT = 0.2  # share of images for evaluation where there is no test split
 
 @dataclass(frozen=True)
 class Request:
-    """Which images, and what is done with them before anybody sees them.
+    """A description of images: their source, how they are read, and which part is used.
 
-    source: whatever `open_images` takes, an ImageSet, or a function (split=) -> ImageSet. The
-    fields up to max_bad_share go to `open_images`. A request that names its source can be written
-    to JSON and read back, so that a run knows its images.
+    source: any source of `open_images`, an ImageSet, or a function (split=) -> ImageSet. The fields
+    up to max_bad_share are arguments of `open_images`. A request whose source is a name or a path
+    can be written to JSON and read back, so that a run folder records its images.
     """
 
     source: Any
@@ -66,7 +66,8 @@ class Request:
 
     @classmethod
     def of(cls, images: Any, **how: Any) -> "Request":
-        """The request itself, or one for these images; UserError for a keyword that it lacks."""
+        """A request for these images, or `images` if it is one; UserError for an unknown
+        keyword."""
         known = {field.name for field in fields(cls)} - {"source"}
         if wrong := sorted(set(how) - known):
             raise UserError(f"{wrong[0]}=: images are told by {', '.join(sorted(known))}")
@@ -78,26 +79,26 @@ class Request:
 
     @property
     def named(self) -> bool:
-        """True if the source is a name or a path, which another process can open too."""
+        """True if the source is a name or a path, so that another process can open it too."""
         return isinstance(self.source, str | Path)
 
     def open(self, split: str = "train") -> ImageSet:
-        """One split of the images; NoSuchSplit where there is none."""
+        """One split of the images; NoSuchSplit if the source does not have it."""
         found = self._whole(split)
         most = {"train": self.subset, "test": self.test_subset}.get(split)
         return found if most is None or most >= len(found) else balanced(found, most)
 
     def has_test(self, train: ImageSet) -> bool:
-        """True if the source has a test split that serves these training images."""
+        """True if the source has a test split that can be used with these training images."""
         try:
             return serves(self.like(train).open("test"), train)
         except NoSuchSplit:
             return False
 
     def seen(self, seed: int, images: ImageSet | None = None) -> ImageSet:
-        """The images as training sees them: without those held out, with the labels that are kept.
+        """The images for training: without those that are held out, with the labels that are kept.
 
-        images: the training split, where it is open already. seed: of what is held out.
+        images: the training split, if it is open already. seed: of the choice of held-out images.
         """
         found = self.open("train") if images is None else images
         if self.held_out:
@@ -105,10 +106,10 @@ class Request:
         return found if self.few_labels is None else few_labels(found, self.few_labels)
 
     def train_and_test(self, seed: int) -> tuple[ImageSet, ImageSet, str]:
-        """(train, test, what the test images are); a share of train is held out where no test
-        split serves.
+        """(train, test, what the test images are in words).
 
-        Test labels are in the classes of training; those of other classes are taken away.
+        Without a usable test split a share of train is held out. Test labels are numbers of the
+        classes of training; labels of other classes are removed.
         """
         train, why = self.open("train"), ""
         try:
@@ -127,13 +128,13 @@ class Request:
         return kept, held, f"held-out {share:.0%}{why}"
 
     def divided(self, train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-        """(kept, held out): copies, and the images of a group, are all in one of the two."""
+        """(kept, held out); all copies of an image, and all images of a group, are in one part."""
         together = self.together(train)
         return hold_out(replace(train, group=together), share, seed, together)
 
     def together(self, images: ImageSet, also: ImageSet | None = None) -> Int[Tensor, " N"] | None:
-        """Which images belong together, as copies, by `groups` or by their own `group`; None where
-        each is alone.
+        """The group of each image, by copies, by `groups` and by the set's own groups; None if each
+        image is alone.
 
         also: the images of another split, which a table of groups may list too.
         """
@@ -148,7 +149,7 @@ class Request:
         return None if len(np.unique(group)) == len(group) else torch.from_numpy(group)
 
     def like(self, train: ImageSet) -> "Request":
-        """The request for images stored as these are: their size, channels and range of values."""
+        """This request with the size, channels and range of values of the images `train`."""
         if not self.named:
             return self
         return replace(
@@ -157,9 +158,9 @@ class Request:
         )  # fmt: skip
 
     def asked(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, as plain values another process can read.
+        """The fields that differ from their defaults, as JSON values, for another process.
 
-        Paths are absolute. UserError where the source or the labels have no name.
+        Paths are absolute. UserError if the source or the labels have no name.
         """
         if not self.named or not isinstance(self.labels, str | Path | None):
             raise UserError("images in memory cannot be named; give a folder, a file or a set")
@@ -173,7 +174,7 @@ class Request:
         return {name: str(v) if isinstance(v, ValueRange) else v for name, v in found.items()}
 
     def as_json(self, train: ImageSet) -> dict[str, Any]:
-        """What recipe.json records: how to open the images again, and what they were."""
+        """The record for recipe.json: how to open the images again, and their properties."""
         labelled_by_file = isinstance(self.labels, str | Path)
         again = self.named and (self.labels is None or labelled_by_file)
         return {
@@ -196,7 +197,7 @@ class Request:
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> "Request":
-        """The request that `as_json` wrote; its source is None where it could not be named."""
+        """The request that `as_json` wrote; its source is None if it had no name."""
         known = (*_PLAIN, "source", "labels", "groups")
         again = {name: written[name] for name in known if name in written}
         again.setdefault("copies_together", False)  # runs begun before held out images otherwise
@@ -232,21 +233,21 @@ _PLAIN = (  # fields that JSON holds as they are
 
 
 def _told(groups: str | Path | None) -> str | None:
-    """Groups as another process can read them: a pattern as it is, a table by its whole path."""
+    """Groups for another process: a pattern as it is, a table as an absolute path."""
     if groups is None or not is_table(groups):
         return None if groups is None else str(groups)
     return absolute(str(groups), keep=())
 
 
 def serves(test: ImageSet, train: ImageSet) -> bool:
-    """False for a test split without labels beside labelled training images, as competitions give
-    them: nothing can be scored on it."""
+    """False if train has labels and test has none, as in competitions: nothing can be scored
+    then."""
     told = [images.label is not None or images.labels is not None for images in (test, train)]
     return told[0] or not told[1]
 
 
 def of_other_values(test: ImageSet, train: ImageSet) -> str:
-    """Words about test images whose values do not fit the range that training was read by."""
+    """A note if the values of the test images do not fit the range of the training images."""
     words = ""
     for note in (OUTSIDE, DARK):
         share = test.notes.get(note, 0) / len(test)
@@ -261,7 +262,7 @@ def number_labelled(images: ImageSet) -> int:
 
 
 def of_same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
-    """`test` with the class numbers of `train`; a class that `train` lacks loses its label."""
+    """`test` with the class numbers of `train`; images of other classes lose their label."""
     if test.label is None or test.classes == train.classes:
         return test
     number = {name: i for i, name in enumerate(train.classes)}

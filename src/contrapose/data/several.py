@@ -1,8 +1,8 @@
-"""Several labels for each image (multi-label): a matrix [N, K] of 1, 0 and, where unknown, -1.
+"""Several labels for each image (multi-label): a matrix [N, K] of 1, 0 and -1 (unknown).
 
-Told as a matrix of 0 and 1 (multi-hot; -1 or NaN: unknown), as a list of classes for each image
-(Parquet, Python), or as words such as `cat|dog` (CSV). Where nothing of this is found, each image
-has one label and `labels.encode` reads it.
+They are given as a matrix of 0 and 1 (multi-hot; -1 or NaN is unknown), as a list of classes for
+each image (Parquet, Python), or as words such as `cat|dog` (CSV). In any other form each image has
+one label, which `labels.encode` reads.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def several(
     also: Sequence[object] = (),
     what: str = "labels",
 ) -> tuple[Matrix, tuple[str, ...]] | None:
-    """(which image has which label, classes); None where each image has one label.
+    """(the matrix of labels, the names of its columns); None if each image has one label.
 
-    An image whose labels are not told (null, "", -1 or NaN in all columns) has a row of -1, one
-    with an empty list a row of 0. `names`: of the classes; else columns are called by their number,
-    and classes of lists and words are sorted, those in `also` (the other splits) among them.
-    Raises ValueError for a matrix of other values, and for another number of rows.
+    An image without known labels (null, "", -1 or NaN in all columns) has a row of -1, one with an
+    empty list a row of 0. names: of the classes; by default columns are called by their number, and
+    classes of lists and words are sorted, including those in `also` (the other splits).
+    Raises UserError for a matrix of other values, and for another number of rows.
     """
     matrix = _matrix(y, what)
     if matrix is not None:
@@ -67,7 +67,7 @@ def several(
 
 
 def _matrix(y: object, what: str) -> np.ndarray | None:
-    """A matrix of two columns or more as int8; one column is one label each."""
+    """The matrix as int8; None for anything else, and for a matrix of one column."""
     array = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
     if isinstance(array, list) and array and all(isinstance(row, list | tuple) for row in array):
         same = len({len(row) for row in array}) == 1
@@ -86,7 +86,7 @@ def _matrix(y: object, what: str) -> np.ndarray | None:
 
 
 def _lists(y: object, always: bool = False) -> list[list[Any] | None] | None:
-    """The classes of each image, None where they are not told; None for one label each."""
+    """The classes of each image, None for an image without; None if each image has one label."""
     values = y.tolist() if isinstance(y, np.ndarray) and y.ndim == 1 else y
     if not isinstance(values, list) or not values:
         return None

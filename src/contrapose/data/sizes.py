@@ -1,4 +1,4 @@
-"""Whether what a file says that it holds can be held: asked before memory is taken."""
+"""A check that the content which a file announces fits into memory, before it is allocated."""
 
 from contrapose.errors import UserError
 from contrapose.machine import free_memory
@@ -8,9 +8,9 @@ SMALL = 2**28  # bytes that are let through whatever the file holds
 
 
 def check_size(what: str, size: float, stored: float) -> None:
-    """Raise UserError for `size` bytes in memory out of `stored` bytes in a file, if too many.
+    """UserError if `size` bytes in memory, read from `stored` bytes of a file, are too many.
 
-    Too many: above SMALL and BOMB times those in the file, or more than there is memory.
+    Too many are more than there is memory, or, above SMALL, more than BOMB times the stored bytes.
     """
     if size <= SMALL:
         return

@@ -1,4 +1,4 @@
-"""Parts of a set, and images that occur twice."""
+"""Splitting a set into parts, and finding images that occur twice."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ def hold_out(
     seed: int = 0,
     group: Int[Tensor, " N"] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """Splits a set in two, the second part holding `share` of each class.
+    """(kept, held out): a set in two parts, of which the second has `share` of each class.
 
-    Both parts keep the order of the images and hold every class of two or more; classes of a single
-    image are drawn together as if they were one, and so are images without a label. The same set,
-    share and seed give the same parts. Images of one group, such as copies, stay in one part, so
-    that the share is met as nearly as whole groups allow. Raises ValueError for a share outside
-    (0, 1) or one image.
+    Both parts keep the order of the images and contain every class with two or more images. Classes
+    of a single image are drawn from together, as one class, and so are images without a label. The
+    same set, share and seed give the same parts. All images of a group, such as copies, are in one
+    part; the share is then met as closely as whole groups allow. Raises UserError for a share
+    outside (0, 1), and for one image.
     """
     if not 0 < share < 1:
         raise UserError(f"hold_out: share={share} must lie between 0 and 1")
@@ -40,10 +40,11 @@ def hold_out(
 
 
 def balanced(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
-    """n of the images, as many of each class as of the others, in the order of the set.
+    """n of the images with equally many of each class, in the order of the set.
 
-    Where a class has too few, the others give more; without labels all images are one class. Images
-    without a label (-1) are left out where others have one. ValueError for n beyond what there is.
+    If a class has too few, the others have more. Without labels all images are one class; images
+    without a label (-1) are left out if others have one. Raises UserError for more images than
+    there are.
     """
     return images.subset(_balanced("balanced", images, n, seed))
 
@@ -51,7 +52,7 @@ def balanced(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
 def few_labels(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
     """The same images, of which n keep their label, chosen as by `balanced`; the others get -1.
 
-    Raises ValueError for images without labels and for n beyond what there is.
+    Raises UserError for images without labels, and for more labels than there are.
     """
     if images.label is None:
         raise UserError(f"few_labels: {images.name} has no labels to keep")
@@ -62,7 +63,7 @@ def few_labels(images: ImageSet, n: int, seed: int = 0) -> ImageSet:
 
 
 def _balanced(caller: str, images: ImageSet, n: int, seed: int) -> Int[Tensor, " n"]:
-    """Positions of n images, ascending, as even over the classes as can be."""
+    """Positions of n images, ascending, spread over the classes as evenly as possible."""
     y = np.zeros(len(images), np.int64) if images.label is None else images.label.numpy()
     usable = np.flatnonzero(y >= 0) if (y >= 0).any() else np.arange(len(y))
     if not 1 <= n <= len(usable):
@@ -82,9 +83,10 @@ def stratified(
     seed: int,
     group: Int[np.ndarray, " N"] | None = None,
 ) -> tuple[Int[Tensor, " K"], Int[Tensor, " H"]]:
-    """Positions (kept, held), ascending; `round(share * n_c)` of class c are held, at least 1.
+    """Positions (kept, held out), ascending; of class c, round(share * n_c) are held out, at least
+    1.
 
-    With groups each is whole in one part, and counts for the class of most of its images.
+    A group is in one part as a whole, and counts for the class of most of its images.
     """
     y = np.zeros(n, np.int64) if label is None else label.numpy()
     if group is not None and len(np.unique(group)) < n:
@@ -129,17 +131,17 @@ def _by_groups(
 
 
 def evenly(count: int, most: int) -> Int[Tensor, " K"]:
-    """At most `most` positions among `count`, evenly from the first to the last."""
+    """At most `most` positions among `count`, evenly spaced from the first to the last."""
     return torch.linspace(0, count - 1, min(most, count)).long()
 
 
 def exact_duplicates(images: ImageSet) -> tuple[tuple[int, ...], ...]:
-    """Groups of positions whose stored pixels are the same, byte for byte."""
+    """Groups of positions with exactly the same stored pixels."""
     return equal_keys(exact_keys(images))
 
 
 def equal_keys(keys: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
-    """Groups of positions of the same key."""
+    """Groups of positions that have the same key."""
     seen: dict[bytes, list[int]] = {}
     for i, key in enumerate(keys):
         seen.setdefault(key, []).append(i)
@@ -147,7 +149,7 @@ def equal_keys(keys: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
 
 
 def overlap(train: ImageSet, test: ImageSet) -> Int[Tensor, " K"]:
-    """Positions in `test` of the images that also occur in `train`, byte for byte."""
+    """Positions in `test` of the images with exactly the pixels of an image in `train`."""
     return torch.tensor(keys_among(exact_keys(test), exact_keys(train)), dtype=torch.int64)
 
 
@@ -158,7 +160,7 @@ def keys_among(keys: Sequence[bytes], others: Sequence[bytes]) -> list[int]:
 
 
 def exact_keys(images: ImageSet) -> list[bytes]:
-    """A digest of the stored pixels of each image: equal for copies byte for byte."""
+    """A digest of the stored pixels of each image, equal for exact copies."""
     keys = []
     for start in range(0, len(images), _CHUNK):
         index = torch.arange(start, min(start + _CHUNK, len(images)))

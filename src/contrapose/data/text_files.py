@@ -1,4 +1,4 @@
-"""Text files that anybody wrote: which encoding."""
+"""Reading text files of unknown encoding."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ _MARKS = (  # longest first: the mark of UTF-16 starts that of UTF-32
 
 
 def read_text(path: Path, what: str) -> tuple[str, str | None]:
-    """The text of a file in UTF-8, UTF-16 or Windows-1252, and the encoding where it was guessed.
+    """(the text of a file in UTF-8, UTF-16 or Windows-1252, the encoding if it was guessed).
 
-    Raises UserError that begins with `what` for a file that is no text.
+    Raises UserError, which begins with `what`, for a file that is not text.
     """
     data = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)

@@ -1,4 +1,4 @@
-"""A map over threads, shared by everything that decodes."""
+"""A parallel map over threads, for decoding."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,7 @@
-"""TIFF files that Pillow does not read, or not whole: several bands, many bits, other number types.
+"""TIFF files that Pillow cannot read completely: several bands, more bits, other number types.
 
-tifffile reads them. An ordinary image of 8 bits, and a grey one of 16 bits or float32, is Pillow's,
-whose compressions need nothing else.
+tifffile reads them. Images of 8 bits, and grey ones of 16 bits or float32, are left to Pillow,
+which needs no further library for compressed files.
 """
 
 import io
@@ -24,7 +24,7 @@ _RGB, _CMYK = 2, 5  # PHOTOMETRIC
 
 
 class Look(NamedTuple):
-    """What a TIFF file says of its first image."""
+    """The properties of the first image of a TIFF file."""
 
     width: int  # px
     height: int  # px
@@ -38,8 +38,11 @@ class Look(NamedTuple):
 
 
 def look(file: Any) -> Look:
-    """Size and layout without decoding. Raises ValueError for a file that is cut off or holds no
-    pixels, and whatever tifffile raises for a damaged one."""
+    """The properties of the first image, without decoding it.
+
+    Raises UserError for a file that is truncated or has no pixels, and the error of tifffile for a
+    damaged one.
+    """
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
     with tifffile.TiffFile(file) as opened:
@@ -70,15 +73,15 @@ def look(file: Any) -> Look:
             deep=is_deep(kind),
             alpha=alpha,
             pillow=pillow,
-            nodata=number(_tag(page, NODATA)),
+            nodata=number_of_tag(_tag(page, NODATA)),
             orientation=int(_tag(page, _ORIENTATION) or 1),
         )
 
 
 def read(file: Any, channels: int) -> np.ndarray:
-    """The values [H W C'] of the first image: C' bands as stored, or as many frames as `channels`.
+    """The values [H, W, C'] of the first image: C' stored bands, or `channels` frames as bands.
 
-    Raises ValueError that names the library where a compression needs one.
+    Raises UserError with the name of the library that a compression needs, if it is missing.
     """
     try:
         with tifffile.TiffFile(file) as opened:
@@ -98,7 +101,7 @@ def read(file: Any, channels: int) -> np.ndarray:
 
 
 def _last(x: np.ndarray, axes: str, channels: int) -> np.ndarray:
-    """The array as [H W C]: its axis of bands, else the one of `channels` entries, last."""
+    """The array as [H, W, C]; C is its axis of bands, else the axis with `channels` entries."""
     bands = next((k for k, a in enumerate(axes) if a == "S" or (a == "C" and x.shape[k] > 1)), None)
     if bands is None:
         others = [k for k, a in enumerate(axes) if a not in "YX"]
@@ -140,9 +143,9 @@ def _tag(page: Any, number: int) -> Any:
     return None if tag is None else tag.value
 
 
-def number(told: object) -> float | None:
-    """A tag that holds a number as text; None where it holds something else."""
+def number_of_tag(tag: object) -> float | None:
+    """The value of a tag that has a number as text; None for another tag."""
     try:
-        return float(str(told).strip("\0 "))
+        return float(str(tag).strip("\0 "))
     except ValueError:
         return None

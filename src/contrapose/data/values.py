@@ -1,4 +1,4 @@
-"""What the numbers of an image mean: one range of values for a whole set, never one for each image.
+"""The range of pixel values: one range for a whole set, never one for each image.
 
 `value_range=(low, high)` tells it, or `[(low, high), ...]` for each channel, whose units may differ
 (reflectance, height): low becomes 0 (black), high 255, values beyond are clipped and counted.
@@ -11,11 +11,11 @@ Without it the type of the values says what they mean, as far as that is usual:
 | integers of more bits | 0 to 2^b - 1, b the least of 8, 10, 12, 14 and 16 that holds them |
 | floats up to 1 | 0 to 1 |
 | floats whose largest lies in 128..255 | 0 to 255 |
-| others: negative, above 65535, floats up to 16 or 1000 | refused, with what to tell |
+| others: negative, above 65535, floats up to 16 or 1000 | refused, with what to give |
 
-"Holds them" is asked of a sample of the set without the RARE most extreme values and without one
-odd image in fifty, so that a hot pixel or a broken image decides nothing. NaN, infinity and a TIFF
-file's nodata are no values: black.
+The largest value is that of a sample of the set, without the RARE most extreme values and without
+one odd image in fifty, so that a hot pixel or a broken image does not decide. NaN, infinity and the
+nodata value of a TIFF file are not values; these pixels are black.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,8 +43,8 @@ RGB = tuple[int, int, int]  # which channels are red, green and blue, counted fr
 class ValueRange:
     """The values that become black and white: one of each, or one a channel.
 
-    of_bytes: whether 8-bit images are read by it too, or stay 0 to 255; None: only where no image
-    of the set has more bits, to be decided by the set that is opened with it.
+    of_bytes: True if the range applies to 8-bit images too, False if they stay 0 to 255. None: it
+    applies if no image of the set has more bits, which is decided when the set is opened.
     """
 
     low: float | Sequence[float]  # stored as a number or a tuple
@@ -77,7 +77,8 @@ class ValueRange:
 
 
 class Scaled(NamedTuple):
-    """Images in 8 bits, and which of them held values that a range does not cover."""
+    """Images in 8 bits, and which of them had values outside the range, or pixels without
+    values."""
 
     pixels: UInt8[np.ndarray, "B ..."]
     outside: Bool[np.ndarray, " B"]  # some values beyond the range
@@ -119,7 +120,8 @@ def as_range(value: object) -> ValueRange | None:
 
 
 def as_rgb(value: object) -> RGB | None:
-    """(3, 2, 1) or "3,2,1"; None stays None. ValueError unless three different numbers."""
+    """The channels of (3, 2, 1) or "3,2,1"; None for None. UserError unless three different
+    ones."""
     if value is None:
         return None
     try:
@@ -136,12 +138,12 @@ def as_rgb(value: object) -> RGB | None:
 
 
 def is_deep(kind: np.dtype) -> bool:
-    """Whether values of this type need a range: all but 8 unsigned bits and bool."""
+    """True if values of this type need a range: all but 8 unsigned bits and bool."""
     return kind.kind != "b" and kind != np.uint8
 
 
 def scaled(x: np.ndarray, over: ValueRange | None, nodata: float | None = None) -> Scaled:
-    """round(255 (x - low) / (high - low)), clipped to 0..255, of images [B ...] of any type.
+    """Images [B, ...] of any type as round(255 (x - low) / (high - low)), clipped to 0..255.
 
     A range for each channel takes the last axis for channels, and raises UserError where there are
     not as many. over=None will do for 8 bits, which stay as they are. nodata: a value of deeper
@@ -183,7 +185,7 @@ def scaled(x: np.ndarray, over: ValueRange | None, nodata: float | None = None) 
 
 
 def some_values(x: np.ndarray, nodata: float | None = None) -> np.ndarray:
-    """Up to _PIXELS values of an image, evenly spread, without those that are none."""
+    """Up to _PIXELS values of an image, evenly spread, without NaN, infinity and nodata."""
     flat = x.reshape(-1)
     # an odd stride, so that it does not stay in a few columns
     some = flat[:: (len(flat) // _PIXELS) | 1] if len(flat) > _PIXELS else flat
@@ -193,9 +195,9 @@ def some_values(x: np.ndarray, nodata: float | None = None) -> np.ndarray:
 
 
 def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
-    """The range of a set, from the values of some of its images, by the table above.
+    """The range of a set from the values of some of its images, by the table above.
 
-    Raises ValueError with what was seen where no range is usual.
+    Raises UserError with the values that were found if no usual range has them.
     """
     parts = [part for part in samples if part.size]
     kinds = {"float" if part.dtype.kind == "f" else "integer" for part in parts}
@@ -228,17 +230,17 @@ def found_range(name: str, samples: Iterable[np.ndarray]) -> ValueRange:
 
 
 def learnt_range(x: Shaped[np.ndarray, "N ..."]) -> ValueRange:
-    """The range of the values of images of any meaning, without the RARE most extreme.
+    """The range from the least to the greatest value of some images, without the RARE most extreme.
 
-    Values that are all the same are black.
+    If all values are equal they become black.
     """
     low, high = _common(list(x.reshape(len(x), -1).astype(np.float64)))
     return ValueRange(low, high if low < high else low + 1, of_bytes=True)
 
 
 def _common(parts: list[np.ndarray]) -> tuple[float, float]:
-    """Lowest and highest value of some images, but for the RARE most extreme of all values, half of
-    them at each end (one at least of 100), and for one image of ODD at each end."""
+    """(lowest, highest) value of some images without the RARE most extreme of all values, half of
+    them at each end (at least one of 100), and without one image of ODD at each end."""
     values = _without_marks(np.sort(np.concatenate(parts)))
     out = max(round(RARE * len(values) / 2), 1 if len(values) >= 100 else 0)
     odd = len(parts) // ODD
@@ -248,8 +250,10 @@ def _common(parts: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _without_marks(values: np.ndarray) -> np.ndarray:
-    """Sorted values without a lowest and a highest one far from all others, such as -9999 or 65535:
-    such a number is no measurement. Far: by MARK times the span of the others."""
+    """Sorted values without marks such as -9999 or 65535, which are no measurements.
+
+    A lowest or highest value is a mark if it is MARK times the span of the others away from them.
+    """
     for end in (0, -1):
         distinct = np.unique(values)
         mark, rest = distinct[end], distinct[1:] if end == 0 else distinct[:-1]
@@ -261,7 +265,7 @@ def _without_marks(values: np.ndarray) -> np.ndarray:
 
 
 def _usual(low: float, high: float, floats: bool) -> float | None:
-    """What white is where black is 0; None: that is not known."""
+    """The value of white if black is 0; None if it is unknown."""
     if low < 0:
         return None
     if not floats:
@@ -279,5 +283,5 @@ def _table(over: ValueRange, largest: int) -> UInt8[np.ndarray, " V"]:
 
 
 def _short(value: float) -> str:
-    """A number as one would type it."""
+    """A number in the usual notation."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:.6g}"

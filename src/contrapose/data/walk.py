@@ -1,4 +1,4 @@
-"""The files below a folder: images by their suffix, and a count of everything else."""
+"""The files below a folder: images, by their suffix, and a count of all others."""
 
 import errno
 import os
@@ -15,20 +15,20 @@ _ROUND = "links that lead round in a circle, ignored"
 
 @dataclass
 class Found:
-    """What a walk found."""
+    """The images that a walk found, and what it left out."""
 
     files: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)  # suffix -> files
 
     def notes(self) -> dict[str, int]:
-        """The counts of what is no image, in words."""
+        """The counts of files that are not images, by a description of each kind."""
         said = sorted(self.ignored.items())
         return {k if k == _ROUND else f"{k} files ignored": n for k, n in said}
 
 
 def walk(folder: Path, *, deep: bool = True) -> Found:
-    """The files of a folder and of those below it (`deep`). Links are followed, but never round.
+    """The files of a folder and, if `deep`, of the folders below it. Links are followed, loops not.
 
     Raises PermissionError for a folder that may not be read.
     """
@@ -51,7 +51,7 @@ def walk(folder: Path, *, deep: bool = True) -> Found:
 
 
 def holds_images(folder: Path) -> bool:
-    """True if a file below the folder is called like an image."""
+    """True if a file below the folder has the suffix of an image."""
     return any(
         kind == "file" and os.path.splitext(path)[1].lower() in SUFFIXES
         for path, kind in _entries(str(folder), (), True)
@@ -59,7 +59,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def files_with(folder: Path, suffix: str) -> list[Path]:
-    """The plain files below the folder with that suffix, in order."""
+    """The regular files below the folder with this suffix, in order."""
     found = [
         Path(path)
         for path, kind in _entries(str(folder), (), True)
@@ -73,12 +73,12 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def hidden(name: str) -> bool:
-    """Whether a name *inside* a set says "not part of it"; names above the set say nothing."""
+    """True if a name inside a set marks files that do not belong to it (.name, and the like)."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def printable(name: str) -> str:
-    """A file name as text to be printed and stored: bytes that are no UTF-8 become `\\xf1`."""
+    """A file name as text to be printed and stored: bytes that are not UTF-8 become `\\xf1`."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -89,7 +89,8 @@ def printable(name: str) -> str:
 def _entries(
     folder: str, above: tuple[tuple[int, int], ...], deep: bool
 ) -> Iterator[tuple[str, str]]:
-    """(path, "file" | "other" | "round") of everything below that is not hidden."""
+    """(path, "file" | "other" | "round") of all entries below that are not hidden; round: a
+    loop."""
     # `above` holds the folders on the way here: a link back to one of them is not followed again
     stat = os.stat(folder)
     here = (stat.st_dev, stat.st_ino)

@@ -1,4 +1,4 @@
-"""Images with competing features: composed on the device from other sets, every label known."""
+"""Image sets with competing features, composed of other sets, with the labels of every feature."""
 
 from contrapose.data.composed.canvas import Layout as Layout
 from contrapose.data.composed.parts import features_of as features_of

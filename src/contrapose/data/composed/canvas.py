@@ -1,8 +1,8 @@
-"""Pixels made when asked for: glyphs on a canvas or an image, constant channels, tints.
+"""Composed pixels, computed on access: glyphs on a canvas or image, constant channels, tints.
 
-Each is a `Pixels` over another one, so that a set of a million composed images costs what its parts
-cost. Arithmetic is on integers, resizing in float64, and a product is rounded once: a CPU and a GPU
-compose the same pixels.
+Each class is a `Pixels` that holds another `Pixels`, so that a million composed images need only
+the memory of their parts. Arithmetic is on integers, resizing in float64, and each product is
+rounded once, so that a CPU and a GPU compose the same pixels.
 """
 
 from dataclasses import dataclass, replace
@@ -21,10 +21,10 @@ _PIECE = 1 << 21  # glyph pixels pasted at a time
 
 @dataclass(frozen=True, eq=False)
 class Glyphs:
-    """k glyphs of one size on each of N canvases.
+    """Positions of k glyphs of one size on each of N canvases.
 
-    place: of each glyph's square the top left corner in px (integers); or, for glyphs that are cut
-    to the box of their ink, the share in [0, 1) of the way that this box can go (floats).
+    place: the top left corner of each glyph's square in px (integers); or, for glyphs that are
+    cropped to the box of their ink, the share in [0, 1) of the range of this box (floats).
     """
 
     which: Int[Tensor, "N m"]  # row of the glyph tensor; m = k, or 1 = the same glyph k times
@@ -56,7 +56,7 @@ class Glyphs:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What lies where on some canvases."""
+    """The boxes of the glyphs on B canvases, and which glyphs and digits they are."""
 
     box: Int[Tensor, "B k 4"]  # top, left, height, width in px
     glyph: Int[Tensor, "B k"]  # row of the glyph set
@@ -65,10 +65,10 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """Glyphs pasted on black, or on images.
+    """Pixels of glyphs pasted on black or on images.
 
-    by="addition": the sum, clipped at 255; "maximum": the largest value of image and glyphs.
-    contrast: every pixel of the image is multiplied by it before glyphs are pasted.
+    by: "addition" is the sum, clipped at 255; "maximum" the largest value of image and glyphs.
+    contrast: a factor of every pixel of the image, applied before glyphs are pasted.
     """
 
     glyphs: UInt8[Tensor, "G H W"]
@@ -113,7 +113,7 @@ class Canvas:
         return replace(self, glyphs=self.glyphs.to(device), groups=moved, base=base)
 
     def layout(self, index: Int[Tensor, " B"]) -> Layout:
-        """Where the glyphs of these canvases lie, group by group."""
+        """The layout of these canvases, group of glyphs by group."""
         index = index.to(self.device)
         found = []
         for group in self.groups:
@@ -128,7 +128,7 @@ class Canvas:
         return torch.split(index, max(1, _PIECE // area))
 
     def _ink(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B 1 S S"]:
-        """Sum, clipped at 255, or maximum of the glyphs."""
+        """The glyphs of each canvas on black: their sum, clipped at 255, or their maximum."""
         ink = torch.zeros(len(index), self.side**2, dtype=torch.int32, device=self.device)
         for group in self.groups:
             square, corner, _ = group.squares(index, self.glyphs, self.side)
@@ -146,7 +146,7 @@ class Canvas:
 
 @dataclass(frozen=True, eq=False)
 class WithBits:
-    """Images and, behind their channels, `bits` channels that are 0 or 255 all over."""
+    """Images followed by `bits` more channels, each with the constant value 0 or 255."""
 
     base: Pixels
     value: Int[Tensor, " N"]  # its binary digits are the bits, the lowest first
@@ -183,7 +183,7 @@ class WithBits:
 
 @dataclass(frozen=True, eq=False)
 class Tinted:
-    """Images in one colour each: every channel of a pixel times that of the colour, over 255."""
+    """Images of one colour each: every channel is multiplied by that of the colour, over 255."""
 
     base: Pixels
     colour: UInt8[Tensor, "N 3"]
@@ -215,7 +215,7 @@ class Tinted:
 
 
 def binary(value: Int[Tensor, " B"], bits: int) -> Int[Tensor, "B bits"]:
-    """Binary digits, the lowest first."""
+    """Binary digits of each value, the lowest first."""
     return (value[:, None] >> torch.arange(bits, device=value.device)) & 1
 
 
@@ -225,7 +225,7 @@ def with_contrast(image: UInt8[Tensor, "*shape"], contrast: float) -> UInt8[Tens
 
 
 def resized(glyph: UInt8[Tensor, "M H W"], side: int) -> UInt8[Tensor, "M S S"]:
-    """Bilinear with antialiasing; a glyph of that side stays as it is."""
+    """Glyphs resized to `side` px (bilinear, antialiased); unchanged if they have this side."""
     if glyph.shape[1:] == (side, side):
         return glyph
     wide = glyph[:, None].double()  # float64: rounding hides how a device adds
@@ -234,7 +234,7 @@ def resized(glyph: UInt8[Tensor, "M H W"], side: int) -> UInt8[Tensor, "M S S"]:
 
 
 def ink_box(glyph: UInt8[Tensor, "*batch H W"]) -> Int[Tensor, "*batch 4"]:
-    """(top, left, height, width) of the pixels above 0; the whole square where there is none."""
+    """(top, left, height, width) of the pixels above 0; of the whole square if there are none."""
     spans = []
     for inked in (glyph.amax(dim=-1) > 0, glyph.amax(dim=-2) > 0):
         first = inked.int().argmax(dim=-1)

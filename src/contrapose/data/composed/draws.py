@@ -1,7 +1,8 @@
-"""Random numbers that belong to an image: the same on every machine, whatever else is drawn.
+"""Counter-based random numbers for each image: the same on every machine and in any order.
 
-Number j of image i is a mixing function of (key, i, j), splitmix64's, so it depends neither on how
-many images there are nor on how many numbers each one draws. Bits hashed from pixels use the same.
+Number j of image i is a hash of (key, i, j) by the mixing function of splitmix64, so it depends
+neither on the number of images nor on how many numbers each one draws. Random bits that are hashed
+from pixels use the same function.
 """
 
 import hashlib
@@ -17,18 +18,18 @@ _PIECE = 1 << 22  # pixels hashed at a time
 
 
 def key_of(*parts: str | int) -> int:
-    """A stream of numbers for whatever the parts name: a set, its split, a seed."""
+    """The key of a stream of random numbers, from its parts: a set, a split, a seed."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
 
 
 def uniform(key: int, n: int, columns: int) -> Float[Tensor, "n columns"]:
-    """U[0, 1) in float64, a row for each image."""
+    """U[0, 1) in float64, one row for each image."""
     high = _bits(key, n, columns) >> np.uint64(11)
     return torch.from_numpy(high.astype(np.float64) * 2.0**-53)
 
 
 def below(key: int, n: int, columns: int, count: int) -> Int[Tensor, "n columns"]:
-    """Uniform among 0 .. count-1, a row for each image."""
+    """Integers, uniform over 0 .. count-1, one row for each image."""
     return (uniform(key, n, columns) * count).long()
 
 
@@ -38,9 +39,10 @@ def distinct(key: int, n: int, columns: int, count: int) -> Int[Tensor, "n colum
 
 
 def hashed(key: int, image: UInt8[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-    """63 bits of each image's pixels: mix(sum_p r_p x_p mod 2^64) with odd random r_p.
+    """A hash of 63 bits of each image's pixels: mix(sum_p r_p x_p mod 2^64) with odd random r_p.
 
-    Two images that differ in one pixel never agree; others do with probability 2^-63 or so.
+    Images that differ in a single pixel never have the same hash; others have with probability of
+    about 2^-63.
     """
     pixels = image.flatten(1).cpu().numpy()
     count = max(1, pixels.shape[1])
@@ -61,7 +63,7 @@ def _bits(key: int, n: int, columns: int) -> NDArray[np.uint64]:
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: every bit of x moves every bit of the result."""
+    """The finaliser of splitmix64: every bit of the result depends on every bit of x."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""What all composed sets have in common: pixels of their own, labels of every feature, a name."""
+"""Parts that all composed sets share: their features, the new `ImageSet`, its name."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ SHAPE = ("canvas", "images", "channels")  # options that the shape of the pixels
 
 
 def features_of(images: ImageSet) -> dict[str, Labels]:
-    """Every label there is; a plain set's only one is called `image`."""
+    """The labels of every feature by name; a set with only one label has the feature `image`."""
     if images.features or images.label is None:
         return dict(images.features)
     return {"image": images.label}
 
 
 def with_features(images: ImageSet, own: FeatureLabels, label: str | None) -> ImageSet:
-    """The set with features of its own beside those of its base; `label` names the one to learn."""
+    """The set with features in addition to those of its base; label: the feature to learn."""
     every = dict(images.features)
     for name, (value, _) in own.items():
         if name in every:
@@ -53,7 +53,7 @@ def assembled(
     *others: ImageSet,
     notes: Mapping[str, int] | None = None,
 ) -> ImageSet:
-    """The base with other pixels; a canvas without images behind it has no label of theirs."""
+    """The base with other pixels; a canvas without images behind it has no `image` label."""
     alone = isinstance(pixels, Canvas) and pixels.base is None
     shape = repr((len(pixels), pixels.channels, pixels.side))
     prints = [part.fingerprint.encode() for part in (base, *others)]
@@ -77,10 +77,10 @@ def assembled(
 def named_as(
     function: Callable[..., ImageSet], *sets: str, later: Sequence[str] = (), **options: object
 ) -> tuple[str, str]:
-    """(the set as one would ask for it, what of it is not in its shape)
+    """(the set as a call, the part of it that its shape does not show, for the fingerprint)
 
-    later: options that the function did not always have. At their default they are left out of the
-    second, which the fingerprint holds, so that run folders made before them still open.
+    later: options that earlier versions of the function did not have. With their default they are
+    left out of the second, so that older run folders still open.
     """
     name = function.__name__.replace("_", "-")
     usual = {p.name: p.default for p in inspect.signature(function).parameters.values()}

@@ -1,10 +1,10 @@
-"""Sets whose images hold several features at once, and the labels of all of them.
+"""Composed sets: images with several features at once, and the labels of every feature.
 
 `composed.features["digit"]` is the class of the digit in each image, `features["image"]` that of
-the image behind it, and so on: a probe per feature. What an image holds follows from the seed, the
-split and its position (bits: from its pixels), so every process and epoch sees the same image.
-Settings are those of "Intriguing Properties of Contrastive Losses" (2011.02803), of its notebooks,
-or of a re-implementation where both are silent, as each function says.
+the image behind it, and so on; each can be probed. The content of an image follows from the seed,
+the split and its position (random bits: from its pixels), so every process and epoch has the same
+image. Settings are those of "Intriguing Properties of Contrastive Losses" (2011.02803) or of its
+notebooks; where neither gives one, of a re-implementation, as each function says.
 """
 
 import colorsys
@@ -46,13 +46,15 @@ def many_digits(
     label: str | None = None,
     seed: int = 0,
 ) -> ImageSet:
-    """1 to 16 digits on a canvas, each drawn alone and uniformly from the glyphs.
+    """1 to 16 digits on a canvas, each drawn independently and uniformly from the glyphs.
 
-    placement="random": cut to the box of their ink, anywhere, overlaps included; "grid": in
-    different cells as large as a glyph. canvas: px, four glyphs wide by default (112 for MNIST, the
-    re-implementation's). images: as many as there are glyphs by default. Features: `digit` where
-    there is one, which is also the label; else `holds 0`, `holds 1` ... by number of the class, of
-    up to 100 classes. Recipes take canvases above 64 px for photographs: --set views=digits.
+    placement: "random" crops glyphs to the box of their ink and puts them anywhere, also over each
+        other; "grid" puts them in different cells of the size of a glyph.
+    canvas: side in px, by default four glyphs (112 for MNIST, as in the re-implementation).
+    images: how many; by default as many as there are glyphs.
+    Features: with one digit `digit`, which is also the label; with several `holds 0`, `holds 1` ...
+    by the number of the class, for up to 100 classes. Recipes take canvases above 64 px for
+    photographs: train with --set views=digits.
     """
     if not 1 <= digits <= 16:
         raise UserError(f"many-digits: digits={digits} on a canvas; use 1 to 16")
@@ -94,14 +96,17 @@ def digits_on_images(
 ) -> ImageSet:
     """Copies of one digit pasted over each image: a set with two competing features.
 
-    unique=K: the digit is one of the first K glyphs, so that it carries log2 K bits; all of them by
-    default. The digit is `glyph` px wide, by default an eighth of the side (28 of 224 px).
-    placement="apart": nine copies with their corners at 0.15, 0.45 and 0.75 of the side; "grid":
-    side by side from the top left, as many as fit (four of 8 px on 16 px). The larger value of
-    image and digit is taken. Size, "apart" and the larger value are the notebook's. contrast, above
-    0 and up to 1: every pixel of the image is multiplied by it first, which makes the image darker
-    and fainter beside the digit; the digit keeps its brightness. Features: `image` (or those that
-    the images have), `digit`, and with `unique` which `glyph` it is.
+    unique: K, so that the digit is one of the first K glyphs and carries log2 K bits; by default
+        all glyphs.
+    glyph: width of the digit in px, by default an eighth of the side (28 of 224 px).
+    placement: "apart" has nine copies with their corners at 0.15, 0.45 and 0.75 of the side; "grid"
+        has as many as fit, side by side from the top left (four of 8 px on 16 px).
+    contrast: in (0, 1], a factor of every pixel of the image, which makes it darker and fainter
+        beside the digit, whose brightness stays.
+    by: "maximum" takes the larger value of image and digit, "addition" their clipped sum.
+    The default size, "apart" and "maximum" are the notebook's.
+    Features: `image` (or those that the images have), `digit`, and with `unique` also `glyph`, the
+    number of the glyph.
     """
     name = "digits-on-images"
     if not 0 < contrast <= 1:
@@ -142,10 +147,11 @@ def two_digits(
     label: str | None = None,
     seed: int = 0,
 ) -> ImageSet:
-    """Two digits of different sizes on a canvas: `fixed` and `varied` px wide, anywhere.
+    """Two digits, `fixed` and `varied` px wide, at random places of a canvas.
 
-    Each is resized, then cut to the box of its ink (the re-implementation: 20 px beside 20, 30 ...
-    80, on 112). Features: `fixed`, which is also the label, and `varied`: the classes of the two.
+    Each is resized, then cropped to the box of its ink (the re-implementation has 20 px beside 20,
+    30 ... 80 px, on 112 px). Features: the classes of the two, `fixed` (also the label) and
+    `varied`.
     """
     if min(fixed, varied) < 1:
         raise UserError(f"two-digits: fixed={fixed}, varied={varied}; use at least 1 px")
@@ -172,11 +178,11 @@ def two_digits(
 def random_bits(
     images: ImageSet, *, bits: int = 8, label: str | None = None, seed: int = 0
 ) -> ImageSet:
-    """`bits` more channels, each 0 or 1 all over an image, hashed from its pixels.
+    """Images with `bits` more channels, each constantly 0 or 1, hashed from the image's pixels.
 
-    Views leave them alone, so that all views of an image share them; they are there at test too.
-    Equal images have equal bits, and the first bits are the same however many follow. Every image
-    is read once for this. Features: those of the images, and `bit 0` ...
+    Augmentations do not change these channels, so that all views of an image share its bits; test
+    images have them too. Equal images have equal bits, and the first bits are the same for any
+    `bits`. Every image is read once to compute them. Features: those of the images, and `bit 0` ...
     """
     if not 0 <= bits <= 32:
         raise UserError(f"random-bits: bits={bits} is out of range; use 0 to 32")
@@ -199,10 +205,11 @@ def coloured(
     label: str | None = None,
     seed: int = 0,
 ) -> ImageSet:
-    """Each image in one of some colours, evenly spaced hues: what a colour histogram tells apart.
+    """Each image in one of `colours` colours, whose hues are evenly spaced: an easy feature.
 
-    Crops share the colour of their image; jitter of the hue takes it away. Every pixel is
-    multiplied by the colour. Features: those of the images, and `colour`.
+    A colour histogram distinguishes these images. Crops share the colour of their image; jitter of
+    the hue removes it. Every pixel is multiplied by the colour. Features: those of the images, and
+    `colour`.
     """
     if not 2 <= colours <= 256:
         raise UserError(f"coloured: colours={colours}; use 2 to 256")
@@ -221,7 +228,7 @@ def coloured(
 
 
 def layout(images: ImageSet, index: Int[Tensor, " B"]) -> Layout:
-    """Where the digits of these images lie and which they are; ValueError for other sets."""
+    """The boxes of the digits in these images, and which they are; UserError for other sets."""
     pixels: Pixels | None = images.pixels
     while pixels is not None and not isinstance(pixels, Canvas):
         pixels = getattr(pixels, "base", None)
@@ -235,7 +242,7 @@ def _key(name: str, images: ImageSet, seed: int) -> int:
 
 
 def _corners(side: int, size: int, placement: str, where: str) -> Int[Tensor, " k"]:
-    """Top (or left) edges in px of the copies of a digit; ValueError where the last has no room."""
+    """Top (or left) edges in px of the copies of a digit; UserError if the last does not fit."""
     apart = [int(share * side) for share in CORNERS]
     room, note = side, ""
     if placement == "apart":

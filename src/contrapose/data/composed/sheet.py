@@ -1,4 +1,4 @@
-"""A contact sheet: some images of a set, and under each what its features are."""
+"""A contact sheet: some images of a set, each with its features in words."""
 
 import io
 from pathlib import Path
@@ -25,8 +25,8 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """`count` images from the first to the last, with their features in words.
 
-    Small images are enlarged pixel by pixel. Constant channels are drawn as a row of squares, white
-    for 1, since they are no picture.
+    Small images are enlarged by whole pixels. Constant channels are drawn as a row of squares,
+    white for 1.
     """
     if count < 1 or columns < 1:
         raise UserError(f"contact_sheet: count={count}, columns={columns}; use at least 1")
@@ -62,7 +62,7 @@ def contact_sheet(
 
 
 def write_sheet(images: ImageSet, path: Path | str, *, count: int = 24) -> Path:
-    """The contact sheet as a PNG, written beside and renamed. FileExistsError for what is there."""
+    """Write the contact sheet as a PNG, atomically. FileExistsError if the file exists."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"--out {path}: name a file that ends in .png")

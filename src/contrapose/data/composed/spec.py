@@ -1,7 +1,7 @@
-"""Composed sets by a line of text: `random-bits(digits-on-images(cifar10, mnist), bits=10)`.
+"""Composed sets written as text: `random-bits(digits-on-images(cifar10, mnist), bits=10)`.
 
-A call of one of the functions in `COMPOSED`; its sets are whatever `open_images` takes as text, its
-options those of the function.
+The text is a call of one of the functions in `COMPOSED`. Its sets are any text that `open_images`
+accepts; its options are those of the function.
 """
 
 import inspect
@@ -33,12 +33,12 @@ _OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)
 
 
 def is_call(text: str) -> bool:
-    """Whether the text is written as a call; whether it can be opened is another matter."""
+    """True if the text has the form of a call, even if it cannot be opened."""
     return _CALL.fullmatch(text) is not None
 
 
 def usage(name: str) -> str:
-    """`digits-on-images(IMAGES, GLYPHS, unique=none, glyph=none, by=maximum, ...)`"""
+    """The call with its options, `digits-on-images(IMAGES, GLYPHS, unique=none, ...)`."""
     function = COMPOSED[name]
     options = [
         f"{p.name}={'none' if p.default is None else p.default}"
@@ -60,9 +60,9 @@ def open_call(
 ) -> ImageSet:
     """The set that the text describes; `open_set(text, split=, size=, channels=)` opens its parts.
 
-    size and channels are those of the images that come out, value_range is that of the first part:
-    what glyphs are pasted on has values of its own. Raises what `open_set` raises, and
-    ValueError for a call that cannot be read, with the nearest name.
+    size, channels: of the composed images. value_range: of the first part, on which glyphs are
+    pasted. Raises what `open_set` raises, and UserError, with the nearest name, for a call that
+    cannot be read.
     """
     name, parts, options = _parsed(text)
     function = COMPOSED[name]
@@ -97,8 +97,8 @@ def open_call(
 
 
 def absolute(text: str, keep: Container[str] = ()) -> str:
-    """A path, or the paths in a call, as other working directories understand them; names that are
-    in `keep` stay."""
+    """The text with absolute paths, for other working directories; names in `keep` stay as they
+    are."""
     if text in keep:
         return text
     found = _CALL.fullmatch(text)
@@ -122,8 +122,8 @@ def _opened(
 def _glyphs(
     name: str, role: str, part: str, open_set: Callable[..., ImageSet], how: dict[str, Any]
 ) -> ImageSet:
-    """Of a set without a test split a fifth of the glyphs is for test and the rest for training:
-    else canvases of both would show the same ones."""
+    """The glyphs of a split; if the set has no test split, a fifth of its glyphs are held out for
+    test, since the canvases of both splits would show the same glyphs otherwise."""
     try:
         found = _opened(name, role, part, open_set, how)
     except NoSuchSplit:
@@ -160,7 +160,7 @@ def _parsed(text: str) -> tuple[str, list[str], dict[str, str]]:
 
 
 def _split(text: str) -> list[str]:
-    """What stands between the commas that are in no parentheses."""
+    """The text split at the commas outside parentheses."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "(") - (character == ")")
