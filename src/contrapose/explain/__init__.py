@@ -1,7 +1,7 @@
-"""What a run, or a matrix of embeddings, has learned: scores, signals, the verdict, pictures.
+"""Explanation of a run or of a matrix of embeddings: scores, signals, verdict and pictures.
 
-Everything lands in the run folder as evaluation.json, diagnosis.json and pictures.npz, from which
-the report is made.
+The results are written into the run folder as evaluation.json, diagnosis.json and pictures.npz; the
+report is made from these files.
 """
 
 from contrapose.explain.diagnosis import diagnose as diagnose

@@ -1,7 +1,7 @@
-"""Which arrays or columns of a file hold the embeddings, and which the labels.
+"""The choice of the arrays or columns of a file that hold embeddings and labels.
 
-By name where they are told, else by the names people give them, else because there is only one.
-What could be read in two ways is refused with the names that there are.
+They are those whose names are given, else those with a usual name, else the only ones there are. If
+there are several candidates, UserError lists their names.
 """
 
 import re
@@ -27,7 +27,7 @@ _NO_FEATURES = FILE_HEADS | {"", "index", "unnamed: 0", "split", "fold"}
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds that could be embeddings [N D] or labels [N]."""
+    """The arrays or columns of a file that could be embeddings [N, D] or labels [N]."""
 
     file: str  # as an error names it
     word: str  # what it holds: "array" or "column"
@@ -66,10 +66,10 @@ def choose_matrix(contents: Contents, key: str | None) -> str:
 
 
 def choose_labels(contents: Contents, chosen: str, key: str | None) -> str | None:
-    """The name of the labels: `key`, or the only usual name; None where there is none, or for NONE.
+    """The name of the labels: `key`, or the only usual name; None if there is none, or for NONE.
 
-    Labels of the same part come first: y_train beside x_train. Raises UserError where several
-    could be meant, or none is called `key`.
+    Labels of the same part are preferred: y_train for x_train. Raises UserError if there are
+    several candidates, or none has the name `key`.
     """
     there = contents.vectors
     if key == NONE and NONE not in there:
@@ -99,13 +99,13 @@ def choose_labels(contents: Contents, chosen: str, key: str | None) -> str | Non
 
 
 def _length(shape: str) -> int | None:
-    """The rows of a shape in words, `[359 x 64]`; None of a column, whose rows are the table's."""
+    """The number of rows of a shape such as `[359 x 64]`; None for a column of a table."""
     found = re.search(r"\[(\d+)", shape)
     return None if found is None else int(found[1])
 
 
 def numbered(names: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of numbers that are a matrix together: embedding_0, embedding_1 ... by their stem."""
+    """Columns of numbers that form a matrix, by their stem: embedding_0, embedding_1 ..."""
     groups: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         if (found := _NUMBERED.fullmatch(name)) is not None:
@@ -115,7 +115,7 @@ def numbered(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def unnumbered(names: Sequence[str]) -> dict[str, list[str]]:
-    """All columns of numbers but labels and indices, as one matrix called `first to last`."""
+    """All columns of numbers except labels and indices, as one matrix named `first to last`."""
     rest = [n for n in names if n.lower() not in _NO_FEATURES | LABEL_HEADS]
     return {f"{rest[0]} to {rest[-1]}": rest} if len(rest) > 1 else {}
 

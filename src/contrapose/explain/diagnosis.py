@@ -39,11 +39,10 @@ def diagnose(
     device: str = "auto",
     recipe: Any = None,
 ) -> dict[str, Any]:
-    """{"verdict": findings, "signals": numbers, "duplicates": files} of the run, most of it without
-    labels.
+    """{"verdict": findings, "signals": numbers, "duplicates": files} of a run; needs no labels.
 
-    Looks at up to LOOKED_AT test (or held-out) images and two views of each. Writes diagnosis.json
-    and pictures.npz; of another set than the run's own diagnosis-NAME.json alone.
+    It is computed from up to LOOKED_AT test (or held-out) images and two views of each. Writes
+    diagnosis.json and pictures.npz; for other images than the run's own only diagnosis-NAME.json.
     """
     with written_about(run, images, device, recipe) as subject:
         return _diagnosis(subject)
@@ -88,7 +87,7 @@ def signals_of_run(
     label: Int[Tensor, " B"] | None,
     duplicates: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """The numbers of a diagnosis, each of held-out images and of the encoder as it is saved."""
+    """The signals of a diagnosis, of held-out images under the saved encoder in evaluation mode."""
     signals: dict[str, Any] = {
         "images": len(embedded.h),
         "split": subject.split,
@@ -117,9 +116,10 @@ def task_signals(
     group: Int[Tensor, " N"],
     positive: Int[Tensor, " B"],
 ) -> dict[str, float]:
-    """How often the nearest view is of a positive, now and before training, and p of the gain.
+    """How often the nearest view shows a positive, now and before training, and p of the gain.
 
-    group: which image each row shows; positive: which images are positives of each other.
+    group: the image that each row shows. positive: equal for images that are positives of each
+    other.
     """
     same = positive[group]
     now, then = (geometry.contrastive_hits(x, same) for x in (z, before))
@@ -133,7 +133,7 @@ def task_signals(
 
 
 def class_signals(label: Int[Tensor, " N"] | None) -> dict[str, float]:
-    """How many classes the training labels have, and the share of the most common one."""
+    """Number of classes of the training labels, and the share of the most common class."""
     known = torch.empty(0, dtype=torch.long) if label is None else label[label >= 0]
     if not len(known):
         return {}
@@ -146,9 +146,10 @@ def class_signals(label: Int[Tensor, " N"] | None) -> dict[str, float]:
 def repeat_signals(
     subject: Subject, of_train: Looked | None, of_test: Looked | None
 ) -> dict[str, int]:
-    """How many images repeat another, in training and across the split, and how many were compared.
+    """Numbers of images that repeat another, within train and between train and test.
 
-    Nothing of large sets that decode on access, where every image would be decoded for it.
+    Also how many were compared. Empty for large sets that decode on access, since every image would
+    have to be decoded.
     """
     train, test = subject.train, subject.test
     if of_train is None:
@@ -174,10 +175,11 @@ def repeat_signals(
 def repulsion(
     z: Float[Tensor, "N D"], group: Int[Tensor, " N"], also: float | None = None
 ) -> list[dict[str, float]]:
-    """At each temperature, `also` among them: how many negatives share the repulsion, and which.
+    """The distribution of the repulsion over negatives, for several temperatures and `also`.
 
-    Effective negatives, the entropy of their shares (nats) and its slope by the temperature, and
-    the similarity above which 90 % of the repulsion lies (`evaluation.penalties`).
+    For each temperature: effective negatives, the entropy of their shares (nats), its derivative
+    with respect to the temperature, and the similarity above which 90 % of the repulsion lies (see
+    `evaluation.penalties`).
     """
     temperatures = sorted({*TEMPERATURES, *([] if also is None else [also])})
     return [
@@ -195,7 +197,7 @@ def repulsion(
 def embed_views(
     subject: Subject, images: ImageSet, *, untrained: bool = False
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """z of the recipe's views of each image, and which image each row shows."""
+    """(z of the recipe's views of each image, the image that each row shows)."""
     encoder = subject.untrained if untrained else subject.encoder
     recipe, device = subject.recipe, subject.device
     return views_embedded(encoder, images, recipe.policy, seed=recipe.seed, device=device)
@@ -216,7 +218,7 @@ def positives_of(recipe: Recipe, images: ImageSet) -> Int[Tensor, " B"]:
 
 
 def mean_cosine(z: Float[Tensor, "N D"]) -> float:
-    """Mean cosine of the embeddings of two different images: 0 when spread, 1 for one point."""
+    """Mean cosine of the embeddings of different images: 0 if uniformly spread, 1 if all equal."""
     n, total = len(z), torch.nn.functional.normalize(z, dim=1).double().sum(dim=0)
     return float((total.square().sum() - n) / (n * (n - 1))) if n > 1 else 1.0
 

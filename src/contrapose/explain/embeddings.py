@@ -30,11 +30,11 @@ def diagnose_embeddings(
     key: str | None = None,
     label_key: str | None = None,
 ) -> dict[str, Any]:
-    """The same for a matrix of embeddings [N D] of a file that came from anywhere.
+    """The diagnosis of a matrix of embeddings [N, D] in a file of any origin.
 
-    .npy, .npz, .csv, .tsv or .parquet: see `reading.py`. key, label_key: the array or column of the
-    embeddings and of the labels. "file" of the result says which were taken.
-    Raises ValueError as `read_embeddings` does.
+    path: .npy, .npz, .csv, .tsv or .parquet (see `reading.py`). key, label_key: the array or column
+    of the embeddings and of the labels; "file" of the result names those that were read.
+    Raises UserError as `read_embeddings` does.
     """
     found = read_embeddings(Path(path), labels, key=key, label_key=label_key)
     x, label, taken = found.x, found.label, found.taken | {"left": list(found.left)}
@@ -76,10 +76,10 @@ def write_embeddings(
     run: Run, images: Any, out: Path, *, split: str = "train", device: str = "auto",
     recipe: Any = None,
 ) -> ImageSet:  # fmt: skip
-    """h, z, label and name of every image to .npz or .parquet; the images, in the order of rows.
+    """Write h, z, label and name of every image to .npz or .parquet; returns the images in order.
 
-    `file` is the path below the folder, `shard.parquet:row` or `array[row]`, and `index` the place
-    among all images of the source, those that were left out counted.
+    The column `file` is the path below the folder, `shard.parquet:row` or `array[row]`; `index` is
+    the position among all images of the source, including those that were left out.
     """
     if out.suffix not in (".npz", ".parquet"):
         raise UserError(f"--out {out}: name a file that ends in .npz or .parquet")
@@ -103,7 +103,7 @@ def write_embeddings(
 
 
 def _write_npz(file: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
-    """As `np.savez`, which cannot write an array that is called `file`."""
+    """As `np.savez`, which cannot write an array with the name `file`."""
     with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         for name, x in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -113,7 +113,7 @@ def _write_npz(file: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
 def write_parquet(
     path: Path | BinaryIO, columns: dict[str, NDArray[Any]], classes: Sequence[str]
 ) -> None:
-    """One row an image; vectors as fixed-size lists, class names in the schema's metadata."""
+    """Write one row for each image: vectors as fixed-size lists, class names in the metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

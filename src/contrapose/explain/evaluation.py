@@ -1,4 +1,4 @@
-"""The scores of a run with labels: nearest neighbours, linear probes, and controls beside them."""
+"""The scores of a run with labels: kNN and linear probes, and the same of controls."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -46,12 +46,12 @@ def evaluate(
     device: str = "auto",
     recipe: Any = None,
 ) -> list[Score]:
-    """Scores of the run's encoder with labels: kNN and linear probes, and what they compare with:
-    raw pixels, the encoder before training, the most common class.
+    """Scores of a run's encoder, by labels: kNN and linear probes, and the same of controls.
 
-    images: another set to evaluate on than the run's own. protocol: one of PROTOCOLS, whose linear
-    probe by gradient descent is measured besides. Writes evaluation.json and the confusion matrix;
-    of another set evaluation-NAME.json alone. Without labels the list is empty.
+    Controls are raw pixels, the encoder before training, and the most common class.
+    images: other images than the run's own. protocol: one of PROTOCOLS, whose linear probe by
+    gradient descent is measured in addition. Writes evaluation.json and the confusion matrix; for
+    other images only evaluation-NAME.json. Without labels the list is empty.
     """
     if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
@@ -107,10 +107,10 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
 def _score(
     subject: Subject, train: ImageSet, test: ImageSet, split: str
 ) -> tuple[list[Score], Int[Tensor, " N"], tuple[Embedded, Embedded]]:
-    """The scores, the classes that the linear probe on h names, and the embeddings.
+    """(scores, the classes that the linear probe on h predicts, (train, test) embeddings).
 
-    The controls, pixels and an untrained encoder, are fitted on PIXELS_FROM training images; where
-    there are more, h is read from as many too, so that they compare.
+    Probes of the controls are fitted on at most PIXELS_FROM training images. If there are more, a
+    probe of h is fitted on as many too, for a fair comparison.
     """
     label, seed = train.label, subject.recipe.seed
     assert label is not None and test.label is not None
@@ -191,8 +191,8 @@ def _own_classifier(
 
 
 def _of_several(subject: Subject, split: str) -> list[Score]:
-    """Mean average precision where images have several labels: of h, of an untrained encoder and of
-    raw pixels from the same PIXELS_FROM training images at most, and that of chance."""
+    """Mean average precision for images with several labels: of h, of an untrained encoder, of raw
+    pixels, all from the same (at most PIXELS_FROM) training images, and that of chance."""
     few, test = sample(subject.train, PIXELS_FROM), subject.test
     assert few.labels is not None
     given, wanted = few.labels, _columns(test, few.classes)
@@ -210,7 +210,7 @@ def _of_several(subject: Subject, split: str) -> list[Score]:
 
 
 def _columns(images: ImageSet, classes: Sequence[str]) -> Int8[Tensor, "N K"]:
-    """The labels of the images in the order of these classes; -1 for one that they do not know."""
+    """The labels of the images as columns in the order of `classes`; -1 for an unknown class."""
     assert images.labels is not None
     place = {name: k for k, name in enumerate(images.classes)}
     blank = torch.full((len(images),), -1, dtype=torch.int8)
@@ -220,25 +220,25 @@ def _columns(images: ImageSet, classes: Sequence[str]) -> Int8[Tensor, "N K"]:
 
 
 def uneven(label: Int[Tensor, " N"]) -> bool:
-    """True if a class has UNEVEN times the images of another, so that accuracy says less."""
+    """True if a class has UNEVEN times the images of another, so that accuracy alone misleads."""
     count = torch.bincount(label[label >= 0])
     count = count[count > 0]
     return bool(count.max() >= UNEVEN * count.min())
 
 
 def _always(label: Int[Tensor, " N"], test_label: Int[Tensor, " M"]) -> Float[Tensor, "M C"]:
-    """Scores that name the most common training class, whatever the image."""
+    """Scores by which every image is assigned to the most common training class."""
     return torch.bincount(label).double().expand(len(test_label), -1)
 
 
 def _probe(x: Tensor, label: Tensor, seed: int) -> probes.LinearProbe:
-    """A linear probe; with a class of a single image nothing can be held out to choose l2."""
+    """A linear probe, with a fixed l2 if a class has a single image and none can be held out."""
     single = int(torch.unique(label, return_counts=True)[1].min()) < 2
     return probes.linear_probe(x, label, seed=seed, l2=1.0 if single else probes.DECADES)
 
 
 def pixels(images: ImageSet) -> Float[Tensor, "N P"]:
-    """Raw pixels as features: what a classifier reads without any encoder."""
+    """Raw pixels as features, the control without any encoder."""
     side = _side(images)
     parts: Sequence[Tensor] = [
         center(images.batch(index)[:, : images.shown], side).flatten(1).cpu()

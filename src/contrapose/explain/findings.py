@@ -1,4 +1,4 @@
-"""What a sentence of a verdict is, and how its rules find their scores."""
+"""`Finding`, a sentence of the verdict, and functions to look up scores."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence of the verdict, how good the news is, and the numbers it rests on."""
+    """One sentence of the verdict, its level (good to bad), and the numbers it is based on."""
 
     state: str
     level: Literal["good", "warn", "bad", "info"]
@@ -20,7 +20,7 @@ def as_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
 
 
 def score_of(scores: Sequence[dict[str, Any]], metric: str, features: str) -> dict[str, Any] | None:
-    """The first score whose metric begins so and that was measured on these features."""
+    """The first score of these features whose metric begins with `metric`."""
     for score in scores:
         if str(score["metric"]).startswith(metric) and score["features"] == features:
             return score

@@ -1,4 +1,4 @@
-"""The decisive sentence of a verdict: whether what was learned is of more use than what was there.
+"""The headline of a verdict: whether training made the encoder useful.
 
 The encoder is useful where a linear classifier names more classes from h than from raw pixels, and
 more than from h of the encoder before training, on the same images and beyond chance; where images
@@ -125,9 +125,9 @@ def guessing(scores: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def above_guessing(scores: Sequence[dict[str, Any]]) -> bool:
-    """Whether more is read from h than the most common class alone would give.
+    """True if a linear probe on h is more accurate than naming the most common class.
 
-    Where classes are uneven, a mean accuracy over classes above 1 / C says so too.
+    If classes are uneven, also true for a mean accuracy over the C classes above 1 / C.
     """
     h, guess = best_of_h(scores), guessing(scores)
     if h is None or guess is None:

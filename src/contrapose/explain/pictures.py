@@ -1,4 +1,4 @@
-"""What a report shows of a run besides numbers, as arrays in pictures.npz."""
+"""The pictures of a report, as arrays in pictures.npz: views, map, neighbours, similarities."""
 
 import io
 from typing import Any
@@ -30,7 +30,7 @@ SHEET_SIDE = 96  # px
 
 
 def add(run: Run, **arrays: NDArray[Any]) -> None:
-    """Put arrays into the run's pictures.npz, beside those that are there."""
+    """Add arrays to the run's pictures.npz; others in it stay."""
     path = run.path / "pictures.npz"
     kept: dict[str, NDArray[Any]] = {}
     if path.exists():
@@ -62,7 +62,7 @@ def of_run(
 
 
 def contact_sheet(recipe: Recipe, images: ImageSet) -> UInt8[np.ndarray, "R V H W C"]:
-    """A few images, and behind each the views that training draws of it."""
+    """A few images, each followed by views as in training."""
     batch = images.batch(evenly(len(images), SHEET)).cpu()
     seen = make_views(recipe.policy, batch, torch.Generator().manual_seed(0), n=SHOWN_VIEWS)
     side = min(recipe.size, SHEET_SIDE)
@@ -88,7 +88,7 @@ def embedding_map(
 def neighbours(
     images: ImageSet, embedded: Embedded, label: Int[Tensor, " N"]
 ) -> dict[str, NDArray[Any]]:
-    """The nearest other images of a few, by the similarity of h."""
+    """The nearest other images of a few images, by the cosine of h."""
     n = len(images)
     if n < 2:
         return {}
@@ -113,7 +113,7 @@ def neighbours(
 def similarities(
     z: Float[Tensor, "N D"], group: Int[Tensor, " N"], label: Int[Tensor, " B"]
 ) -> dict[str, NDArray[Any]]:
-    """Counts of view pairs by similarity: of one image, of one class, of different ones."""
+    """Histograms of the similarity of view pairs: of one image, of one class, of different ones."""
     known = label if (label >= 0).any() else None
     views = len(z) // len(label)
     found = geometry.similarity_histogram(z, group, None if known is None else known.repeat(views))

@@ -1,7 +1,7 @@
-"""Embeddings [N D] and their labels from files that anybody wrote: .npy, .npz, .csv, .parquet.
+"""Reading embeddings [N, D] and labels from files of any origin: .npy, .npz, .csv, .parquet.
 
-Nothing is unpickled; sizes are checked before memory is taken; a damaged file and a column that
-cannot be read are named in one sentence.
+Nothing is unpickled, and sizes are checked before memory is allocated. For a damaged file or an
+unreadable column UserError names it.
 """
 
 import csv
@@ -44,7 +44,7 @@ _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings, and what was taken for them."""
+    """Embeddings and labels, with the names of the arrays or columns that were read."""
 
     x: Float[Tensor, "N D"]  # float32
     label: Int[Tensor, " N"] | None  # -1: none
@@ -61,9 +61,9 @@ def read_embeddings(
 ) -> Embeddings:
     """The embeddings of a file, and its labels or those of another file, `labels`.
 
-    key, label_key: names of arrays or columns; without them see `columns.py`.
-    Raises UserError or ValueError for another kind of file, for another shape, for numbers that are
-    not finite, with their count, and for labels of another length.
+    key, label_key: names of arrays or columns; by default they are chosen as in `columns.py`.
+    Raises UserError for another kind of file, for another shape, for numbers that are not finite
+    (with their count), and for labels of another length.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'no plain file' if path.exists() else 'no such file'}")
@@ -88,7 +88,7 @@ def read_embeddings(
 
 
 def _rows(what: str, x: np.ndarray) -> Float[Tensor, "N D"]:
-    """An array as rows in float32; axes of one entry beside those of rows and columns go."""
+    """An array as rows [N, D] in float32; further axes with a single entry are removed."""
     if x.ndim > 2 and sum(n > 1 for n in x.shape[1:]) <= 1:
         x = x.reshape(len(x), -1)
     if x.ndim != 2 or x.dtype.kind not in "fiu" or len(x) < 2 or x.shape[1] < 1:
@@ -122,7 +122,7 @@ def _labels(contents: Contents, name: str, rows: int, chosen: str) -> Int[Tensor
 
 
 def _names(contents: Contents, rows: int) -> list[str]:
-    """What lines of a label file may name: the files of a column of them, else row numbers."""
+    """The names that a label file may use: those in a column of files, else row numbers."""
     for name in contents.vectors:
         if name.lower() in FILE_HEADS:
             found = [str(value) for value in contents.labels(name)]
@@ -170,7 +170,8 @@ def _npz(path: Path) -> Iterator[Contents]:
 def _table(
     path: Path, schema: Any, label_key: str | None, column: Callable[[str], Any]
 ) -> Contents:
-    """The columns of a table: lists of numbers, texts of lists, numbered columns; the others."""
+    """The columns of a table that can be embeddings (lists, lists as text, numbered columns) or
+    labels (the others)."""
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise UserError(f"{path}: two columns are called {name!r}; rename one of them")
@@ -209,7 +210,7 @@ def _table(
 
 
 def _from_lists(what: str, column: Any) -> np.ndarray:
-    """A column of lists of numbers; every list of one length, none missing."""
+    """The matrix of a column of lists of numbers, which must have one length and none missing."""
     if column.null_count:
         raise UserError(f"{what}: {column.null_count} of {len(column)} rows are null; remove them")
     lengths = pc.list_value_length(column)
@@ -230,7 +231,7 @@ def _from_lists(what: str, column: Any) -> np.ndarray:
 
 
 def _from_text(what: str, column: Any) -> np.ndarray:
-    """Lists written as text, "[0.1, 0.2]" or "[0.1 0.2]", as pandas writes them into a CSV."""
+    """The matrix of lists written as text, "[0.1, 0.2]" or "[0.1 0.2]", as pandas writes them."""
     rows = [str(text).strip()[1:-1].replace(",", " ").split() for text in column.to_pylist()]
     width = len(rows[0]) if rows else 0
     for number, row in enumerate(rows):
@@ -249,7 +250,7 @@ def _is_list(column: Any) -> bool:
 
 
 def _parquet_column(path: Path, name: str) -> Any:
-    """One column, once it is known that its values fit into memory."""
+    """One column, after a check that its values fit into memory."""
     meta = open_shard(path).metadata
     size = stored = 0
     for group in range(meta.num_row_groups):
@@ -266,9 +267,9 @@ def _parquet_column(path: Path, name: str) -> Any:
 
 
 def _csv(path: Path) -> Any:
-    """A text table as Arrow columns: the delimiter, a heading and a decimal comma are told from it.
+    """A text table as Arrow columns; delimiter, heading and decimal comma are recognised.
 
-    Lines that begin with # on top of it are skipped, as NumPy writes them.
+    Lines at its beginning that start with #, as NumPy writes them, are skipped.
     """
     text, _ = read_text(path, str(path))
     lines = text.splitlines()
@@ -312,7 +313,7 @@ def _csv(path: Path) -> Any:
 
 
 def _delimiter(sample: list[str]) -> str:
-    """The one that cuts most lines into the same number of cells, and into most of them."""
+    """The delimiter by which most lines have the same number of cells, and the most cells."""
     best, most = ",", (0, 0)
     for delimiter in ",;\t| ":
         try:

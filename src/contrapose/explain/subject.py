@@ -1,4 +1,4 @@
-"""A run opened for examination: its encoder, its images, and what is asked of them repeatedly."""
+"""A run opened for evaluation: its encoder, its images, and their embeddings."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from contrapose.training.run import START_FILE, Run
 
 @dataclass(frozen=True)
 class Subject:
-    """A run with its encoder and images, opened once for whatever is asked of it."""
+    """A run with its encoder and images, opened once for evaluation and diagnosis."""
 
     run: Run
     recipe: Recipe
@@ -41,7 +41,7 @@ class Subject:
         device: str = "auto",
         recipe: Any = None,
     ) -> "Subject":
-        """The subject of a run; one that is open already stays as it is."""
+        """The subject of a run; a subject is returned as it is."""
         if isinstance(run, Subject):
             return run
         run = run if isinstance(run, Run) else Run.open(run)
@@ -54,18 +54,18 @@ class Subject:
         return cls(run, chosen, encoder, train, test, split, choose_device(device), other)
 
     def file(self, kind: str) -> str:
-        """evaluation.json of the run's own images, evaluation-NAME.json of another set's."""
+        """The file name: KIND.json for the run's own images, KIND-NAME.json for others."""
         name = re.sub(r"[^\w.]+", "-", self.other).strip("-.")
         return f"{kind}-{name}.json" if self.other else f"{kind}.json"
 
     def embed(self, images: ImageSet, *, untrained: bool = False) -> Embedded:
-        """h and z of the images under the run's encoder, or under the one before training."""
+        """h and z of the images, by the run's encoder or by the encoder before training."""
         encoder = self.untrained if untrained else self.encoder
         return embed_images(encoder, images, size=self.recipe.size, device=self.device)
 
     @cached_property
     def untrained(self) -> Encoder:
-        """The encoder as it was before training, as a control: what is read of it was not learned.
+        """The encoder before training, a control: what its h shows was not learned.
 
         Its statistics of batch normalisation are those of training images, as the run's are; but
         where training did not start from weights that were drawn, it is that start as it was.
@@ -80,7 +80,7 @@ class Subject:
 def written_about(
     run: Subject | Run | Path | str, images: Any, device: str, recipe: Any
 ) -> Iterator[Subject]:
-    """The subject of a run whose folder this process holds while it writes what it found there."""
+    """A context with the subject of a run, whose folder is locked for writing results into it."""
     folder = run.run if isinstance(run, Subject) else run
     folder = folder if isinstance(folder, Run) else Run.open(folder)
     with folder.locked():
@@ -88,7 +88,7 @@ def written_about(
 
 
 def with_labels(images: ImageSet) -> ImageSet | None:
-    """The images that have a label; None where fewer than two classes are left."""
+    """The images that have a label; None if they are of fewer than two classes."""
     if images.label is None:
         return None
     known = torch.nonzero(images.label >= 0).flatten()
@@ -98,7 +98,7 @@ def with_labels(images: ImageSet) -> ImageSet | None:
 
 
 def of_known_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet | None, int]:
-    """Test images whose class has a training image, None without any; and how many have not."""
+    """(test images of a class that has training images, or None; the number of all others)."""
     assert test.label is not None and train.label is not None
     known = torch.nonzero(torch.isin(test.label, train.label)).flatten()
     if len(known) == len(test):
@@ -107,5 +107,5 @@ def of_known_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet | None, 
 
 
 def sample(images: ImageSet, n: int) -> ImageSet:
-    """At most n of the images, evenly from the first to the last."""
+    """At most n of the images, evenly spaced from the first to the last."""
     return images if len(images) <= n else images.subset(evenly(len(images), n))

@@ -1,4 +1,4 @@
-"""The suppression score of a run, against control encoders trained for it."""
+"""The suppression score of a run, relative to supervised control encoders trained for it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -24,7 +24,7 @@ def suppression_of(
     device: str = "auto",
     recipe: Any = None,
 ) -> dict[str, Suppression]:
-    """{feature: how much of it the run keeps one from reading}, against controls trained for it.
+    """{feature: suppression score}: how much of each feature the run's encoder suppresses.
 
     features: of those that the images have, by default all; a plain set's label is `image`. The
     control of a feature is the run's recipe with a linear classifier of that feature on h, trained

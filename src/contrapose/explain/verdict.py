@@ -1,7 +1,7 @@
-"""From signals to plain words. Rules on numbers, written down here once; no torch, no pictures.
+"""The verdict of a run: rules from signals to sentences. Numbers only, no torch and no pictures.
 
-Every rule says what it saw. None claims more: without labels nothing here can know whether the
-features fit your task, and a shortcut is only ever suspected.
+Every finding states the numbers it is based on and claims no more than they show. Without labels no
+rule can know whether features suit a task, and a shortcut is only suspected.
 """
 
 import math
@@ -40,10 +40,10 @@ def verdict(
     width: int | None = None,
     signals: dict[str, Any] | None = None,
 ) -> list[Finding]:
-    """Findings from metrics.jsonl rows and evaluation.json scores, most important first.
+    """Findings from rows of metrics.jsonl and scores of evaluation.json, most important first.
 
-    signals: those of the saved encoder (`diagnosis.signals_of_run`), which speak before the rows of
-    training; width: of h, where they are not given.
+    signals: of the saved encoder (`diagnosis.signals_of_run`), which take precedence over the rows
+    of training. width: of h, if there are no signals.
     """
     signals = signals or {}
     rows = [row for row in rows if row.get("loss") is not None]
@@ -66,7 +66,7 @@ def verdict(
 
 
 def verdict_of_embeddings(signals: dict[str, Any]) -> list[Finding]:
-    """Findings about a matrix of embeddings, from `diagnose_embeddings`' signals."""
+    """Findings about a matrix of embeddings, from the signals of `diagnose_embeddings`."""
     rank, width, rows = signals["effective_rank"], signals["width"], signals["rows"]
     most = min(width, rows)
     uniformity = signals["uniformity"]
@@ -150,10 +150,10 @@ def _status(status: dict[str, Any]) -> Finding | None:
 def _task(
     rows: Sequence[dict[str, Any]], last: dict[str, float], signals: dict[str, Any]
 ) -> Finding:
-    """Whether views are told apart better than before training; what chance gives says little.
+    """Whether views of different images are distinguished better than before training.
 
-    A cold temperature puts the loss of an encoder that learns above that of one embedding for all,
-    and one that was never trained may stand below it.
+    The loss at chance decides little: at a low temperature an encoder that learns can have a higher
+    loss than equal embeddings, and an untrained encoder a lower one.
     """
     loss, chance, accuracy = (last.get(n) for n in ("loss", "chance", "contrastive_accuracy"))
     evidence = (
@@ -200,7 +200,7 @@ def _task(
 
 
 def _geometry(last: dict[str, float], signals: dict[str, Any], width: int | None) -> Finding:
-    """The spread of the saved encoder's embeddings; of training batches where it was not seen."""
+    """The spread of the saved encoder's embeddings, or of training batches without its signals."""
     of = signals if "uniformity" in signals else last
     rank_z, rank_h, uniformity = (
         of.get(n) for n in ("effective_rank_z", "effective_rank_h", "uniformity")
@@ -241,10 +241,10 @@ def _geometry(last: dict[str, float], signals: dict[str, Any], width: int | None
 def _modes(
     last: dict[str, float], signals: dict[str, Any], status: dict[str, Any]
 ) -> Finding | None:
-    """Where the saved encoder differs from what training saw, or was changed so that it does not.
+    """A difference of training and evaluation mode, or the correction that removed it.
 
-    In training, layers of batch normalisation use the statistics of the batch; the saved encoder
-    uses running ones.
+    In training, batch normalisation uses the statistics of the batch; the saved encoder uses
+    running ones.
     """
     batch, saved = last.get("uniformity"), signals.get("uniformity_views")
     if batch is not None and saved is not None and saved > DISAGREE * batch and batch < FLAT:
@@ -271,7 +271,7 @@ def _modes(
 def _shortcut(
     rows: Sequence[dict[str, Any]], last: dict[str, float], scores: Sequence[dict[str, Any]]
 ) -> Finding | None:
-    """Solved early while what people call the content is not readable: suspected, not proven."""
+    """A suspected shortcut: the task was solved early, but classes are not readable from h."""
     end = (rows[-1].get("step") or 0) if rows else 0
     early = next((r for r in rows if (r.get("contrastive_accuracy") or 0) > 0.95), None)
     solved = (last.get("contrastive_accuracy") or 0) >= SOLVED
@@ -298,7 +298,7 @@ def _shortcut(
 def _readable(
     last: dict[str, float], scores: Sequence[dict[str, Any]], signals: dict[str, Any]
 ) -> Finding:
-    """How many classes are named, always beside what guessing would give."""
+    """The accuracy on classes, always with that of guessing."""
     best = score_of(scores, "linear probe", "h") or score_of(scores, "kNN", "h")
     if best:
         name = best["metric"].replace(" accuracy", "")
@@ -338,7 +338,7 @@ def _readable(
 
 
 def _across(signals: dict[str, Any]) -> Finding | None:
-    """Test images that training holds too: read from memory, not from what was learned."""
+    """Test images that are also in train, on which accuracy shows memory and not learning."""
     across, n = signals.get("test_images_in_train", 0), signals.get("test_images", 0)
     if not across:
         return None

@@ -1,4 +1,4 @@
-"""Easy features that views may share, each with how to read it and the augmentation against it."""
+"""Easy features that views may share, each with its measurement and an augmentation against it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from contrapose.evaluation import easy_features as easy
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An easy feature, and what on top of the views would take it away."""
+    """An easy feature, and an augmentation that would remove it from the views."""
 
     name: str
     title: str
@@ -28,7 +28,7 @@ class Candidate:
 
 
 def candidates(images: ImageSet) -> list[Candidate]:
-    """Features that these images can have: colours where there are any, a border where one is."""
+    """The easy features that these images can have: colours only if there are any, and so on."""
     constant = easy.constant_channels(images)
     seen = partial(_picture, channels=images.pictured, constant=constant)
     found = [

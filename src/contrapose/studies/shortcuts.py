@@ -1,10 +1,11 @@
-"""Which easy features the views of some images share, and what would take them away.
+"""A study of shortcuts: easy features that the views of images share, and how to remove them.
 
     contrapose shortcuts digits
 
-Contrastive learning may solve its task by a colour or a frame that all views of an image show, and
-then need not learn what the image is of. For each easy feature this measures what it alone gives
-away, whether a briefly trained h holds it, and both again with a suggestion on top of the views.
+Contrastive learning can solve its task by a colour or a frame that all views of an image share, and
+then need not learn the content of images. For each easy feature this study measures how well it
+alone identifies the image of a view, how much of it h has after a brief training, and both again
+with a suggested augmentation.
 """
 
 import io
@@ -34,7 +35,7 @@ from contrapose.machine import choose_device
 from contrapose.partials import describe
 from contrapose.progress import counted
 from contrapose.report import write_shortcuts
-from contrapose.studies.candidates import Candidate, against, candidates
+from contrapose.studies.candidates import Candidate, candidates, with_suggestions
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
@@ -69,14 +70,16 @@ def examine(
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
     **how: Any,
 ) -> tuple[dict[str, Any], Path]:
-    """(what was found, its report page) in the folder `out`, by default runs/shortcuts- and a name.
+    """(results, report page); both are written into the folder `out`.
 
-    data: whatever `open_images` takes, a `Request` (how: its fields), or a run folder, whose
-    encoder, recipe and images are then examined as they are. Else `encoder` is trained for so many
-    steps on at most so many `images`, once as the recipe says and once with the suggestions against
-    all features that are shared.
-    size: px, at which they are stored; by default at most 64. After a kill the same call goes on.
-    Raises ValueError for too few images, or a folder that holds another request.
+    data: a source of `open_images`, a `Request` (how: its fields), or a run folder, whose encoder,
+    recipe and images are then examined as they are. Otherwise `encoder` is trained for `steps`
+    steps on at most `images` images, once by the recipe and once with the suggestions against all
+    shared features.
+    out: by default runs/shortcuts- and the name of the data.
+    size: px, at which images are stored; by default at most 64.
+    After a kill the same call continues. Raises UserError for too few images, and for a folder with
+    another request.
     """
     if steps < 1 or images < LEAST:
         raise UserError(f"--steps {steps} --images {images}: use at least 1 step, {LEAST} images")
@@ -109,12 +112,13 @@ def examine(
     looking = counted(every, "what the views share")
     before = {c.name: _shared(c, some, chosen.policy, chosen.seed) for c in looking}
     alone = {
-        c.name: _shared(c, some, replace(chosen, views=against(chosen.views, source, [c])).policy,
+        c.name: _shared(c, some, replace(chosen, views=with_suggestions(chosen.views, source,
+        [c])).policy,
                         chosen.seed)
         for c in counted(every, "what stronger views would share")
     }  # fmt: skip
     taken = [c for c in every if before[c.name][0].bits.low >= PARTLY]
-    hard = replace(chosen, views=against(chosen.views, source, taken))
+    hard = replace(chosen, views=with_suggestions(chosen.views, source, taken))
     again = None
     if trained is None:
         trained = api.encoder_in(folder / "as-it-is", chosen, source, device, watch, begin)
@@ -156,7 +160,7 @@ Compared = tuple[easy.Shared, Float[Tensor, "V B C S S"]]
 
 
 def _shared(c: Candidate, images: ImageSet, policy: Any, seed: int) -> Compared:
-    """What the feature of two views shares, and the views."""
+    """How well the feature identifies the image of a view, and the views."""
     generator = torch.Generator().manual_seed(seed)
     everything = torch.split(torch.arange(len(images)), 256)
     views = torch.cat(
@@ -171,7 +175,7 @@ def _read(
     every: Sequence[Candidate], images: ImageSet, encoder: Encoder, policy: Any, seed: int,
     device: str,
 ) -> dict[str, Score]:  # fmt: skip
-    """R^2 of each feature of the image itself from h of a view of it."""
+    """R^2 of each feature of an image, predicted from h of a view of it."""
     h, _ = embed_views(encoder, images, policy, n=1, features="h", seed=seed, device=device)
     plain = augment.center(images.batch(torch.arange(len(images))).cpu(), images.size)
     return {
@@ -184,7 +188,7 @@ def _row(
     c: Candidate, before: easy.Shared, alone: easy.Shared, h: Score, untrained: Score,
     after: Score | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One feature as shortcuts.json holds it, with its sentences."""
+    """The record of one feature in shortcuts.json, with its sentences."""
     bits, n = before.bits, before.found.n
     clearly, partly = bits.low >= CLEARLY, bits.low >= PARTLY
     state = "shared" if clearly else "partly shared" if partly else "hardly shared"
@@ -217,7 +221,7 @@ def _percent(score: Score) -> str:
 
 
 def _duplicates(images: ImageSet, repeated: Any) -> dict[str, Any]:
-    """Images that are their own negatives."""
+    """Repeated images, which are negatives of themselves."""
     groups, near = repeated
     more = sum(len(group) - 1 for group in groups)
     words = (
@@ -237,7 +241,7 @@ def _duplicates(images: ImageSet, repeated: Any) -> dict[str, Any]:
 
 
 def _pairs(repeated: Any) -> list[list[int]]:
-    """The pairs of repeated images that are shown, the equal ones first."""
+    """The pairs of repeated images to show, exact copies first."""
     groups, near = repeated
     return [*([*group[:2]] for group in groups), *near.tolist()][: 2 * QUERIES]
 
@@ -249,7 +253,7 @@ def _count(n: int, one: str, more: str) -> str:
 def _brief(
     which: str, images: ImageSet, encoder: str, steps: int, seed: int, changes: Sequence[str]
 ) -> Recipe:
-    """The recipe with a small encoder, for so many steps; `changes` last."""
+    """The recipe with a small encoder for `steps` steps; `changes` are applied last."""
     found = recipes.recipe_for(which, images.size, images.shown)
     batch = max(2, min(found.batch_size, 256, len(images) // 2))
     epochs = (steps + 1e-6) / (len(images) // batch)
@@ -258,7 +262,7 @@ def _brief(
 
 
 def _opened(asked: Request) -> ImageSet:
-    """The training images, stored at SIDE px at most where no size was asked for."""
+    """The training images, stored at SIDE px at most if no size was asked for."""
     found = asked.open("train")
     if asked.named and asked.size is None and found.size > SIDE:
         found = replace(asked, size=SIDE).open("train")
@@ -286,7 +290,7 @@ def _enough(images: ImageSet) -> None:
 
 
 def _claim(folder: Path, request: dict[str, Any]) -> None:
-    """The folder for this request alone."""
+    """Write the request into the folder; UserError if it belongs to another request."""
     file = folder / "request.json"
     text = as_json_bytes(request)
     if file.exists() and file.read_bytes() != text:
@@ -306,7 +310,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _of_run(run: Path, hard: Recipe) -> str:
-    """The recipe of a run with the suggestions on top of its views, whole."""
+    """A complete recipe file: that of a run, with the suggestions added to its views."""
     lines = [
         f'"""{as_file_name(run.name)} with what `contrapose shortcuts` suggests on top of its '
         "views.",
@@ -326,8 +330,8 @@ def _of_run(run: Path, hard: Recipe) -> str:
 def _recipe_file(
     which: str, changes: Sequence[str], images: ImageSet, taken: Sequence[Candidate]
 ) -> str:
-    """A recipe of the user's own: the named one with the changes asked for, and the suggestions on
-    top of its views."""
+    """A recipe file for the user: the named recipe with `changes`, and the suggestions added to its
+    views."""
     settings = "".join(f", {k}={v!r}" for c in taken for k, v in c.settings.items())
     blank = tuple(k for c in taken for k in c.blank)
     name = str(Path(which).resolve()) if which.endswith(".py") else which
@@ -366,7 +370,7 @@ def _drawings(
     images: ImageSet,
     repeated: Any,
 ) -> dict[str, NDArray[Any]]:
-    """Views that asked and those that the feature found for them, before and after."""
+    """Query views and the views that the feature finds for them, with and without suggestions."""
     found: dict[str, NDArray[Any]] = {}
     for c in every:
         for when, (shared, views) in (("before", before[c.name]), ("after", alone[c.name])):
@@ -386,7 +390,7 @@ def _drawings(
 def _thumbs(
     view: Float[Tensor, "B C S S"], images: ImageSet, c: Candidate | None
 ) -> NDArray[np.uint8]:
-    """Pictures; constant channels as a row of squares below, white for 1."""
+    """Pictures of views; constant channels are a row of squares below, white for 1."""
     side = min(THUMB, view.shape[2])
     small = torch.nn.functional.adaptive_avg_pool2d(view, side)
     picture = images.picture(small)

@@ -1,14 +1,14 @@
-"""A short, honest search for the temperature on your own images.
+"""A search for the temperature on your own images, by short runs.
 
     contrapose tune-temperature photos --encoder small_conv
 
-Short runs over a grid of temperatures and a few seeds, each measured on images held out from it.
-With labels the runs are compared by a linear classifier. Without, by how often h finds an image
-again in another view of it, which is no accuracy (of z, and long trained, it misleads at low
-temperatures: SimCLR, table 5); how well it orders temperatures, beside other signals, is a claim
-that `contrapose reproduce temperature_sweep` tests. The search is an experiment of its own, written
-into its folder as tune_temperature.py: it goes on after a kill, and can be run again from that
-file.
+Each temperature of a grid is trained with a few seeds and measured on held-out images. With labels,
+runs are compared by the accuracy of a linear classifier on h. Without labels, they are compared by
+instance retrieval: how often the nearest neighbour of a view, by h, is another view of the same
+image. This is not an accuracy (measured on z after long training it misleads at low temperatures:
+SimCLR, table 5); `contrapose reproduce temperature_sweep` tests how well it and other signals order
+temperatures. The search is an experiment, written into its folder as tune_temperature.py: it
+continues after a kill, and can be run again from that file.
 """
 
 import math
@@ -48,7 +48,7 @@ Sure = Literal["sure", "fairly", "cannot tell"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """A temperature, what it rests on, and how sure that is."""
+    """The recommended temperature, the criterion, and how certain it is."""
 
     temperature: float
     sure: Sure
@@ -69,10 +69,10 @@ def experiment(
     changes: Sequence[str],
     device: str,
 ) -> Experiment:
-    """The search as an experiment: a job for each temperature and seed.
+    """The search as an experiment: one job for each temperature and seed.
 
-    data: fields of a `Request`. images: of the training split at most, a fifth of them held out; a
-    test split is not touched.
+    data: fields of a `Request`. images: at most this many of the training split, of which a fifth
+    is held out; a test split is not used.
     """
     source = partial(opened, data=dict(data), most=images)
     measures = [without_labels, uniformity, effective_negatives]
@@ -112,7 +112,7 @@ def experiment(
             ),
         ),
         figures=tuple(
-            Figure(f"{words[name][0].upper()}{words[name][1:]}", against(name), about)
+            Figure(f"{words[name][0].upper()}{words[name][1:]}", against_temperature(name), about)
             for name, about in ABOUT.items()
             if name in words
         ),
@@ -146,7 +146,8 @@ ABOUT = {
 
 
 def opened(split: str, *, data: Mapping[str, Any], most: int) -> ImageSet:
-    """At most so many images of the training split; there is no other, so a fifth is held out."""
+    """At most `most` images of the training split; NoSuchSplit for others, so a fifth is held
+    out."""
     if split != "train":
         raise NoSuchSplit("a search holds out images of the training split")
     request = Request(**data)
@@ -158,7 +159,7 @@ def opened(split: str, *, data: Mapping[str, Any], most: int) -> ImageSet:
 
 
 def effective_negatives(of: Trained) -> dict[str, float]:
-    """Effective negatives in the last measured batch."""
+    """The effective number of negatives in the last measured batch."""
     rows = [] if of.run is None else of.run.metrics()
     found = [row["effective_negatives"] for row in rows if row.get("effective_negatives")]
     return {"effective_negatives": found[-1]} if found else {}
@@ -177,12 +178,12 @@ def prepared(
     device: str = "auto",
     **how: Any,
 ) -> Path:
-    """Check the request on the images themselves and write the search's file into `out`.
+    """Check the request on the images and write the file of the search into `out`; returns it.
 
     data: a name, a path or a `Request`; how: fields of that request. out: by default runs/tune- and
     the name of the images.
-    ValueError for what cannot be searched: no grid, images too few for a batch and its negatives, a
-    recipe without a temperature, or a folder that holds another search.
+    Raises UserError for fewer than two temperatures, for too few images for a batch and its
+    negatives, for a recipe without a temperature, and for a folder with another search.
     """
     grid = sorted(set(temperatures))
     if len(grid) < 2 or not all(0 < t < math.inf for t in grid):
@@ -230,7 +231,7 @@ def prepared(
 
 
 def can_be_judged(images: ImageSet) -> bool:
-    """Whether labels can compare runs: two classes at least, each with a few labelled images."""
+    """True if runs can be compared by labels: two or more classes, each with a few images."""
     if images.label is None:
         return False
     count = torch.bincount(images.label[images.label >= 0])
@@ -252,10 +253,11 @@ def _file(request: dict[str, Any]) -> str:
 
 
 def recommend(results: Results, *, labelled: bool) -> Recommendation | None:
-    """The temperature with the best mean, and those that noise leaves beside it.
+    """The temperature with the best mean, and those that are not significantly worse.
 
-    The noise is the standard deviation over seeds, pooled over temperatures; two means of S seeds
-    are told apart beyond APART standard errors, noise sqrt(2 / S). None before there is a result.
+    The noise is the standard deviation over seeds, pooled over temperatures. Two means of S seeds
+    differ significantly if they differ by APART standard errors, noise sqrt(2 / S). None before
+    there is a result.
     """
     criterion = ACCURACY if labelled else CRITERION
     found = {t: results.values(criterion, tau=t) for t in results.column("tau")}
@@ -323,9 +325,9 @@ def search(
     watch: Any = lambda at: None,
     command: str | None = None,
 ) -> tuple[Recommendation | None, list[dict[str, Any]], dict[str, str], Path]:
-    """Run what is missing of the search that `prepared` wrote; go on after a kill.
+    """Run the missing jobs of the search that `prepared` wrote, also after a kill.
 
-    The recommendation, the table it rests on, errors of jobs by name, and the report.
+    Returns the recommendation, the table it is based on, errors of jobs by name, and the report.
     """
     task, _ = engine.reproduce(
         str(file), scale=SCALE, seeds=seeds, jobs=jobs, out=file.parent, begin=begin, watch=watch
@@ -340,7 +342,7 @@ def search(
 def write_recommendation(
     folder: Path, results: Results, *, labelled: bool
 ) -> Recommendation | None:
-    """tuning.json beside the search's file: the recommendation and the means it rests on."""
+    """Write tuning.json into the folder: the recommendation and the means it is based on."""
     found = recommend(results, labelled=labelled)
     if found is not None:
         replace_file(
@@ -350,7 +352,7 @@ def write_recommendation(
 
 
 def table(results: Results) -> list[dict[str, Any]]:
-    """A row for each temperature: the mean of every measure over seeds, and how many they are."""
+    """One row for each temperature: the mean of every measure over seeds, and their number."""
     rows = []
     for t in results.column("tau"):
         at = results.where(tau=t)
@@ -362,8 +364,8 @@ def table(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def against(measure: str) -> Any:
-    """Every seed's value against the temperature."""
+def against_temperature(measure: str) -> Any:
+    """A chart of a measure over the temperature, one point for each seed."""
 
     def draw(results: Results) -> Any:
         rows = [row for row in results.rows if row.get(measure) is not None]
