@@ -141,9 +141,9 @@ def _prepared(
     start: str | None,
     freeze: tuple[str, ...],
 ) -> plan.Made:
-    """A run that could begin, all of it checked.
+    """A run that is ready to start, with everything checked.
 
-    instead: settings by flag (size, encoder, epochs) or path, in place of those not asked for.
+    instead: settings by flag (size, encoder, epochs) or path, for those that were not asked for.
     """
     left = dict(instead)
     request, source = opened(left.pop("size", None))
@@ -203,7 +203,7 @@ def resume(
     watch: Callable[[loop.Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> Run:
-    """Continue a run where its newest checkpoint stands; on a CPU bit for bit.
+    """Continue a run from its newest checkpoint; on a CPU the result is the same bit for bit.
 
     recipe: needed again only where the run's recipe was your own file; or the recipe itself, where
     it was given as one. images: needed again only where they did not come from a name or a path.
@@ -320,7 +320,7 @@ def embed(
     device: str = "auto",
     recipe: str | Path | None = None,
 ) -> tuple[Embedded, ImageSet]:
-    """h and z of every image under the run's encoder, and the images in that order."""
+    """(h and z of every image by the run's encoder, the images in that order)."""
     run = run if isinstance(run, Run) else Run.open(run)
     encoder = Encoder.load(run.path, None if recipe is None else recipes.module(recipe))
     source = request_of(run, images).open(split)
@@ -336,10 +336,10 @@ def encoder_in(
     watch: Callable[[loop.Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> Encoder:
-    """The recipe's encoder after training on all the images, from a run in `folder`: one that is
-    begun, goes on where it was stopped, or is finished already.
+    """The recipe's encoder after training on all the images, from the run in `folder`.
 
-    Raises InterruptedTraining that names no folder: who asked for the encoder goes on with it.
+    The run is started, continued or, if it is finished, only read. Raises InterruptedTraining
+    without the name of a folder, since the caller continues it.
     """
     how: dict[str, Any] = {"device": device, "watch": watch, "begin": begin}
     try:
@@ -359,7 +359,8 @@ _ENVIRONMENT = {"precision?": frozenset({"fp32", "bf16"}), "resumed?": [dict]}
 
 
 def request_of(run: Run, images: Any = None) -> Request:
-    """The images a run was trained on, or others (`Request`, or its source) stored the same way."""
+    """The request of a run's images, or of others (a `Request` or a source) read in the same
+    way."""
     try:
         own = Request.from_json(run.read("recipe.json")["data"])
     except (TypeError, ValueError) as error:
@@ -386,7 +387,7 @@ def request_of(run: Run, images: Any = None) -> Request:
 
 @contextmanager
 def _own_images(run: Run, images: Any) -> Iterator[None]:
-    """Errors about a run's own images say where it has them from, and what to do."""
+    """A context in which errors about a run's own images say where they were and what to do."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -399,8 +400,10 @@ def _own_images(run: Run, images: Any) -> Iterator[None]:
 
 
 def train_and_test(run: Run, images: Any = None) -> tuple[ImageSet, ImageSet, str]:
-    """(train, test, what the test images are), a fifth of train held out where no test split
-    serves: there is none, or it has no labels while train has."""
+    """(train, test, what the test images are in words).
+
+    A fifth of train is held out if there is no test split, or only one without labels.
+    """
     written = run.read("recipe.json")
     request = request_of(run, images)
     with _own_images(run, images):
@@ -423,7 +426,7 @@ def _saw_labels(written: dict[str, Any]) -> bool:
 
 
 def new_folder(data: str, recipe: str) -> Path:
-    """runs/cifar10-simclr-1, the first number that is free."""
+    """The first free folder of the form runs/cifar10-simclr-1."""
     stem, number = as_file_name(data), 1
     while not unfinished(path := Path("runs") / f"{stem}-{recipe}-{number}") or holder(path):
         number += 1

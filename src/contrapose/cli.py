@@ -1,6 +1,6 @@
-"""The command line: which commands there are, and how an error of the user is said.
+"""The command line: its commands, and the message for errors that a user can correct.
 
-A command imports torch only when it runs, so that help is quick.
+A command imports torch only when it runs, so that `--help` is quick.
 """
 
 import io
@@ -57,7 +57,7 @@ def options(
 
 
 def refuse_many_processes(command: str) -> None:
-    """Exit with status 2, and a sentence from rank 0, where torchrun started several processes.
+    """Exit with status 2, and a sentence from rank 0, if torchrun started several processes.
 
     Only `verify` shares its work among them.
     """
@@ -73,7 +73,7 @@ def refuse_many_processes(command: str) -> None:
 
 
 def main() -> None:
-    """The entry point: an error that the user can mend is one message; faults keep a traceback."""
+    """The entry point: a UserError becomes one message, any other error keeps its traceback."""
     # OpenMP threads that spin while they wait make a shared machine two to three times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # what Apple's mps lacks torch then computes on the CPU, and warns of it once

@@ -1,4 +1,4 @@
-"""scikit-learn's fit/transform: images, or rows of pixels, in; representations out."""
+"""A scikit-learn transformer: from images, or rows of pixels, to representations."""
 
 import math
 import tempfile
@@ -33,19 +33,22 @@ LEAST_SIDE = 8  # px: a row of fewer pixels than 64 is padded with zeros
 
 
 class ContrastiveEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Learn a representation of images by contrast; `transform` gives h (or z) of each image.
+    """A transformer that learns a representation of images; `transform` returns h (or z).
 
-    X is [n pixels] (one grey image a row, square, else padded with black to the next square),
-    [n H W], [n H W C] or [n C H W]. Images are stored in 8 bits: `value_range=(low, high)` are the
-    values of black and white. Without it, uint8 is taken as it is, and for other numbers `fit`
-    learns the range of its values but for the most extreme 0.1 % (`range_`); `transform` takes the
-    same. Values far outside are clipped, with a warning. y is used only by recipes whose positives
-    are classes; there -1, NaN, None and the other ways to say so are images without a label.
-
-    recipe: a name, a file or a `Recipe`. epochs, batch_size, temperature: None leaves the recipe's;
-    a batch is never larger than the images are. rgb: the channels that are red, green and blue
-    where there are others than one or three. features: "h" [n F] or "z" [n D]. As scikit-learn
-    asks, parameters are looked at in `fit`, not before.
+    X: [n, pixels] (one grey image a row, square, or padded with black to the next square),
+        [n, H, W], [n, H, W, C] or [n, C, H, W].
+    y: used only by recipes whose positives are classes; -1, NaN, None and the like are images
+        without a label.
+    recipe: a name, a file or a `Recipe`.
+    epochs, batch_size, temperature: None is the recipe's; a batch is never larger than the number
+        of images.
+    value_range: (low, high), the values of black and white, since images are stored in 8 bits.
+        Without it uint8 is used as it is; for other numbers `fit` learns the range of its values
+        without the most extreme 0.1 % (`range_`), and `transform` uses the same. Values far outside
+        are clipped, with a warning.
+    rgb: the channels that are red, green and blue, if there are other numbers than one or three.
+    features: "h" [n, F] or "z" [n, D].
+    As scikit-learn requires, parameters are checked in `fit`.
     """
 
     def __init__(

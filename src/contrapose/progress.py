@@ -1,11 +1,11 @@
-"""What long work says of itself while it runs, to whoever listens; and time as a person says it.
+"""Progress messages of long work for a listener, and durations in words.
 
     with listening(show):                            # the command line
         with stage("raw pixels"):                    # whatever takes long, anywhere below
             for batch in counted(batches, "embedding"):
                 ...                                  # show("raw pixels: embedding, 37 %")
 
-Nothing is said where nobody listens, and by threads that somebody else started.
+Without a listener, and in threads that another thread started, there are no messages.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +21,7 @@ _stages: ContextVar[tuple[str, ...]] = ContextVar("_stages", default=())
 
 @contextmanager
 def listening(show: Callable[[str], None]) -> Iterator[None]:
-    """`show` is told what is being done, in words ("": nothing that has a name), until the block
-    ends."""
+    """A context in which `show` is called with the current activity in words ("" for none)."""
     token = _listener.set(show)
     try:
         yield
@@ -32,7 +31,7 @@ def listening(show: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def stage(words: str) -> Iterator[None]:
-    """The block is said to be doing this, within the stage around it."""
+    """A context whose activity has this name, as a part of the stage around it."""
     token = _stages.set((*_stages.get(), words))
     _say()
     try:
@@ -43,7 +42,7 @@ def stage(words: str) -> Iterator[None]:
 
 
 def counted(items: Sequence[T], words: str) -> Iterator[T]:
-    """The items, one after the other; before each it is said which share of them is done."""
+    """Iterate over the items, with a message before each about the share that is done."""
     for done, item in enumerate(items):
         _say(f"{words}, {done / len(items):.0%}")
         yield item
@@ -57,7 +56,7 @@ def _say(*more: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `40 s`, `12 min`, `2.5 h`, `41 days`: a time as a person says it."""
+    """A duration in words: `0.4 s`, `40 s`, `12 min`, `2.5 h`, `41 days`."""
     for unit, name in ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s")):
         if seconds >= 2 * unit or unit == 1:
             amount = seconds / unit

@@ -1,4 +1,4 @@
-"""What the command line shows: progress, tables, the verdict; readable at 80 columns."""
+"""Output of the command line: progress, tables and the verdict, for 80 columns."""
 
 import textwrap
 import threading
@@ -42,7 +42,7 @@ def begun_from(start: dict[str, Any]) -> str:
 
 
 def print_images(images: "ImageSet") -> None:
-    """What was opened, and what was left out of it."""
+    """Print which images were opened, and how many were left out."""
     classes = f", {len(images.classes)} classes" if images.classes else ", no labels"
     classes += ", several for each image" if images.labels is not None else ""
     shape = f"{images.channels} x {images.size} x {images.size}"
@@ -57,8 +57,10 @@ def print_images(images: "ImageSet") -> None:
 
 @contextmanager
 def a_line_a_minute(words: Callable[[], str]) -> Iterator[None]:
-    """Where the output is no terminal: `words()` is printed every EVERY seconds, from a thread, so
-    that there is a sign of life however long one call takes."""
+    """A context that prints `words()` every EVERY seconds if the output is not a terminal.
+
+    A thread prints them, so that a log file shows progress during one long call.
+    """
     if console.is_terminal:
         yield
         return
@@ -76,13 +78,13 @@ def a_line_a_minute(words: Callable[[], str]) -> Iterator[None]:
 
 
 def one_line() -> TextColumn:
-    """The column of a progress bar that says what is being done, cut where the terminal ends."""
+    """The column of a progress bar with the current activity, cut at the width of the terminal."""
     return TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
 
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """What is being done and for how long: a line that changes, or one a minute in a file."""
+    """A context that shows an activity and its time: one changing line, or a line a minute."""
     begun, said = time.monotonic(), what
     clock = TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7))
     columns = (SpinnerColumn(), one_line(), clock)
@@ -216,7 +218,7 @@ def wrapped(sentence: str) -> list[str]:
 
 
 def print_scores(scores: Sequence["Score"]) -> None:
-    """Each number with its interval, n and protocol beside it."""
+    """Print each score with its interval, n and protocol."""
     if not scores:
         console.print("Fewer than two classes with labels, so no accuracy: see the diagnosis.")
         return
@@ -234,7 +236,7 @@ def print_scores(scores: Sequence["Score"]) -> None:
 
 
 def print_findings(findings: Sequence[dict[str, str]]) -> None:
-    """The verdict in words: a paragraph each, its state in front, further lines indented."""
+    """Print the verdict: a paragraph for each finding, with its state first."""
     console.print(Text("Verdict", style="bold"))
     for finding in findings:
         mark = f"{finding['state']}: "

@@ -1,4 +1,4 @@
-"""`contrapose diagnose`: a run, or a matrix of embeddings, examined mostly without labels."""
+"""`contrapose diagnose`: the diagnosis of a run or of a matrix of embeddings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +69,7 @@ def diagnose(
 
 
 def print_taken(file: dict[str, Any]) -> None:
-    """Which arrays or columns of a file were examined, where there were others."""
+    """Print which arrays or columns of a file were examined, if there are others."""
     left = ", ".join(file["left"])
     others = f", not {left} (--key NAME chooses)" if left else ""
     console.print(f"embeddings: {file['embeddings']}{others}", highlight=False, markup=False)
@@ -88,7 +88,7 @@ def print_signals(signals: dict[str, Any]) -> None:
 
 
 def print_duplicates(groups: Sequence[Sequence[str]]) -> None:
-    """Which files hold the same image; the first of them."""
+    """Print which files have the same image: the first few groups."""
     for group in groups[:5]:
         console.print(Text(f"  the same image: {', '.join(group)}"))
     if len(groups) > 5:
@@ -96,7 +96,7 @@ def print_duplicates(groups: Sequence[Sequence[str]]) -> None:
 
 
 def print_repulsion(rows: Sequence[dict[str, float]]) -> None:
-    """How a temperature would share the repulsion of these embeddings among their negatives."""
+    """Print how each temperature would distribute the repulsion over negatives."""
     table = Table(box=None, pad_edge=False)
     for name in ("temperature", "effective negatives", "90% of repulsion above"):
         table.add_column(name, justify="right")

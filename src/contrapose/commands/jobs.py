@@ -1,4 +1,4 @@
-"""Jobs of an experiment as a person sees them: the list, the progress, the verdicts, the files."""
+"""Output about the jobs of an experiment: list, progress, verdicts and files."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ STYLES = {True: "green", False: "bold red", None: "yellow"}
 
 
 class JobsProgress:
-    """A line for each job that ends, and one line of progress with the time that is left."""
+    """A line for each finished job, and a line of progress with the remaining time."""
 
     def __init__(self) -> None:
         self.told: set[str] = set()
@@ -96,9 +96,9 @@ def run(
     resources: Sequence[str],
     command: str | None,
 ) -> int:
-    """Run what is missing, write the report, say what holds; the exit status.
+    """Run the missing jobs, write the report and print the verdicts; returns the exit status.
 
-    0: every job is finished. 1: a job failed. 3: jobs are left that another process holds.
+    0: every job is finished. 1: a job failed. 3: another process works on the remaining jobs.
     """
     with JobsProgress() as watching:
         task, at = reproduce(
@@ -122,7 +122,7 @@ def run(
 
 
 def print_verdicts(written: Path) -> None:
-    """Each claim with its verdict in front and its evidence below."""
+    """Print each claim with its verdict and evidence."""
     import json
 
     for claim in json.loads(written.read_text(encoding="utf-8"))["claims"]:
@@ -136,7 +136,7 @@ def print_verdicts(written: Path) -> None:
 
 
 def print_experiments() -> None:
-    """Each experiment with its title and its cost at each scale."""
+    """Print each experiment with its title and its cost at each scale."""
     for name in experiments.names():
         found = experiments.experiment(name)
         console.print(Text(name, style="bold") + Text(f"  {found.title}"))

@@ -1,4 +1,4 @@
-"""`contrapose list`: everything that a name on the command line can mean."""
+"""`contrapose list`: the names of recipes, sets, encoders, losses and the rest."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def list_() -> None:
 
 
 def print_inventory() -> None:
-    """Everything that a name on the command line can mean."""
+    """Print all names that can be used on the command line."""
     from contrapose import augment, encoders, experiments, keys, losses, recipes
     from contrapose.data import COMPOSED, NAMED
     from contrapose.keys.contrast import Grouped, InBatch, Matched, fits

@@ -66,9 +66,9 @@ OF_IMAGES: dict[str, Any] = {  # the options that say which images: fields of a 
 
 
 def about_images(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options OF_IMAGES; those that were given reach it as `how`.
+    """A decorator that adds the options OF_IMAGES to a command, which receives them as `how`.
 
-    One definition gives every command that opens images the same flags.
+    So every command that opens images has the same flags.
     """
     own = inspect.signature(command)
     hints = {name: p.annotation for name, p in own.parameters.items() if name != "how"}
@@ -93,7 +93,7 @@ def about_images(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def others(data: str | None, how: dict[str, Any]) -> Any:
-    """A `Request` for other images than a run's own, None without any; flags alone are refused."""
+    """A `Request` for other images than a run's own, or None; UserError for flags without data."""
     from contrapose.data import Request
 
     if data is not None:
@@ -111,14 +111,14 @@ def flag_of(name: str) -> str:
 
 
 def names_of(given: str | None) -> list[str]:
-    """`a,b` as a list; nothing where nothing was given."""
+    """The list of names in `a,b`; empty if nothing was given."""
     return [name.strip() for name in (given or "").split(",") if name.strip()]
 
 
 def numbers_of(
     given: str | None, flag: str, example: str, kind: Callable[[str], Number]
 ) -> list[Number]:
-    """`1,2` as numbers of that kind; UserError that repeats the flag and shows an example."""
+    """The numbers in `1,2`; UserError with the flag and an example if they are not of `kind`."""
     try:
         return [kind(text) for text in names_of(given)]
     except ValueError:

@@ -50,7 +50,7 @@ def shortcuts(
 
 
 def print_shortcuts(found: dict[str, Any]) -> None:
-    """Each easy feature with its numbers, then what was found in words."""
+    """Print each easy feature with its numbers, then the findings in words."""
     table = Table(box=None, pad_edge=False)
     table.add_column("easy feature", max_width=26)
     for name in ("found by it", "bits", "h R2", "untrained", "bits*", "h R2*"):

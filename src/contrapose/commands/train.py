@@ -120,7 +120,8 @@ def train(
 
 @contextmanager
 def what_stands_is_said(watching: "TrainingProgress", recipe: str | None = None) -> Iterator[None]:
-    """Ctrl-C once the run is trained says that it is saved, and the command that goes on."""
+    """A context in which Ctrl-C, after training, prints that the run is saved and how to
+    continue."""
     try:
         yield
     except KeyboardInterrupt:
@@ -133,7 +134,7 @@ def what_stands_is_said(watching: "TrainingProgress", recipe: str | None = None)
 
 
 def explain_run(run: "Run", device: str, recipe: str | None) -> None:
-    """Evaluate, diagnose and report a run that is trained."""
+    """Evaluate and diagnose a trained run, and write its report."""
     from contrapose import explain
     from contrapose.commands.console import print_findings, print_scores, working
     from contrapose.report import write_report

@@ -72,7 +72,7 @@ def tune_temperature(
 def print_recommendation(
     advice: "Recommendation | None", rows: Sequence[dict[str, Any]], errors: dict[str, str]
 ) -> None:
-    """The means by temperature, the recommended one and what it rests on."""
+    """Print the means by temperature, the recommendation and its reasons."""
     for name, error in errors.items():
         console.print(Text(f"failed: {name}: ", style="bold red") + Text(error), soft_wrap=True)
     if advice is None:

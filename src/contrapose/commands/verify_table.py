@@ -1,4 +1,4 @@
-"""The record as a person reads it, in 80 columns."""
+"""The record of `contrapose verify` as tables for 80 columns."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ SHOWN = 20  # failures that are listed; all are in the JSON
 
 @contextmanager
 def checking() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress line that names the loss in work."""
+    """A context with a progress line that names the current loss."""
     columns = BarColumn(bar_width=16), TextColumn("{task.description}")
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting processes", total=None)
@@ -24,7 +24,7 @@ def checking() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_record(record: Record) -> None:
-    """Greatest gradient errors by loss, by processes; what failed, with its numbers."""
+    """Print the greatest gradient errors by loss and by processes, and the failures."""
     by_loss(record.checks)
     console.print()
     by_layout(record.checks)
@@ -58,7 +58,7 @@ def by_loss(checks: list[Check]) -> None:
 
 
 def sources(checks: list[Check]) -> Text:
-    """The sources of keys, those red with which a check failed."""
+    """The sources of keys; red if a check with them failed."""
     names = dict.fromkeys(check.keys for check in checks)
     failed = {check.keys for check in checks if not check.passed}
     words = [Text(name, style="bold red" if name in failed else "") for name in names]
@@ -84,7 +84,7 @@ def by_layout(checks: list[Check]) -> None:
 
 
 def cell(checks: list[Check]) -> Text:
-    """The greatest error, red where one of the checks failed."""
+    """The greatest error; red if one of the checks failed."""
     if not checks:
         return Text("")
     worst = max(check.gradient_error for check in checks)

@@ -1,4 +1,4 @@
-"""Folders of runs and experiments in, one self-contained HTML file out. Imports no torch."""
+"""Reports: one self-contained HTML file from a run folder or an experiment. Imports no torch."""
 
 from contrapose.report.experiment import read_experiment, write_experiment
 from contrapose.report.page import write_report

@@ -1,4 +1,4 @@
-"""Plotly figures as dictionaries; colours are CSS variables that page.js resolves per theme."""
+"""The figures of a run as plotly dictionaries; colours are CSS variables, resolved by page.js."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MAX_MATRIX = 60  # classes of a confusion matrix; beyond, those with the most mi
 
 
 def run_colour(index: int) -> str:
-    """Colour of one run in overlaid curves; the only run has the accent."""
+    """The colour of a run in curves of several runs."""
     return f"var(--r{index % 8})"
 
 
@@ -27,7 +27,7 @@ def curve_chart(
     log: bool = False,
     share: bool = False,
 ) -> PlotlyFigure:
-    """Curves of all runs over epochs. `lines`: metric, words, dash; colour tells the runs apart."""
+    """Curves of all runs over epochs, a colour for each run. lines: (metric, words, dash) each."""
     several = len(runs) > 1
     by_epoch = all(
         all(e is not None for e in run.curves[name].epoch)
@@ -76,7 +76,7 @@ def curve_chart(
 
 
 def similarity_chart(similarity: Similarity) -> PlotlyFigure:
-    """Histograms of cosine similarity as outlines, each of area one: counts do not hide shapes."""
+    """Histograms of cosine similarity as outlines, each scaled to area one."""
     edges = similarity.edges.astype(float)
     styles = (
         ("negative", "negatives", "var(--muted)", "var(--muted-fill)"),
@@ -130,7 +130,7 @@ def similarity_chart(similarity: Similarity) -> PlotlyFigure:
 def path_chart(
     runs: Sequence[Run], *, x: str, y: str, x_title: str, y_title: str, x_sign: int = 1
 ) -> PlotlyFigure | None:
-    """The way of each run through two quantities: hollow where it began, filled where it ended."""
+    """The path of each run in the plane of two quantities, from a hollow to a filled marker."""
     traces = []
     for r, run in enumerate(runs):
         if x not in run.curves or y not in run.curves:
@@ -184,7 +184,7 @@ def path_chart(
 
 
 def confusion_chart(confusion: Confusion, names: list[str]) -> tuple[PlotlyFigure, int]:
-    """The matrix, each row shaded by its shares; and how many classes are left out."""
+    """(the confusion matrix, shaded by shares of each row; the number of omitted classes)."""
     counts = confusion.counts
     mistakes = counts.sum(axis=1) - counts.diagonal()
     shown = list(range(len(counts)))
@@ -234,7 +234,7 @@ def confusion_chart(confusion: Confusion, names: list[str]) -> tuple[PlotlyFigur
 
 
 def map_chart(runs: Sequence[Run], run: int, classes: Classes) -> PlotlyFigure | None:
-    """Points of one map, with the page-wide class of each; map.js makes the traces."""
+    """The points of a map with their classes on the page; map.js makes the traces."""
     points = runs[run].pictures.map
     if points is None:
         return None
@@ -301,7 +301,7 @@ def _thinned(curve: Curve, *, by_epoch: bool) -> tuple[list[float | None], list[
 
 
 def _kept(n: int, most: int) -> list[int]:
-    """At most `most` of n places, evenly, with the first and the last."""
+    """At most `most` of n positions, evenly spaced, including the first and the last."""
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))}) if n else []
 
 
@@ -310,9 +310,9 @@ def _short(name: str) -> str:
 
 
 def _level(traces: Sequence[PlotlyFigure]) -> list[float]:
-    """A range about values that are all the same, half of them below and above; else nothing.
+    """An axis range for values that are all equal, half of the value to each side; else empty.
 
-    Left alone, plotly draws one unit about them, whatever they are.
+    By default plotly shows one unit around such values, however small they are.
     """
     values = {v for trace in traces for v in trace["y"] if v is not None}
     if len(values) != 1:
@@ -322,7 +322,7 @@ def _level(traces: Sequence[PlotlyFigure]) -> list[float]:
 
 
 def _log_ticks(traces: Sequence[PlotlyFigure]) -> dict[str, list[Any]]:
-    """Powers of ten, and 2 and 5 times them where there are few, as plain numbers."""
+    """Ticks of a log axis as plain numbers: powers of ten, and 2 and 5 times them if few."""
     values = [v for trace in traces for v in trace["y"] if v is not None and v > 0]
     if not values:
         return {}
@@ -334,5 +334,5 @@ def _log_ticks(traces: Sequence[PlotlyFigure]) -> dict[str, list[Any]]:
 
 
 def _rounded(values: Any) -> list[float | None]:
-    """Five significant digits: what a screen can show, at a third of the bytes."""
+    """Values rounded to five significant digits, enough for a screen in a third of the bytes."""
     return [None if v is None else float(f"{float(v):.5g}") for v in values]

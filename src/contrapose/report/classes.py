@@ -1,4 +1,4 @@
-"""One list of classes for the whole page: a name has one colour and one filter in every run."""
+"""The classes of all runs on a page: a class name has the same colour and filter in every run."""
 
 import html
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 
 @dataclass(frozen=True, kw_only=True)
 class Class:
-    """A class as the page shows it: `id` is its place in the page-wide list."""
+    """A class on the page; `id` is its position in the list of the page."""
 
     id: int
     name: str
@@ -30,7 +30,7 @@ class Class:
 
 
 class Classes:
-    """The classes of all runs, joined by name, in the order in which the runs list them."""
+    """The classes of all runs, merged by name, in the order of the runs' lists."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._names = [_names(run) for run in runs]
@@ -43,11 +43,11 @@ class Classes:
         self.all = tuple(Class(id=i, name=name, count=int(counts[i])) for name, i in ids.items())
 
     def of(self, run: int, label: np.ndarray) -> np.ndarray:
-        """Page-wide class of each label of one run; -1 where there is none."""
+        """The id of the class of each label of one run; -1 for none."""
         return np.asarray(self._ids[run][np.where(label < 0, -1, label)])
 
     def names(self, run: int) -> list[str]:
-        """Class names of one run, by its own labels."""
+        """The class names of one run, by its own label numbers."""
         return self._names[run]
 
     def name(self, id: int) -> str:
@@ -55,12 +55,12 @@ class Classes:
 
 
 def plot_text(text: str) -> str:
-    """Text for plotly, which reads some HTML in labels: every tag is shown as written."""
+    """Text escaped for plotly, which interprets some HTML tags in labels."""
     return html.escape(text, quote=False)
 
 
 def _names(run: Run) -> list[str]:
-    """Names of every class that a label of the run can mean; the nameless are numbered."""
+    """The names of all classes of a run; classes without a name get a number."""
     pictures = run.pictures
     names = list(pictures.classes) or [str(name) for name in _listed(run.data.get("classes"))]
     largest = [pictures.confusion.counts.shape[0] - 1] if pictures.confusion is not None else []

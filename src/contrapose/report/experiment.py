@@ -1,4 +1,4 @@
-"""The report of an experiment: experiment.json in, one HTML page and a Markdown table out."""
+"""The report of an experiment: an HTML page and Markdown tables from experiment.json."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Ours beside a published number; without one, only the mean of ours."""
+    """A measured mean beside a published number, or the mean alone."""
 
     ours: str
     spread: str = ""  # "± 0.004"
@@ -67,7 +67,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Settings by measures. Facts that never change stand above the table."""
+    """A table of settings by measures; facts that are the same in all rows are above the table."""
 
     same: str
     facts: tuple[str, ...]
@@ -75,7 +75,7 @@ class Grid:
     rows: tuple[tuple[tuple[str, ...], tuple[Cell | None, ...]], ...]
 
     def parted(self) -> tuple["Grid", "Grid"]:
-        """The rows with a number of ours, and those without any."""
+        """(the rows with a measured number, the rows without any)."""
         ours = [any(cell is not None and not cell.why for cell in cells) for _, cells in self.rows]
         return (
             replace(self, rows=tuple(r for r, own in zip(self.rows, ours, strict=True) if own)),
@@ -84,13 +84,13 @@ class Grid:
 
 
 def read_experiment(folder: Path) -> Json:
-    """experiment.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
+    """experiment.json of the folder; FileNotFoundError, or UserError with what is wrong."""
     file, command = folder / "experiment.json", "contrapose reproduce"
     return read_record(file, format=FORMAT, command=command, shape=SHAPE)
 
 
 def write_experiment(folder: Path, out: Path | None = None) -> Path:
-    """Write report.html (or `out`) and, beside it, results.md; where the page lies."""
+    """Write report.html (or `out`) and results.md in its folder; returns the path of the page."""
     found = read_experiment(folder)
     page = folder / "report.html" if out is None else out
     write_text(page, render(found, folder))
@@ -99,7 +99,7 @@ def write_experiment(folder: Path, out: Path | None = None) -> Path:
 
 
 def render(found: Json, folder: Path) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     drawn = [f["figure"] for f in found["figures"]]
     figures = {f"figure_{k}": themed(f) for k, f in enumerate(drawn) if f is not None}
     published = grid.parted() if (grid := published_grid(found)) is not None else None
@@ -142,7 +142,7 @@ def claim(given: Json) -> Claim:
 
 
 def lead(found: Json) -> tuple[str, str, str]:
-    """(level, headline, sentence) of all claims together."""
+    """(level, headline, sentence) about all claims together."""
     words = [claim(c).word for c in found["claims"]]
     held, finished = words.count("Holds"), [job["state"] for job in found["jobs"]].count("finished")
     if found["scale"] == "smoke" and held < len(words):
@@ -168,7 +168,7 @@ def lead(found: Json) -> tuple[str, str, str]:
 
 
 def notices(found: Json) -> list[tuple[str, str]]:
-    """(level, sentence): what the reader must know before believing a number."""
+    """(level, sentence) of everything that limits the results, such as missing jobs."""
     jobs, said = found["jobs"], []
     states = [job["state"] for job in jobs]
     if failed := states.count("failed"):
@@ -189,7 +189,7 @@ def notices(found: Json) -> list[tuple[str, str]]:
 
 
 def published_grid(found: Json) -> Grid | None:
-    """Ours beside the published numbers: settings down, measures across."""
+    """Measured beside published numbers: one row a setting, one column a measure."""
     numbers = found["published"]
     if not numbers:
         return None
@@ -204,7 +204,7 @@ def published_grid(found: Json) -> Grid | None:
 
 
 def measured_grid(found: Json) -> Grid | None:
-    """Mean and spread over seeds of every declared measure that is a number."""
+    """Mean and standard deviation over seeds of every declared measure that is a number."""
     facts = list(dict.fromkeys(name for job in found["jobs"] for name in job["facts"]))
     names = list(
         dict.fromkeys(
@@ -228,9 +228,9 @@ def measured_grid(found: Json) -> Grid | None:
 
 
 def _not_paper(found: Json) -> str:
-    """What to say of published numbers beside those of another protocol.
+    """A note if the published numbers are of another protocol than the measured ones.
 
-    The largest scale there is has the paper's: where two cores suffice for that it is `cpu`.
+    Only the largest scale has the protocol of the paper; that is `cpu` if two cores suffice for it.
     """
     papers = "paper" if "paper" in found["costs"] else "cpu"
     return "" if found["scale"] == papers else NOT_PAPER.format(scale=found["scale"])
@@ -241,7 +241,7 @@ def sources(found: Json) -> list[str]:
 
 
 def scalars(measures: Mapping[str, Any], path: str = "") -> dict[str, float]:
-    """The numbers of nested measures by dotted path; lists are left to the figures."""
+    """The numbers of nested measures by dotted path, without lists, which figures show."""
     found: dict[str, float] = {}
     for name, value in measures.items():
         if isinstance(value, dict):
@@ -252,7 +252,7 @@ def scalars(measures: Mapping[str, Any], path: str = "") -> dict[str, float]:
 
 
 def markdown(found: Json) -> str:
-    """The same in Markdown: claims, ours beside published, means, notes; for docs/results."""
+    """The report as Markdown for docs/results: claims, published numbers, means, notes."""
     jobs = found["jobs"]
     done = sum(job["state"] == "finished" for job in jobs)
     machines = "; ".join(_machine(m) for m in found["environments"])
@@ -333,13 +333,14 @@ def _grid(
 
 
 def _printed(value: float) -> int:
-    """Decimals with which a number was printed, at most five."""
+    """The number of decimals with which a number was published, at most five."""
     text = repr(value)
     return 5 if "e" in text else min(len(text.partition(".")[2]), 5)
 
 
 def _beside(number: Json, digits: int) -> Cell:
-    """Ours to as many decimals as the most precise number printed of this measure."""
+    """A measured mean beside a published one, with as many decimals as the most precise of
+    these."""
     published = _fixed(number["published"], _printed(number["published"]))
     if number["ours"] is None:
         return Cell(ours=MISSING, published=published, source=number["source"], why=number["why"])
@@ -376,7 +377,7 @@ def _jobs(found: Json) -> list[tuple[str, str, str, dict[str, str]]]:
 
 
 def _pages(found: Json, folder: Path) -> list[tuple[str, str]]:
-    """(words, relative link) of every page that a job left in its folder."""
+    """(words, relative link) of every page that a job wrote into its folder."""
     return [
         (f"{path.stem}, {job['name']}", quote(f"{job['name']}/{path.name}"))
         for job in found["jobs"]
@@ -402,7 +403,7 @@ def _fact(value: Any) -> str:
 
 
 def _short(value: float, digits: int = 4) -> str:
-    """Four significant digits: what differs between settings is often the third."""
+    """A number with four significant digits, since settings often differ in the third."""
     text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}g}"
     return text.replace("-", "−").replace("e−0", "e−")
 
@@ -421,7 +422,7 @@ def _plural(n: int, word: str) -> str:
 
 
 def _md(text: str) -> str:
-    """Text in a Markdown table: no cell ends early, no markup begins."""
+    """Text escaped for a cell of a Markdown table."""
     text = " ".join(str(text).split())
     for character in "\\|<*`[":
         text = text.replace(character, f"\\{character}")

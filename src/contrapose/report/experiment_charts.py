@@ -1,7 +1,7 @@
-"""The figures of an experiment in the look of the page: any plotly figure, both themes, a phone.
+"""The figures of an experiment in the style of the page, for both themes and narrow screens.
 
-An experiment says what is drawn; fonts, background, axes and colours that it leaves open are set
-here. Names that came with the data are shown as written, never read as markup.
+An experiment defines what is drawn; fonts, background, axes and colours that it does not set are
+set here. Names from the data are shown as they are and never interpreted as markup.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ _SET_HERE = ("template", "width", "height", "paper_bgcolor", "plot_bgcolor", "fo
 
 
 def themed(drawn: dict[str, Any]) -> PlotlyFigure:
-    """A plotly figure (data, layout) as this page draws it."""
+    """A plotly figure (data, layout) in the style of the page."""
     asked = {k: v for k, v in drawn.get("layout", {}).items() if k not in _SET_HERE}
     layout = plain_layout("")
     axes = {k: layout.pop(k) for k in ("xaxis", "yaxis")}
@@ -55,7 +55,7 @@ def _axis(base: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_words(data: list[dict[str, Any]], axis: str) -> bool:
-    """Whether every trace on the axis places itself by words."""
+    """True if every trace has words as positions on this axis."""
     letter, number = axis[0], axis[5:]
     mine = [t.get(letter) for t in data if t.get(f"{letter}axis", letter)[1:] == number]
     lists = [v for v in mine if isinstance(v, list) and v]
@@ -80,7 +80,7 @@ def _trace(trace: dict[str, Any]) -> dict[str, Any]:
 
 
 def _share_colours(data: list[dict[str, Any]]) -> None:
-    """Traces of one legend group are of one colour."""
+    """Give all traces of a legend group the same colour."""
     groups = list(dict.fromkeys(t["legendgroup"] for t in data if t.get("legendgroup")))
     for trace in data:
         if trace.get("legendgroup"):
@@ -90,7 +90,7 @@ def _share_colours(data: list[dict[str, Any]]) -> None:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` where it says something, at any depth; else `base`."""
+    """`base` updated with the values of `over`, at any depth."""
     both = base | over
     for name in base.keys() & over.keys():
         if isinstance(base[name], dict) and isinstance(over[name], dict):

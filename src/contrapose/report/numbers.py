@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: with their interval; and the fields in which recipes differ."""
+"""Tables of a report: scores with their intervals, and the fields in which recipes differ."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ SHARES = ("accuracy", "recall", "precision", "share", "error rate", "top-1", "to
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """One score, ready to print: value, uncertainty, and where it comes from."""
+    """A score as text: value, uncertainty, and how it was measured."""
 
     metric: str
     value: str
@@ -28,7 +28,7 @@ class Number:
 
 
 def number(score: Json) -> Number:
-    """A Score record of evaluation.json as text; absent fields show as a dash."""
+    """The text of a score of evaluation.json; a missing field is a dash."""
     metric = str(score.get("metric", "unnamed metric"))
     value, low, high = (_real(score.get(name)) for name in ("value", "low", "high"))
     share = _is_share(metric, value, low, high)
@@ -73,7 +73,7 @@ def number(score: Json) -> Number:
 
 
 def short(value: float | None) -> str:
-    """Three significant digits, with a real minus sign; a dash for None."""
+    """A number with three significant digits and a typographic minus sign; a dash for None."""
     if value is None:
         return MISSING
     size = abs(value)
@@ -88,7 +88,7 @@ def short(value: float | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the comparison: a field or metric over all runs."""
+    """One row of the comparison: a field or metric of all runs."""
 
     name: str
     cells: tuple[Any, ...]
@@ -97,9 +97,9 @@ class Row:
 
 
 def compare_scores(runs: Sequence[Run]) -> list[Row]:
-    """Each metric over the runs; another protocol, split or kind of feature is another line.
+    """The metrics of all runs, one row for each metric, protocol, split and kind of features.
 
-    Two runs that were measured on the same images have their difference besides, tested in pairs.
+    For two runs that were measured on the same images also their difference, by a paired test.
     """
     found = [{_key(score): score for score in run.scores} for run in runs]
     keys = dict.fromkeys(key for scores in found for key in scores)
@@ -120,7 +120,7 @@ def compare_scores(runs: Sequence[Run]) -> list[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class OverSeeds:
-    """A metric over runs that differ by their seed alone."""
+    """Mean and standard deviation of a metric over runs that differ only in their seed."""
 
     metric: str
     mean: str
@@ -129,9 +129,9 @@ class OverSeeds:
 
 
 def over_seeds(runs: Sequence[Run]) -> list[tuple[str, list[OverSeeds]]]:
-    """Mean and standard deviation of each metric over runs whose recipes differ by seed alone.
+    """Mean and standard deviation of each metric over runs whose recipes differ only in the seed.
 
-    One entry for each such recipe with two runs at least: the names of its runs, and its metrics.
+    One entry (names of the runs, metrics) for each recipe with two or more runs.
     """
     alike: dict[str, list[Run]] = {}
     for run in runs:
@@ -167,7 +167,7 @@ def _means(runs: Sequence[Run]) -> list[OverSeeds]:
 
 
 def _difference(scores: Sequence[Json | None]) -> str:
-    """Words about two scores that were measured image by image on the same images."""
+    """The difference of two scores that were measured on the same images, in words."""
     if len(scores) != 2 or scores[0] is None or scores[1] is None:
         return ""
     found = paired.of_scores(scores[0], scores[1])
@@ -184,7 +184,7 @@ def _key(score: Json) -> tuple[str, str, str, str]:
 
 
 def compare_recipes(runs: Sequence[Run]) -> list[Row]:
-    """Every recipe, data and environment field over the runs, by dotted path."""
+    """Every field of recipe, data and environment for all runs, by dotted path."""
     columns = [
         flatten(
             {"data": _without_lists(run.data), "recipe": run.recipe, "environment": run.environment}
@@ -200,7 +200,7 @@ def compare_recipes(runs: Sequence[Run]) -> list[Row]:
 
 
 def flatten(value: Any, path: str = "") -> dict[str, str]:
-    """Leaves of nested JSON by dotted path, as text."""
+    """The leaves of nested JSON as text, by dotted path."""
     if isinstance(value, dict) and value:
         leaves: dict[str, str] = {}
         for name, item in value.items():
@@ -225,7 +225,7 @@ def leaf(value: Any) -> str:
 
 
 def _without_lists(data: Json) -> Json:
-    """The data record with its long lists (classes, skipped files) as counts."""
+    """The record of the data with counts in place of long lists (classes, skipped files)."""
     return {name: len(item) if isinstance(item, list) else item for name, item in data.items()}
 
 
@@ -235,7 +235,7 @@ def _is_share(metric: str, *values: float | None) -> bool:
 
 
 def _digits(value: float, width: float) -> int:
-    """Decimals at which the interval still shows two digits."""
+    """The number of decimals that gives the interval two significant digits."""
     digits = 2
     while digits < 6 and 0 < width < 10.0 ** (1 - digits):
         digits += 1

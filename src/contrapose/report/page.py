@@ -1,8 +1,8 @@
-"""Build the page: run folders -> what the template shows -> one HTML file, beside and renamed.
+"""The page of a report: from run folders by a template to one HTML file, written atomically.
 
-Nothing of a run can become code: the template escapes all text, the data block escapes `<`, and
-the page's own content-security policy runs only the two scripts whose hashes it names and opens no
-connection.
+Nothing in a run folder can be executed: the template escapes all text, the data block escapes `<`,
+and the content-security policy of the page allows only its own two scripts, by their hashes, and no
+connections.
 """
 
 import base64
@@ -41,11 +41,11 @@ SCRIPTS = ("page.js", "map.js")
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write one HTML page about one run, or about several side by side; returns where it lies.
+    """Write one HTML page about a run, or about several runs side by side; returns its path.
 
-    `out` is by default report.html in the run folder, for several runs ./report.html. Raises
-    FileNotFoundError for a folder that is not a run, ValueError for no run at all or for a run
-    folder of another format version.
+    out: by default report.html in the run folder, for several runs ./report.html. Raises
+    FileNotFoundError for a folder that is not a run, UserError for no run and for a run folder of
+    another format version.
     """
     if not runs:
         raise UserError("report: no run folder given; pass at least one")
@@ -57,7 +57,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     classes = Classes(runs)
     figures: dict[str, PlotlyFigure] = {}
     pictures = [run_pictures(runs, k, classes, figures) for k in range(len(runs))]
@@ -92,7 +92,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def assemble(template: str, scripts: Sequence[str], data: dict[str, Any], **values: Any) -> str:
-    """A page of this look: the template with its styles, its scripts, and the data they read."""
+    """A page from a template with the styles, these scripts, and their data."""
     plotly = get_plotlyjs()
     script = "\n".join(_own(name) for name in scripts)
     return (
@@ -110,7 +110,7 @@ def assemble(template: str, scripts: Sequence[str], data: dict[str, Any], **valu
 
 
 def json_block(value: Any) -> Markup:
-    """JSON that is safe inside a <script> element: no `<`, `>`, `&` or U+2028."""
+    """JSON for a <script> element, without `<`, `>`, `&` and U+2028."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII: U+2028 is escaped
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -118,7 +118,7 @@ def json_block(value: Any) -> Markup:
 
 
 def _distinct(runs: list[Run]) -> list[Run]:
-    """Runs of one folder name are shown by their whole paths."""
+    """The runs, with their full paths as names if folder names are equal."""
     names = [run.name for run in runs]
     return [replace(run, name=str(run.path)) if names.count(run.name) > 1 else run for run in runs]
 
@@ -146,7 +146,7 @@ def _own(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _packed(text: str) -> str:
-    """Deflated, base64: 2.0 MB instead of 4.8; page.js inflates it by DecompressionStream."""
+    """Text compressed (deflate, base64) to 2.0 of 4.8 MB; page.js decompresses it."""
     return base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
 
 
@@ -156,7 +156,7 @@ def _hash(script: str) -> str:
 
 
 def write_text(out: Path, text: str) -> None:
-    """A page, replaced whole; OSError that names it where it cannot be written."""
+    """Write a page atomically; OSError with its name if it cannot be written."""
     with said_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, text.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""The training curves: which quantity, how to read it, what to say where it was not recorded."""
+"""The training curves of a report: quantities, how to read them, and why one may be missing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from contrapose.report.run_folder import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One small plot: title, last value of each run, a sentence, a figure or why there is none."""
+    """One small plot: title, last values, a sentence, and a figure or the reason for its
+    absence."""
 
     id: str
     title: str
@@ -148,7 +149,7 @@ QUANTITIES = (
 
 
 def training_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Every quantity as a panel; those without a record say why, or are left out."""
+    """One panel for each quantity; without a record it gives the reason, or is omitted."""
     panels = []
     for q in QUANTITIES:
         recorded = any(
@@ -171,7 +172,7 @@ def training_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def geometry_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Uniformity against tolerance, and against alignment: the way of the run through both."""
+    """The path of the runs in the planes of uniformity and tolerance, uniformity and alignment."""
     negative = "−uniformity"
     dilemma = path_chart(
         runs, x="uniformity", y="tolerance", x_title=negative, y_title="tolerance", x_sign=-1
@@ -206,7 +207,7 @@ def geometry_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def _last(run: Run, quantity: _Quantity) -> str:
-    """The last values in words, such as "2.13, chance 5.54" or "h 41.2, z 18"."""
+    """The last values as text, such as "2.13, chance 5.54" or "h 41.2, z 18"."""
     known = [
         (words, run.curves[name].last) for name, words, _ in quantity.lines if name in run.curves
     ]

@@ -1,6 +1,6 @@
-"""Read pictures.npz: map, neighbours, views, similarities and confusions kept for the report.
+"""Reading pictures.npz: map, neighbours, views, similarities and confusion matrix for the report.
 
-Every part is optional; a damaged part is left out with a sentence that says why; the others stay.
+Every part is optional. A damaged part is left out, with a sentence that gives the reason.
 """
 
 import zipfile
@@ -18,7 +18,7 @@ from contrapose.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """M embeddings in two dimensions; label -1 = none; `index` says which image of the set."""
+    """M embeddings in two dimensions; label -1 is none; `index` is the position in the set."""
 
     xy: Float32[np.ndarray, "M 2"]
     label: Int64[np.ndarray, " M"]
@@ -52,7 +52,7 @@ class Similarity:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """Counts: row = true class, column = predicted; `of` names the classifier and the split."""
+    """Counts [true class, predicted class]; `of` names the classifier and the split."""
 
     counts: Int64[np.ndarray, "C C"]
     of: str
@@ -74,7 +74,7 @@ MAX_POINTS = 4000  # more than this makes hovering slow on a phone
 
 
 def read_pictures(file: Path) -> tuple[Pictures, list[str]]:
-    """Read what is readable; the sentences say what was left out and why."""
+    """(the readable parts, sentences about those that were left out)."""
     if not file.is_file():
         return Pictures(), ["pictures.npz is missing, so there are no pictures"]
     arrays, left_out = _load(file)
@@ -197,7 +197,7 @@ def _confusion(arrays: Arrays) -> Confusion | None:
 
 
 def _images(arrays: Arrays, name: str, *, ndim: int) -> np.ndarray:
-    """uint8 pictures whose last axis holds 1 or 3 channels."""
+    """uint8 pictures whose last axis has 1 or 3 channels."""
     if name not in arrays:
         raise UserError(f"{name} is missing")
     images = arrays[name]
@@ -211,7 +211,7 @@ def _images(arrays: Arrays, name: str, *, ndim: int) -> np.ndarray:
 
 
 def _labels(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Labels, or -1 everywhere when the run has none."""
+    """The labels, or -1 everywhere if the run has none."""
     label = np.asarray(arrays.get(name, np.full(shape, -1)), np.int64)
     if label.shape != shape:
         raise UserError(f"{name} has shape {list(label.shape)} instead of {list(shape)}")
@@ -219,7 +219,7 @@ def _labels(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _names(arrays: Arrays, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Names of files, or None for runs that did not note them."""
+    """The names of files, or None for runs that did not record them."""
     if name not in arrays:
         return None
     names = arrays[name]

@@ -1,6 +1,6 @@
-"""Read a run folder as far as it was written: what is missing or damaged becomes a notice.
+"""Reading a run folder, complete or not: missing and damaged parts become notices.
 
-Only `recipe.json` is required: it says that the folder is a run, and of which format version.
+Only `recipe.json` is required; it identifies the folder as a run and has the format version.
 """
 
 import json
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something about a run that a reader must know before trusting the page."""
+    """A sentence about a run that limits what its page shows."""
 
     level: Literal["info", "warn", "bad"]
     sentence: str
@@ -29,7 +29,7 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One quantity over training; None where the recorded value was not finite (drawn as a gap)."""
+    """One quantity over training; a value that was not finite is None and drawn as a gap."""
 
     step: tuple[float, ...]
     epoch: tuple[float | None, ...]
@@ -52,7 +52,7 @@ class OtherSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that one run folder says, cleaned for display."""
+    """The content of a run folder, checked for display."""
 
     path: Path
     name: str
@@ -78,9 +78,9 @@ class Run:
 def read_run(path: Path) -> Run:
     """Read the run folder at `path`.
 
-    Raises FileNotFoundError when there is no folder or no recipe.json in it, and ValueError when
-    recipe.json is damaged or of another format version. Any other file may be missing or cut off:
-    `Run.notices` says so.
+    Raises FileNotFoundError without the folder or its recipe.json, and UserError if recipe.json is
+    damaged or of another format version. Any other file may be missing or truncated, which
+    `Run.notices` reports.
     """
     path = Path(path)
     top = _recipe(path)
@@ -152,7 +152,7 @@ def _recipe(path: Path) -> Json:
 
 
 def _state(path: Path, status: Json) -> list[Notice]:
-    """What the reader must know about how the run ended; nothing when it finished."""
+    """Notices about a run that did not finish."""
     state, reason = status.get("state"), status.get("reason")
     so_far = ""
     if _number(status.get("epoch")) and _number(status.get("epochs")):
@@ -178,7 +178,7 @@ def _state(path: Path, status: Json) -> list[Notice]:
 
 
 def _read(file: Path, notices: list[Notice]) -> Any:
-    """The JSON value in `file`, or None (with a notice) when it is missing or damaged."""
+    """The JSON value in `file`, or None and a notice if it is missing or damaged."""
     try:
         return _finite(read_json(file))
     except FileNotFoundError:
@@ -214,7 +214,7 @@ def _records(value: Any, source: str, notices: list[Notice]) -> tuple[Json, ...]
 
 
 def _finite(value: Any) -> Any:
-    """JSON's NaN and infinities become None, at any depth."""
+    """The value with None in place of NaN and infinities, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
@@ -225,7 +225,8 @@ def _finite(value: Any) -> Any:
 
 
 def _curves(file: Path, notices: list[Notice]) -> dict[str, Curve]:
-    """metrics.jsonl by quantity. A step recorded twice (a resumed run) counts as recorded last."""
+    """The curves of metrics.jsonl by quantity; of a step recorded twice (resumed) the last
+    counts."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -303,9 +304,9 @@ def _pictures(file: Path, notices: list[Notice]) -> Pictures:
 
 
 def read_record(file: Path, *, format: int, command: str, shape: Mapping[str, Any]) -> Json:
-    """What a command wrote, of this shape (`files.conform`).
+    """The JSON object that a command wrote, checked to have this shape (`files.conform`).
 
-    Raises FileNotFoundError, or UserError that names the field that is wrong.
+    Raises FileNotFoundError, or UserError with the name of the wrong field.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} has no {file.name}; it is written by `{command}`")

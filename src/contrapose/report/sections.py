@@ -1,4 +1,4 @@
-"""The pictures of one run, ready for the template: sprites, neighbours, map, confusions."""
+"""The picture sections of a run for the template: sprites, neighbours, map, confusion matrix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPictures:
-    """What the picture sections show of one run; None where the run has no such pictures."""
+    """The content of the picture sections of one run; None for pictures that it does not have."""
 
     map: str | None = None  # figure id
     map_sprite: Sprite | None = None
@@ -66,7 +66,7 @@ class RunPictures:
 def run_pictures(
     runs: Sequence[Run], k: int, classes: Classes, figures: dict[str, PlotlyFigure]
 ) -> RunPictures:
-    """Gather the pictures of run `k`; its plots go to `figures` under the returned ids."""
+    """The pictures of run `k`; its plots are added to `figures` under the returned ids."""
     pictures = runs[k].pictures
     found: dict[str, Any] = {}
     if (points := map_chart(runs, k, classes)) is not None and pictures.map is not None:
@@ -152,7 +152,7 @@ def _mistakes(
 def _recalls(
     confusion: Confusion, names: Sequence[str], most: int = 5
 ) -> tuple[tuple[str, float, int], ...]:
-    """The classes of which the smallest share is found."""
+    """The classes with the lowest recall."""
     total = confusion.counts.sum(axis=1)
     recall = confusion.counts.diagonal() / np.maximum(total, 1)
     order = [i for i in np.argsort(recall, kind="stable") if total[i] > 0][:most]

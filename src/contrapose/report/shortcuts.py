@@ -1,4 +1,4 @@
-"""The page about easy features: shortcuts.json and its pictures in, one HTML file out."""
+"""The page of a study of shortcuts: one HTML file from shortcuts.json and its pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ BUDGET = 400_000  # bytes of each feature's pictures
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Views that asked, and those found for them; `tile` counts through the sprite."""
+    """Query views and the views found for them, as positions in the sprite."""
 
     words: str
     rows: tuple[tuple[int, tuple[tuple[int, bool], ...]], ...]  # query, (found, is it the image)
@@ -51,13 +51,13 @@ class Shown:
 
 
 def read_shortcuts(folder: Path) -> Json:
-    """shortcuts.json of the folder; FileNotFoundError or ValueError that says what is wrong."""
+    """shortcuts.json of the folder; FileNotFoundError, or UserError with what is wrong."""
     file, command = folder / "shortcuts.json", "contrapose shortcuts"
     return read_record(file, format=FORMAT, command=command, shape=SHAPE)
 
 
 def write_shortcuts(folder: Path, out: Path | None = None) -> Path:
-    """Write report.html in the folder, or `out`; where it lies."""
+    """Write report.html into the folder, or `out`; returns its path."""
     found = read_shortcuts(folder)
     page = folder / "report.html" if out is None else out
     write_text(page, render(found, _arrays(folder / "shortcuts.npz"), folder))
@@ -65,7 +65,7 @@ def write_shortcuts(folder: Path, out: Path | None = None) -> Path:
 
 
 def render(found: Json, arrays: dict[str, np.ndarray], folder: Path) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     rows = found["candidates"]
     pairs = arrays.get("duplicates")
     return assemble(
@@ -83,7 +83,7 @@ def render(found: Json, arrays: dict[str, np.ndarray], folder: Path) -> str:
 
 
 def lead(found: Json) -> tuple[str, str, str]:
-    """(level, headline, sentence) of all features together."""
+    """(level, headline, sentence) about all features together."""
     shared = [row for row in found["candidates"] if row["suggested"]]
     held = [row for row in shared if row["level"] == "bad"]
     if not shared:
@@ -102,7 +102,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _bits(rows: Sequence[Json]) -> PlotlyFigure:
-    """What each feature shares, as it is and with its suggestion."""
+    """A chart of the bits that views share by each feature, with and without its suggestion."""
     return _bars(
         rows,
         (("bits", "views as they are"), ("bits_after", "with its suggestion")),
@@ -111,7 +111,7 @@ def _bits(rows: Sequence[Json]) -> PlotlyFigure:
 
 
 def _read(rows: Sequence[Json]) -> PlotlyFigure:
-    """What h holds of each feature."""
+    """A chart of how well each feature is predicted from h."""
     names = (("h", "h"), ("untrained", "untrained"), ("h_after", "h, with all suggestions"))
     return _bars(rows, names, "R² of the feature read from h")
 
@@ -165,7 +165,7 @@ def _shown(row: Json, arrays: dict[str, np.ndarray]) -> Shown:
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
-    """The pictures; none where the file is missing or damaged, so that the numbers still show."""
+    """The pictures; empty if the file is missing or damaged, so that numbers are still shown."""
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

@@ -1,6 +1,6 @@
-"""Many small pictures as one image in a data URI, kept within a budget of bytes.
+"""Sprites: many small pictures as one image in a data URI, within a budget of bytes.
 
-One sprite instead of thousands of `<img>`: the page stays small, and hovering is immediate.
+One sprite in place of thousands of `<img>` elements keeps the page small and hovering quick.
 """
 
 import base64
@@ -25,11 +25,11 @@ class Sprite:
 
     @property
     def pixelated(self) -> bool:
-        """Enlarge tiny pictures with hard pixels: blur would hide what the encoder saw."""
+        """True for tiny pictures, which are enlarged without smoothing, as the encoder saw them."""
         return self.width <= 32
 
     def position(self, index: int) -> str:
-        """CSS background-position (percentages, so that the picture scales with its box)."""
+        """The CSS background-position of a picture, in percent, so that it scales with its box."""
         row, column = divmod(index, self.columns)
         x = 100 * column / max(self.columns - 1, 1)
         y = 100 * row / max(self.rows - 1, 1)
@@ -37,7 +37,8 @@ class Sprite:
 
 
 def sprite(images: UInt8[np.ndarray, "M h w ch"], *, budget: int) -> Sprite:
-    """Pack M pictures: lossless if that fits `budget` bytes, else lossy, else at half the side."""
+    """The sprite of M pictures: lossless if it fits into `budget` bytes, else lossy, else
+    smaller."""
     m, height, width, _ = images.shape
     columns = math.ceil(math.sqrt(m * height / width))
     rows = math.ceil(m / columns)
@@ -76,7 +77,7 @@ def _encoded(sheet: Image.Image, budget: int) -> tuple[str, bytes]:
 def _halved(
     sheet: Image.Image, columns: int, rows: int, width: int, height: int
 ) -> tuple[Image.Image, int, int]:
-    """Every picture at half its side; tiles stay aligned, as the sheet keeps whole tiles."""
+    """The sheet with every picture at half its side."""
     width, height = max(width // 2, 1), max(height // 2, 1)
     size = (columns * width, rows * height)
     return sheet.resize(size, Image.Resampling.BOX), width, height
