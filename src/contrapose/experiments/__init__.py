@@ -1,8 +1,8 @@
-"""Experiments: one file each, a figure or a table of a paper reproduced and its claims checked.
+"""Experiments: one file each, which reproduces a figure or a table of a paper and tests its claims.
 
-A file with `EXPERIMENT = Experiment(...)` is an experiment: `contrapose reproduce NAME`, where NAME
-is the file's name, or the path of a file of your own. Each source has a folder (a lab), whose
-`__init__` lists its experiments.
+An experiment is a Python file with `EXPERIMENT = Experiment(...)`. `contrapose reproduce NAME` runs
+it, with NAME the name of the file or the path of your own. The experiments of each paper are in a
+folder of their own (a lab), whose `__init__` lists them.
 """
 
 import importlib
@@ -28,7 +28,7 @@ def names() -> list[str]:
 
 
 def experiment(which: str) -> Experiment:
-    """The experiment of that name, or of a file of your own, which is executed."""
+    """The experiment with this name, or of a file of your own, which is executed."""
     if which.endswith(".py"):
         module = module_of_file(which, request=f"reproduce {which}", prefix="experiment_file")
     elif which in names():

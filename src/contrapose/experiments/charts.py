@@ -1,4 +1,4 @@
-"""Charts of experiments as plotly dicts: traces, titled axes."""
+"""Charts of experiments as plotly dictionaries: traces, and axes with titles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,8 @@ def line(name: str, x: Sequence[Any], y: Sequence[float], **more: Any) -> Trace:
 
 
 def chart(traces: Sequence[Trace], x: str | None, y: str, **axes: Mapping[str, Any]) -> Chart:
-    """The traces with titles on their axes (xaxis=..., yaxis=...: more); None without traces."""
+    """A chart of the traces with titles of its axes; None without traces. axes: xaxis=...,
+    yaxis=..."""
     layout: dict[str, Any] = {"yaxis": {"title": {"text": y}}}
     layout["xaxis"] = {} if x is None else {"title": {"text": x}}
     for name, more in axes.items():
@@ -24,7 +25,8 @@ def chart(traces: Sequence[Trace], x: str | None, y: str, **axes: Mapping[str, A
 
 
 def on_the_plane(name: str, rows: Sequence[Mapping[str, Any]], fact: str, **more: Any) -> Trace:
-    """Runs by uniformity and tolerance, a fact beside each, its accuracy when pointed at."""
+    """A trace of runs by uniformity and tolerance, labelled by a fact, with accuracy on
+    hovering."""
     return line(
         name,
         [row["minus_uniformity"] for row in rows],
@@ -37,6 +39,6 @@ def on_the_plane(name: str, rows: Sequence[Mapping[str, Any]], fact: str, **more
 
 
 def finished(results: Results, *sort_by: str, **facts: Any) -> list[dict[str, Any]]:
-    """Rows with these facts that have an accuracy, in order of other facts (None first)."""
+    """The rows with these facts and an accuracy, sorted by other facts (None first)."""
     rows = [row for row in results.where(**facts).rows if row.get("accuracy") is not None]
     return sorted(rows, key=lambda row: [row[name] or 0 for name in sort_by])

@@ -1,8 +1,8 @@
-"""Verdicts from numbers: what a claim's test is made of.
+"""Tests of claims: functions from results to a verdict with its evidence.
 
-Every verdict carries mean and spread (standard deviation over seeds) and a test where seeds allow
-one; with one seed it says so. A comparison or an order that some seeds show and others do not is
-undecided unless the test decides it. With settings that have no result yet nothing is decided.
+Every verdict gives mean and standard deviation over seeds, and a statistical test if there are
+enough seeds; with one seed it says so. If seeds disagree the claim is undecided, unless the test
+decides it. If a setting has no result yet, nothing is decided.
 """
 
 import math
@@ -35,9 +35,10 @@ def higher(
     *,
     by: float = 0.0,
 ) -> Verdict:
-    """Is the measure higher here than there, by more than `by`? Paired by seed.
+    """Whether the measure is higher `here` than `there` by more than `by`, paired by seed.
 
-    Holds where every seed says so, does not where none does; between, a paired t test decides.
+    It holds if it is so for every seed, and does not if for none; otherwise a paired t test
+    decides.
     """
     one, two = results.by_seed(measure, **here), results.by_seed(measure, **there)
     if (absent := _absent(results, here, there)) is not None:
@@ -75,17 +76,17 @@ def lower(
     *,
     by: float = 0.0,
 ) -> Verdict:
-    """Is the measure lower here than there, by more than `by`? As `higher` with sides exchanged."""
+    """Whether the measure is lower `here` than `there` by more than `by`; see `higher`."""
     return higher(results, measure, there, here, by=by)
 
 
 def rises(
     results: Results, measure: str, along: str, *, slack: float = 0.0, **facts: Any
 ) -> Verdict:
-    """Does the mean over seeds rise with every step of the fact `along`?
+    """Whether the mean over seeds rises with every step of the fact `along`.
 
-    Steps down of at most `slack` are forgiven. The evidence has Kendall's tau of the means and,
-    from two seeds and three settings on, Page's trend test with the seeds as blocks.
+    Steps down of at most `slack` are allowed. The evidence has Kendall's tau of the means and, from
+    two seeds and three settings on, Page's trend test with the seeds as blocks.
     """
     return _ordered(results, measure, along, facts, slack, sign=1)
 
@@ -93,12 +94,12 @@ def rises(
 def falls(
     results: Results, measure: str, along: str, *, slack: float = 0.0, **facts: Any
 ) -> Verdict:
-    """Does the mean over seeds fall with every step of the fact `along`? As `rises`."""
+    """Whether the mean over seeds falls with every step of the fact `along`; see `rises`."""
     return _ordered(results, measure, along, facts, slack, sign=-1)
 
 
 def peaks_inside(results: Results, measure: str, along: str, **facts: Any) -> Verdict:
-    """Is the mean over seeds highest strictly inside the sweep of the fact `along`?"""
+    """Whether the mean over seeds is highest strictly inside the sweep of the fact `along`."""
     sweep = _sweep(results, measure, along, facts)
     if isinstance(sweep, Verdict):
         return sweep
@@ -117,7 +118,7 @@ def peaks_inside(results: Results, measure: str, along: str, **facts: Any) -> Ve
 
 
 def flat(results: Results, measure: str, along: str, *, within: float, **facts: Any) -> Verdict:
-    """Do the means over seeds stay within a range of `within` along the fact?"""
+    """Whether the means over seeds stay within a range of `within` along the fact."""
     sweep = _sweep(results, measure, along, facts)
     if isinstance(sweep, Verdict):
         return sweep
@@ -128,7 +129,7 @@ def flat(results: Results, measure: str, along: str, *, within: float, **facts: 
 
 
 def near(results: Results, measure: str, value: float, *, within: float, **facts: Any) -> Verdict:
-    """Is the mean over seeds within `within` of the value?"""
+    """Whether the mean over seeds is within `within` of the value."""
     if (absent := _absent(results, facts)) is not None:
         return absent
     found = results.values(measure, **facts)
@@ -140,7 +141,7 @@ def near(results: Results, measure: str, value: float, *, within: float, **facts
 
 
 def all_of(*verdicts: Verdict) -> Verdict:
-    """Holds where all do; does not where one does not; else undecided. Evidence of each, a line."""
+    """Whether all verdicts hold: false if one does not, undecided otherwise; evidence in lines."""
     words = "\n".join(f"[{_word(v)}] {v.evidence}" for v in verdicts)
     if any(v.holds is False for v in verdicts):
         return Verdict(False, words)
@@ -179,7 +180,7 @@ def _ordered(
 def _sweep(
     results: Results, measure: str, along: str, facts: Mapping[str, Any]
 ) -> dict[Any, dict[int, float]] | Verdict:
-    """Setting -> seed -> value, in order; a verdict where settings are missing."""
+    """{setting: {seed: value}} in order; a verdict if settings are missing."""
     chosen = results.where(**facts)
     settings = [value for value in chosen.column(along) if value is not None]
     found = {value: chosen.by_seed(measure, **{along: value}) for value in settings}
@@ -208,7 +209,7 @@ def _listing(measure: str, along: str, sweep: Mapping[Any, Mapping[int, float]])
 
 
 def _plain(values: Sequence[float]) -> str:
-    """`spread` without the number of seeds, which stands elsewhere."""
+    """As `spread`, without the number of seeds."""
     return spread(values).partition(" (")[0]
 
 
@@ -217,7 +218,7 @@ def _common(sweep: Mapping[Any, Mapping[int, float]]) -> list[int]:
 
 
 def _paired(difference: Sequence[float], against: float) -> float | None:
-    """p of the paired t test; None where it cannot be made."""
+    """p of the paired t test; None if there are too few differences or they do not vary."""
     if len(difference) < 2 or len(set(difference)) == 1:
         return None
     from scipy import stats
@@ -238,6 +239,6 @@ def _word(verdict: Verdict) -> str:
 
 
 def _short(value: float) -> str:
-    """Three decimals; three digits where the number is small or large."""
+    """A number with three decimals, or three significant digits if it is small or large."""
     plain = value == 0 or 0.01 <= abs(value) < 1000
     return f"{value:.3f}" if plain and math.isfinite(value) else f"{value:.3g}"

@@ -1,8 +1,8 @@
-"""The form of an experiment: what is run, what is measured, what was published, what is claimed.
+"""The form of an experiment: its jobs, measures, published numbers, claims and figures.
 
 An experiment is one file with `EXPERIMENT = Experiment(...)`. Its jobs are independent of each
-other, each a function called with keywords in a folder of its own; everything else (claims,
-figures, distances to published numbers) reads their results. Nothing here runs anything.
+other; each is a function called with keywords in a folder of its own. Claims, figures and distances
+to published numbers are computed from the results of jobs. This file runs nothing.
 """
 
 import functools
@@ -25,11 +25,12 @@ Row = dict[str, Any]  # facts, "seed" and measures of one job
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One unit of work: `call(folder)` in a process of its own returns what it measured.
+    """One unit of work: `call(folder)`, in a process of its own, returns measures.
 
-    call: partial of a module-level function with keywords only; (folder: Path) -> dict of numbers,
-    lists or nested dicts of them. What it leaves in `folder` is there again after a kill. facts:
-    the coordinates by which claims and figures find the job; plain values.
+    call: a partial, with keywords only, of a module-level function from a folder to a dictionary of
+        numbers, lists or nested dictionaries of them. Files that it writes into the folder are
+        still there if it is called again after a kill.
+    facts: plain values by which claims and figures find the job.
     """
 
     name: str  # "cifar10-contrastive-tau0.07-seed0": the folder, unique in (experiment, scale)
@@ -64,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Published:
-    """A printed number: the measure, in the measure's unit, of the jobs with these facts."""
+    """A published number: the value of a measure, in its unit, for the jobs with these facts."""
 
     measure: str
     at: Mapping[str, Any]
@@ -74,7 +75,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a claim holds; None where it was not tested or cannot be decided."""
+    """Whether a claim holds, with evidence; None if it was not tested or is undecided."""
 
     holds: bool | None
     evidence: str  # the numbers with n and seeds; for None, why
@@ -86,14 +87,14 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What the jobs have measured so far."""
+    """The measures of the finished jobs, and which jobs are missing."""
 
     rows: Sequence[Row]
     missing: Sequence[Row] = ()  # facts and seed of jobs without a result
     measures: Iterable[str] = field(default=(), repr=False)  # the experiment's; other names err
 
     def where(self, **facts: Any) -> "Results":
-        """The jobs with these facts (or this seed); ValueError for a fact that no job has."""
+        """The jobs with these facts (or this seed); UserError for a fact that no job has."""
         every = [*self.rows, *self.missing]
         for name in facts:
             if every and not any(name in row for row in every):
@@ -107,13 +108,13 @@ class Results:
     def values(self, measure: str, **facts: Any) -> list[float]:
         """The measure of the jobs with these facts, one per seed, in the order of the seeds.
 
-        "a.b" reads b inside a. Jobs that measured nothing finite are left out. ValueError where
-        the facts leave more than the seed open: means over different settings mean nothing.
+        "a.b" is b inside a. Jobs without a finite value are left out. Raises UserError if jobs with
+        these facts differ in more than the seed, since means over settings have no meaning.
         """
         return [float(value) for value in self.by_seed(measure, **facts).values()]
 
     def by_seed(self, measure: str, **facts: Any) -> dict[int, Any]:
-        """Seed -> measure, for comparisons paired by seed."""
+        """{seed: measure}, for comparisons paired by seed."""
         self._check(measure)
         found: dict[int, Any] = {}
         rows = [row for row in self.where(**facts).rows if _at(row, measure) is not None]
@@ -126,25 +127,25 @@ class Results:
         return found
 
     def mean(self, measure: str, **facts: Any) -> float:
-        """Mean over seeds; NaN where nothing was measured."""
+        """The mean over seeds; NaN without a value."""
         found = self.values(measure, **facts)
         return sum(found) / len(found) if found else math.nan
 
     def means(
         self, measure: str, along: str, values: Sequence[Any] | None = None
     ) -> dict[Any, float]:
-        """Mean over seeds at each value of the fact (default: all there are) that was measured."""
+        """{value of the fact `along`: mean over seeds}, without values that were not measured."""
         values = self.column(along) if values is None else values
         found = {value: self.mean(measure, **{along: value}) for value in values}
         return {value: mean for value, mean in found.items() if not math.isnan(mean)}
 
     def curve(self, measure: str, **facts: Any) -> list[float]:
-        """Mean over seeds of a measure that is a list; [] where nothing was measured."""
+        """The mean over seeds of a measure that is a list; [] without a value."""
         found = list(self.by_seed(measure, **facts).values())
         return [sum(column) / len(found) for column in zip(*found, strict=True)]
 
     def column(self, name: str) -> list[Any]:
-        """Distinct values of a fact, sorted (numbers before words), of jobs done or missing."""
+        """The distinct values of a fact over all jobs, sorted, numbers before words."""
         every = [*self.rows, *self.missing]
         if every and not any(name in row for row in every):
             raise UserError(f"no job has the fact {unknown(name, self._facts())}")
@@ -171,7 +172,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence with a truth value. `test` sees results of unfinished experiments too."""
+    """A sentence and its test, which is also called with results of unfinished experiments."""
 
     sentence: str
     source: str
@@ -180,9 +181,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Figure:
-    """The paper's figure redrawn: a plotly figure (or its dict), None where nothing can be drawn.
+    """A figure of the paper: `draw` returns a plotly figure (or its dict), or None without results.
 
-    Leave fonts, background and, where you can, colours alone: the page sets them for both themes.
+    Do not set fonts, background and, if possible, colours: the page sets them for both themes.
     """
 
     title: str
@@ -192,7 +193,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One figure or table: everything that `contrapose reproduce` needs to know of it."""
+    """A figure or table of a paper, with all that `contrapose reproduce` needs."""
 
     name: str  # that of its file
     title: str
@@ -218,7 +219,7 @@ class Experiment:
 
 
 def worded(facts: Mapping[str, Any]) -> str:
-    """`data=cifar10, tau=0.07`."""
+    """The facts as text, such as `data=cifar10, tau=0.07`."""
     return ", ".join(f"{name}={value}" for name, value in facts.items()) or "all jobs"
 
 
@@ -227,7 +228,7 @@ def _has(row: Row, facts: Mapping[str, Any]) -> bool:
 
 
 def _at(row: Row, measure: str) -> Any:
-    """The value of "a.b" in nested dicts; None where there is none or it is not finite."""
+    """The value of "a.b" in nested dictionaries; None if it is missing or not finite."""
     value: Any = row
     for part in [measure] if measure in row else measure.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,6 +1,6 @@
-"""Measures of a trained encoder: functions (Trained) -> dict of numbers or lists.
+"""Measures of a trained encoder: functions from `Trained` to a dictionary of numbers or lists.
 
-A measure of your own stands in your file; its arguments are set by functools.partial.
+Your own measures are functions in your file; set their arguments with functools.partial.
 """
 
 from jaxtyping import Int
@@ -19,7 +19,8 @@ CRITERION = "instance_retrieval"  # the measure that stands in for accuracy with
 
 
 def linear_probe(of: Trained, *, l2: float | None = None) -> dict[str, float]:
-    """Test accuracy of logistic regression on h, solved; l2 chosen on held-out training rows."""
+    """Test accuracy of logistic regression on h (L-BFGS); l2 is chosen on held-out training
+    rows."""
     x, y = of.of_train.h.to(of.device), of.labels(of.train)
     fitted = probes.linear_probe(x, y, l2=probes.DECADES if l2 is None else l2, seed=of.seed)
     return {"linear_probe": _share(fitted.predict(of.of_test.h.to(of.device)), of)}
@@ -43,9 +44,9 @@ def knn(of: Trained, *, k: int = 200) -> dict[str, float]:
 
 
 def uniformity(of: Trained) -> dict[str, float]:
-    """L_uniform (t = 2) of z of the test images without augmentation; negative is even.
+    """L_uniform (t = 2) of z of the test images without augmentation; lower is more uniform.
 
-    Papers plot its negative, which is given as `minus_uniformity` beside it.
+    Papers plot -L_uniform, which is also returned, as `minus_uniformity`.
     """
     value = geometry.uniformity(of.of_test.z.to(of.device))
     return {"uniformity": value, "minus_uniformity": -value}
@@ -64,16 +65,16 @@ def effective_rank(of: Trained) -> dict[str, float]:
 
 
 def local_separation(of: Trained, *, k: int = 10) -> dict[str, list[float]]:
-    """Similarity of two views of a test image, then of its k nearest others; mean over anchors."""
+    """Mean similarity of two views of a test image, followed by those to its k nearest others."""
     z, group = of.views_of_test
     return {"local_separation": geometry.local_separation(z, group, k=k).tolist()}
 
 
 def without_labels(of: Trained) -> dict[str, float]:
-    """What may stand in for an accuracy where there are no labels, of test images and their views.
+    """Signals that may replace accuracy without labels, of test images and their views.
 
-    Effective ranks of h and z (RankMe), LiDAR of h, and how often the other view of an image is
-    the nearest by h.
+    Effective ranks of h and z (RankMe), LiDAR of h, and instance retrieval: how often the nearest
+    neighbour of a view, by h, is the other view of the same image.
     """
     few = balanced(of.test, min(VIEWS_OF, len(of.test)))
     h, group = embed_views(
@@ -88,7 +89,7 @@ def without_labels(of: Trained) -> dict[str, float]:
 
 
 def _share(predicted: Int[Tensor, " N"], of: Trained) -> float:
-    """Share of the labelled test images whose class is named."""
+    """The accuracy of predicted classes on the test images with a label."""
     label = of.labels(of.test)
     known = label >= 0
     return float((predicted[known] == label[known]).double().mean())

@@ -1,4 +1,4 @@
-"""The standard job of an experiment: train an encoder, going on after a kill, and measure it.
+"""The standard job of an experiment: train an encoder and measure it; continues after a kill.
 
     Job(
         name="digits-tau0.1-seed0", facts={"tau": 0.1}, seed=0,
@@ -39,7 +39,7 @@ VIEWS_OF = 2000  # test images of which views are embedded
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a measure is given; embeddings are made once, when first asked for."""
+    """A trained encoder and its images, for measures; embeddings are computed once, on access."""
 
     encoder: Encoder
     recipe: Recipe
@@ -59,7 +59,7 @@ class Trained:
 
     @cached_property
     def views_of_test(self) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-        """z of two views of up to VIEWS_OF test images, and which image each row shows."""
+        """(z of two views of up to VIEWS_OF test images, the image that each row shows)."""
         few = balanced(self.test, min(VIEWS_OF, _usable(self.test)))
         return embed_views(
             self.encoder, few, self.recipe.policy, seed=self.seed, device=self.device
@@ -96,15 +96,16 @@ def trained(
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[str, Any]:
-    """What the measures find in an encoder trained in `folder`/run, its time and its images.
+    """The measures of an encoder trained in `folder`/run, the time of training and its images.
 
     images: a name or path as for `contrapose train`, or a function (split="train" or "test") ->
-    ImageSet; where there is no test split a fifth is held out. subset, test_subset: so many images,
-    balanced over the classes, the same for every seed. labels: so many training images keep theirs
-    while training; measures see them all. recipe: as for `contrapose train`, or a
-    function (size, channels) -> Recipe, told the channels of the picture alone; changes, encoder,
-    epochs, batch_size and temperature vary it as there. epochs=0 trains nothing. Checkpoints are
-    removed once everything is measured.
+        ImageSet; without a test split a fifth is held out.
+    subset, test_subset: numbers of images, balanced over classes, the same for every seed.
+    labels: how many training images keep their label for training; measures have all labels.
+    recipe: as for `contrapose train`, or a function (size, channels) -> Recipe, with the number of
+        channels that are a picture. changes, encoder, epochs, batch_size and temperature change it
+        as there; epochs=0 does not train.
+    Checkpoints are removed when everything is measured.
     """
     train, test = both_splits(images, size, subset, test_subset)
     chosen = _chosen(recipe, train)
@@ -164,7 +165,7 @@ def _chosen(recipe: str | Path | Recipe | Callable[..., Recipe], images: ImageSe
 
 
 def _train(folder: Path, recipe: Recipe, images: ImageSet, device: str, precision: str) -> Run:
-    """The finished run in `folder`/run: begun, continued, or found."""
+    """The finished run in `folder`/run, which is started or continued if necessary."""
     path = folder / "run"
 
     def watch(at: Progress) -> None:
@@ -187,7 +188,7 @@ def _finished(run: Run) -> bool:
 
 
 def _usable(images: ImageSet) -> int:
-    """How many images `balanced` can give."""
+    """The number of images that `balanced` can choose from."""
     if images.label is None:
         return len(images)
     return int((images.label >= 0).sum()) or len(images)

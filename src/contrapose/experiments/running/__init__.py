@@ -1,1 +1,1 @@
-"""Running the jobs of experiments: tasks, folders, workers, clusters, and what is collected."""
+"""Running the jobs of experiments: tasks, folders, workers, clusters and collected results."""

@@ -1,4 +1,4 @@
-"""Slurm (by submitit) and Ray: each job of a task as a job of the cluster."""
+"""Running the jobs of a task on a cluster: Slurm (by submitit) or Ray."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ from contrapose.files import HeldElsewhere
 def slurm(
     task: Task, jobs: int, resources: Mapping[str, Any], cluster: str = "slurm"
 ) -> Generator[None]:
-    """An array of Slurm jobs by submitit, `jobs` of them at a time; ends when they have."""
+    """Run the task as an array of Slurm jobs, `jobs` at a time; ends when all have ended."""
     submitit = library("slurm")
     executor = submitit.AutoExecutor(folder=Path(task.folder) / "slurm", cluster=cluster)
     executor.update_parameters(name=Path(task.folder).name, cpus_per_task=task.threads)
@@ -40,7 +40,7 @@ def slurm(
 
 
 class _Requeued:
-    """A job that Slurm preempts is put in the queue again, and goes on in its folder."""
+    """A job that is queued again if Slurm preempts it, and continues in its folder."""
 
     def __call__(self, text: str) -> None:
         run_task(text)
@@ -50,7 +50,7 @@ class _Requeued:
 
 
 def ray(task: Task, jobs: int, resources: Mapping[str, Any]) -> Generator[None]:
-    """One Ray task for each job, on the cluster of RAY_ADDRESS or else on this machine."""
+    """Run one Ray task for each job, on the cluster of RAY_ADDRESS or on this machine."""
     cluster = library("ray")
     mine = not cluster.is_initialized()
     if mine:
@@ -84,12 +84,12 @@ def ray(task: Task, jobs: int, resources: Mapping[str, Any]) -> Generator[None]:
 
 
 def run_task(text: str) -> None:
-    """What a process of Slurm or Ray runs."""
+    """Run a task, given as text, in a process of Slurm or Ray."""
     work(Task.of(text))
 
 
 def _note_lost(task: Task, lost: Mapping[str, Exception | None]) -> None:
-    """Note jobs whose process the cluster lost before they could do so themselves."""
+    """Record an error for jobs whose process was lost by the cluster."""
     for folder in job_folders(task):
         error = lost.get(folder.job.name)
         if error is not None and folder.state == "waiting":

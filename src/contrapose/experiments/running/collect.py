@@ -1,6 +1,6 @@
-"""What the jobs of an experiment found, beside what was published and claimed: experiment.json.
+"""experiment.json: the results of an experiment, its published numbers and claims.
 
-Of unfinished experiments too. The report is made from this file alone.
+It is also written for unfinished experiments. The report is made from this file only.
 """
 
 import json
@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 def collect(task: Task, command: str | None = None) -> Path:
-    """Write experiment.json of what there is; where it lies."""
+    """Write experiment.json from the finished jobs; returns its path."""
     experiment, made = find(task.experiment), job_folders(task)
     found = results(experiment, made)
     value = {
@@ -59,7 +59,7 @@ def collect(task: Task, command: str | None = None) -> Path:
 
 
 def results(experiment: Experiment, made: Sequence[JobFolder]) -> Results:
-    """The measures of finished jobs, and which jobs have none."""
+    """The measures of the finished jobs, and the missing jobs."""
     rows, missing = [], []
     for folder in made:
         if folder.state == "finished" and (result := folder.read("result.json")) is not None:
@@ -95,7 +95,7 @@ def _tested(claim: Claim, found: Results) -> Verdict:
 
 
 def _published(number: Published, found: Results) -> dict[str, Any]:
-    """The number with ours beside it: mean, spread and count of seeds; or why there is none."""
+    """A published number with the measured mean, deviation and seeds, or why there are none."""
     why, ours = "", []
     try:
         ours = found.values(number.measure, **number.at)
@@ -150,7 +150,7 @@ def _job(folder: JobFolder) -> dict[str, Any]:
 
 
 def _environments(made: Sequence[JobFolder]) -> list[Mapping[str, Any]]:
-    """Where the results were made, each with the number of jobs."""
+    """The machines and versions of the results, each with its number of jobs."""
     found: dict[str, dict[str, Any]] = {}
     for folder in made:
         result = folder.read("result.json") if folder.state == "finished" else None

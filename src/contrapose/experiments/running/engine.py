@@ -1,10 +1,10 @@
-"""`contrapose reproduce`: what is missing of an experiment is run, here, on Slurm or on Ray.
+"""`contrapose reproduce`: runs the missing jobs of an experiment, here, on Slurm or on Ray.
 
     OUT/NAME-SCALE/JOB/...           a folder for each job (folders.py)
     OUT/NAME-SCALE/experiment.json   everything measured, published and claimed (collect.py)
 
-The jobs' folders are the only state. Finished jobs are skipped, jobs that another process holds are
-left to it, and whatever was killed is begun again where its folder stands.
+The folders of the jobs are the only state. Finished jobs are skipped, jobs that another process has
+locked are left to it, and a killed job continues from its folder.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ TRIES = 3  # workers that may end without a reason
 
 
 class StoppedByUser(Interrupted):
-    """Ctrl-C or SIGTERM; what is done is kept, and the same command goes on."""
+    """The experiment was stopped by Ctrl-C or SIGTERM; the same command continues it."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far the jobs of an invocation are."""
+    """The state of the jobs of an invocation."""
 
     finished: tuple[str, ...]
     failed: tuple[str, ...]
@@ -53,7 +53,7 @@ class Standing:
 
     @property
     def elsewhere(self) -> int:
-        """Jobs neither finished nor failed: held by another process, or not begun."""
+        """Number of jobs neither finished nor failed: of another process, or not started."""
         return self.total - len(self.finished) - len(self.failed)
 
 
@@ -70,12 +70,14 @@ def reproduce(
     begin: Callable[[Experiment, Task, Standing], None] = lambda experiment, task, at: None,
     watch: Callable[[Standing], None] = lambda at: None,
 ) -> tuple[Task, Standing]:
-    """Run what is missing of the experiment `which`; what there was to do, and how it stands.
+    """Run the missing jobs of the experiment `which`; returns the task and its state.
 
-    jobs: processes at a time, each with its share of the cores. resources: for Slurm submitit's
-    parameters (timeout_min=600, slurm_partition="gpu", gpus_per_node=1 ...), for Ray those of a
-    task (num_gpus=0.25 ...). redo: where a folder holds the result of another call, set that folder
-    aside and run the job anew; without it ChangedCallError. Raises StoppedByUser after Ctrl-C.
+    jobs: number of processes at a time, which share the cores.
+    resources: for Slurm the parameters of submitit (timeout_min=600, slurm_partition="gpu",
+        gpus_per_node=1 ...), for Ray those of a task (num_gpus=0.25 ...).
+    redo: if a folder has the result of another call, rename the folder and run the job again;
+        without it ChangedCallError.
+    Raises StoppedByUser after Ctrl-C.
     """
     resources = resources or {}
     threads = {"slurm": resources.get("cpus_per_task", 4), "ray": resources.get("num_cpus")}.get(on)
@@ -104,7 +106,7 @@ def reproduce(
 
 
 class _Watched:
-    """The folders of a task, looked at again and again; results are read once."""
+    """The folders of a task, read repeatedly; each result is read once."""
 
     def __init__(self, task: Task, jobs: int) -> None:
         self.task, self.jobs, self.job_folders = task, jobs, job_folders(task)
@@ -131,7 +133,7 @@ class _Watched:
         return Standing(finished, tuple(failed), running, total, seconds)
 
     def _seconds_left(self, waiting: int, shares: Sequence[float]) -> float | None:
-        """From the mean of the finished jobs; before any is, from how far the running ones are."""
+        """The remaining seconds, by the mean of finished jobs or the progress of running ones."""
         if self.took:
             each = sum(self.took.values()) / len(self.took)
         elif sum(shares) > 0.02:
@@ -142,13 +144,13 @@ class _Watched:
 
 
 def errors(task: Task) -> dict[str, str]:
-    """Job -> the last line of what went wrong."""
+    """{job: the last line of its error}."""
     found = {folder.job.name: folder.read("error.json") for folder in job_folders(task)}
     return {name: str(error["error"]) for name, error in found.items() if error is not None}
 
 
 def _local(task: Task, jobs: int, resources: Mapping[str, Any]) -> Generator[None]:
-    """Processes that go through the list by themselves; one that dies is replaced."""
+    """Run worker processes, each through the whole list of jobs; one that dies is replaced."""
     waiting = sum(folder.state in ("waiting", "failed") for folder in job_folders(task))
     workers = {number: _start(task, number) for number in range(min(jobs, waiting))}
     unexplained = 0
@@ -192,14 +194,14 @@ def _start(task: Task, number: int) -> "subprocess.Popen[bytes]":
 
 
 def _gpu(number: int) -> dict[str, str]:
-    """Where there are several GPUs, each worker sees one of them, in turn."""
+    """The environment that shows a worker one of several GPUs, in turn."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = range(torch.cuda.device_count()) if visible is None else visible.split(",")
     return {"CUDA_VISIBLE_DEVICES": str(gpus[number % len(gpus)])} if len(gpus) > 1 else {}
 
 
 def _mourn(task: Task, pid: int, code: int) -> bool:
-    """Note the job that a dead worker ran; whether there was one."""
+    """Record an error for the job of a dead worker; True if it had one."""
     for folder in job_folders(task):
         at = folder.read("running.json")
         if at is None or (at["pid"], at["host"]) != (pid, socket.gethostname()):
@@ -217,7 +219,7 @@ def _mourn(task: Task, pid: int, code: int) -> bool:
 
 
 def _end(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Ask the workers to save and end; those that do not, or at a second Ctrl-C, are killed."""
+    """Ask the workers to save and end; kill those that do not, and all at a second Ctrl-C."""
     for worker in workers:
         worker.terminate()
     try:
@@ -240,7 +242,7 @@ _RUNNERS: dict[str, Callable[..., Generator[None]]] = {
 
 
 def _refuse_changed(task: Task, redo: bool) -> None:
-    """Results of another call are never taken for this one's."""
+    """ChangedCallError if a folder has the result of another call; with `redo` rename it."""
     changed = [folder for folder in job_folders(task) if folder.state == "changed"]
     if changed and not redo:
         first = changed[0]
@@ -262,7 +264,7 @@ def _signal_name(number: int) -> str:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends an invocation as Ctrl-C does."""
+    """A context in which SIGTERM ends an invocation as Ctrl-C does."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

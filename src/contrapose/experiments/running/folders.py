@@ -1,4 +1,4 @@
-"""The folder of a job: who holds it, what it was asked, how far it is, what it found.
+"""The folder of a job: its lock, its call, its progress and its result.
 
     .lock           held (flock) by the process that runs the job, so that no other does
     job.json        the call that was begun here, and its fingerprint
@@ -8,7 +8,7 @@
     error.json      the traceback, where it failed
     result.json     what it measured
 
-Files are written beside and renamed: a kill at any moment leaves the old file or the new one.
+Files are written atomically: a kill at any moment leaves the old file or the new one.
 """
 
 import contextlib
@@ -51,32 +51,32 @@ SHAPES: dict[str, dict[str, Any]] = {  # what readers of these files rely on
 
 
 class ChangedCallError(UserError):
-    """A folder holds what another call made."""
+    """A folder has the result of another call."""
 
 
 @dataclass(frozen=True)
 class JobFolder:
-    """A job and its folder, which need not exist."""
+    """A job and its folder, which may not exist yet."""
 
     job: Job
     path: Path
 
     @cached_property
     def fingerprint(self) -> str:
-        """Start of a sha256 over the function's name and its keywords."""
+        """The start of a sha256 of the function's name and its keywords."""
         text = json.dumps(described(self.job), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and hold it; HeldElsewhere where another process does."""
+        """A context that makes and locks the folder; HeldElsewhere if another process has it."""
         with said_of(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path):
             yield
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON object of the folder; None where there is none. UserError where it is damaged."""
+        """A JSON object of the folder, or None without the file; UserError if it is damaged."""
         try:
             return read_object(self.path / name, SHAPES[name], remedy="delete it")
         except FileNotFoundError:
@@ -91,7 +91,7 @@ class JobFolder:
 
     @property
     def state(self) -> State:
-        """finished and failed speak of this very call; changed: the folder is another call's."""
+        """The state of the job; "changed" if the folder is of another call."""
         begun = self.read("result.json") or self.read("job.json")
         if begun is not None and begun.get("fingerprint") != self.fingerprint:
             if up_to_date(begun.get("call")) != up_to_date(described(self.job)):
@@ -101,7 +101,7 @@ class JobFolder:
         return "failed" if (self.path / "error.json").exists() else "waiting"
 
     def difference(self) -> str:
-        """In which keywords the call in the folder differs from the job's."""
+        """The keywords in which the call in the folder differs from the job's, in words."""
         begun = self.read("result.json") or self.read("job.json") or {}
         before, now = begun.get("call", {}), described(self.job)
         words = [
@@ -112,7 +112,7 @@ class JobFolder:
         return "; ".join(words)
 
     def set_aside(self) -> Path:
-        """Rename the folder, so that the job begins anew; where it lies now."""
+        """Rename the folder, so that the job starts again; returns its new path."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.before-{number}")).exists():
             number += 1
@@ -120,7 +120,7 @@ class JobFolder:
 
 
 def described(job: Job) -> dict[str, Any]:
-    """The call as JSON gives it back; ValueError where an argument has no description."""
+    """The call as a JSON value; UserError if an argument cannot be described."""
     try:
         text = json.dumps(describe(job.call), default=_path, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ def described(job: Job) -> dict[str, Any]:
 
 
 def begin(folder: JobFolder, invocation: str) -> None:
-    """Note in a locked folder that this process runs the job now."""
+    """Record in a locked folder that this process runs the job now."""
     folder.forget("error.json", "progress.json")
     call = {"call": described(folder.job), "fingerprint": folder.fingerprint}
     folder.write("job.json", call | {"contrapose": __version__})
@@ -141,7 +141,7 @@ def begin(folder: JobFolder, invocation: str) -> None:
 
 
 def finish(folder: JobFolder, measured: Any, seconds: float, environment: dict[str, Any]) -> None:
-    """Write the result; ValueError where it is no dict of numbers, lists and the like."""
+    """Write the result; UserError if it is not a dictionary of numbers, lists and the like."""
     if not isinstance(measured, dict) or not all(isinstance(name, str) for name in measured):
         raise UserError(f"the job gave {type(measured).__name__}; give a dict by measure")
     if known := sorted(measured.keys() & folder.job.coordinates.keys()):
@@ -175,7 +175,7 @@ def fail(folder: JobFolder, invocation: str, error: str, traceback: str) -> None
 
 
 def note_progress(folder: Path, share: float) -> None:
-    """The share of the job that is done, written once a second; a full disk may lose it."""
+    """Write the share of the job that is done, at most once a second; not if the disk is full."""
     path = folder / "progress.json"
     with contextlib.suppress(OSError):
         if not path.exists() or time.time() - path.stat().st_mtime > 1:
@@ -183,7 +183,8 @@ def note_progress(folder: Path, share: float) -> None:
 
 
 def digest(environment: dict[str, Any]) -> str:
-    """Start of a sha256 over what may change a number: versions, machine, threads, precision."""
+    """The start of a sha256 of all that can change results: versions, machine, threads,
+    precision."""
     kept = {k: v for k, v in environment.items() if k not in ("started", "commit")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""A task: which jobs of which experiment, as text that any process can read, and its folders."""
+"""A task: the jobs of an experiment to run, as text for other processes, and their folders."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ STOPPED = 130  # exit status of a worker that was asked to end
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Which jobs, in words that any process understands."""
+    """The jobs of an experiment to run, in values that can be written as text."""
 
     experiment: str  # a name, or the absolute path of a file
     scale: str
@@ -45,7 +45,7 @@ class Task:
 
 @functools.lru_cache(maxsize=4)
 def job_folders(task: Task) -> tuple[JobFolder, ...]:
-    """The jobs of the task in their folders; ValueError for an experiment with two of one name."""
+    """The jobs of the task in their folders; UserError for an experiment with two of one name."""
     experiment = find(task.experiment)
     made = experiment.jobs(task.scale, task.seeds)
     names = [job.name for job in made]
@@ -66,7 +66,7 @@ def job_folders(task: Task) -> tuple[JobFolder, ...]:
 def prepare(
     which: str, *, scale: str | None, seeds: int, jobs: int, out: Path, threads: int | None = None
 ) -> Task:
-    """The request, checked: ValueError that repeats it and says what there is."""
+    """The task of a request; UserError that repeats the request and lists what there is."""
     experiment = find(which)
     if scale is None:
         scale = "cpu" if "cpu" in experiment.costs else next(iter(experiment.costs))

@@ -1,7 +1,7 @@
-"""A process that runs jobs, one after the other: those that are neither done nor held by another.
+"""A worker: a process that runs those jobs of a list that are neither finished nor locked.
 
-Workers need no dispatcher. Each goes through the whole list; the locks of the folders decide who
-does what, between the workers of one invocation as between two machines on one disk.
+Workers need no dispatcher. Each goes through the whole list, and the locks of the folders decide
+which worker runs which job, also between machines with a common disk.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ from contrapose.experiments.running.task import PATIENCE, STOPPED, Task, job_fol
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end."""
+    """The process was asked to end by a signal."""
 
 
 def work(task: Task) -> None:
-    """Run every job of the task that is to be done. A job that fails is noted and left behind."""
+    """Run every unfinished job of the task. An error of a job is recorded, and the next one
+    runs."""
     import torch
 
     torch.set_num_threads(task.threads)
@@ -36,7 +37,7 @@ def work(task: Task) -> None:
 
 
 def attempt(folder: JobFolder, task: Task) -> None:
-    """Run one job in its folder, unless it is done, held, or failed in this invocation before."""
+    """Run one job, unless it is finished, locked, or has failed in this invocation."""
     import numpy as np
     import torch
 
@@ -69,7 +70,7 @@ def attempt(folder: JobFolder, task: Task) -> None:
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """What is printed meanwhile, by libraries in C too, goes to the end of the file."""
+    """A context in which all output, also of C libraries, is appended to the file."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
@@ -87,7 +88,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Stop as by SIGTERM when standard input closes: the process that started this one is gone."""
+    """Stop, as by SIGTERM, when standard input closes because the parent process has ended."""
 
     def wait() -> None:
         while os.read(0, 1024):

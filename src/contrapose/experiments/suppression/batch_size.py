@@ -25,7 +25,7 @@ SMALL = 0.03  # of accuracy: what is called a small impact
 
 
 def grid(middle: int) -> dict[int, tuple[float, ...]]:
-    """Batch -> rates in units of the middle one: each rule carries each of BASES to each batch."""
+    """{batch: rates in units of the middle one}: each of BASES scaled to the batch by each rule."""
     return {
         int(middle * times): tuple(
             sorted({b * times**p for b in BASES for p in (0, *RULES.values())})
@@ -52,7 +52,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def impact_is_small(results: Results) -> Verdict:
-    """The best accuracy over rates, of each batch, within SMALL."""
+    """Whether the best accuracies over rates of all batches are within SMALL."""
     table = _table(results)
     if table is None:
         return Verdict.not_tested("not every batch and rate has a result")
@@ -71,7 +71,7 @@ def impact_is_small(results: Results) -> Verdict:
 
 
 def tuning_matters(results: Results) -> Verdict:
-    """The range over batches is larger at every one rate for all than with tuned rates."""
+    """Whether the range over batches is larger with any common rate than with tuned rates."""
     table = _table(results)
     if table is None:
         return Verdict.not_tested("not every batch and rate has a result")
@@ -86,7 +86,7 @@ def tuning_matters(results: Results) -> Verdict:
 
 
 def root_carries_rates(results: Results) -> Verdict:
-    """Mean accuracy over batches, of the best rate of the middle one carried over by each rule."""
+    """Compare the rules by the mean accuracy over batches, each at its best base rate."""
     table = _table(results)
     if table is None:
         return Verdict.not_tested("not every batch and rate has a result")
@@ -109,7 +109,7 @@ def root_carries_rates(results: Results) -> Verdict:
 
 
 def _table(results: Results) -> dict[int, dict[float, float]] | None:
-    """Batch -> rate -> mean accuracy; None where some is missing."""
+    """{batch: {rate: mean accuracy}}; None if one is missing."""
     batches = [batch for batch in results.column("batch") if batch is not None]
     table = {}
     for batch in batches:

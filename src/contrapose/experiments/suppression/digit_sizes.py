@@ -57,7 +57,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def small_one_falls(results: Results) -> Verdict:
-    """Of sizes above that of the fixed digit, since equal digits cannot be told apart."""
+    """Test only sizes above that of the fixed digit, since equal digits cannot be distinguished."""
     found = _larger(results).where(method=SIMCLR)
     return falls_over(found, "fixed", "varied_px", slack=SLACK)
 
@@ -75,7 +75,7 @@ def small_one_is_suppressed(results: Results) -> Verdict:
 
 
 def _above(results: Results, size: int) -> Verdict:
-    """The larger digit is read better than the small one beside it, by more than SLACK."""
+    """Whether the larger digit is read better than the small one beside it, by over SLACK."""
     large, small = (results.values(name) for name in ("varied", "fixed"))
     if not large:
         return Verdict.not_tested(f"no result at {size} px")
@@ -95,7 +95,7 @@ def _larger(results: Results) -> Results:
 
 
 def scores(results: Results, feature: str) -> Mapping[Any, Any]:
-    """Size of the other digit -> suppression of the feature, against controls of that size."""
+    """{size of the other digit: suppression of the feature}, with controls of that size."""
     found = {}
     for size in results.column("varied_px"):
         here = results.where(varied_px=size)

@@ -88,7 +88,7 @@ def _one(
     method: str,
     label: str = "image",
 ) -> Job:
-    """A run on images with so many digits; None: all. Probes read images with any digit."""
+    """A run on images with `unique` digits (None: all); probes have images with any digit."""
     at = SETTINGS[scale]
     words = f"glyph={at.glyph}, placement={at.placement}, contrast={contrast}"
     probed = f"digits-on-images({at.images}, {at.glyphs}, {words})"
@@ -113,8 +113,10 @@ def _one(
 
 
 def own_digits(of: Trained, *, images: str, unique: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Under `own`, by the number of unique digits: accuracy of a probe of h for the class of the
-    image that is fitted and tested on images with these digits alone, as training has them."""
+    """{"own": {unique digits: accuracy}} of a probe of h for the class of the image.
+
+    It is fitted and tested on images with only these digits, as in training.
+    """
     found = {}
     for count in unique:
         call = f"{images[:-1]}, unique={count})"
@@ -127,7 +129,7 @@ def own_digits(of: Trained, *, images: str, unique: Sequence[int]) -> dict[str, 
 
 
 def glyphs_tested(of: Trained, *, images: ImagesOrName) -> dict[str, int]:
-    """How many different glyphs the test images show."""
+    """The number of different glyphs in the test images."""
     _, test = both_splits(images, of.recipe.size, None, len(of.test))
     return {"glyphs": len(torch.unique(layout(test, torch.arange(len(test))).glyph))}
 

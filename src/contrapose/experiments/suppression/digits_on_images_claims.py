@@ -1,7 +1,7 @@
-"""What `digits_on_images` claims: how the accuracies of image and digit move with unique digits.
+"""The claims of `digits_on_images`: accuracies of image and digit by the number of unique digits.
 
-Every claim is decided beyond twice the standard error of a difference, or not at all. Facts of the
-runs: `contrast` of the images, `unique` digits in training, `method`, `label` of the control.
+A claim is decided only if a difference exceeds twice its standard error. Facts of the runs are the
+`contrast` of the images, the `unique` digits in training, `method`, and the `label` of controls.
 """
 
 import itertools
@@ -45,8 +45,8 @@ def digits_do_not_matter_at_full_contrast(results: Results) -> Verdict:
 
 
 def fainter_images_lose_more(results: Results) -> Verdict:
-    """The accuracy of the image that is lost from the fewest to the most digits, at the lowest
-    contrast less at the highest."""
+    """Compare the loss of accuracy of the image, from the fewest to the most digits, at the lowest
+    contrast with that at the highest."""
     lost = {}
     for contrast in results.column("contrast"):
         found = _by_unique(results.where(contrast=contrast), "image")
@@ -72,7 +72,7 @@ def image_is_learned_beside_one_digit(results: Results) -> Verdict:
 
 
 def labels_lose_less(results: Results) -> Verdict:
-    """What SimCLR loses of the image from the fewest to the most digits, less what labels lose."""
+    """Compare the loss of accuracy of SimCLR, from the fewest to the most digits, with labels'."""
     here = at_contrast(results, min)
     lost = {}
     for name, label in ((SIMCLR, None), (SUPERVISED, "image")):
@@ -86,7 +86,7 @@ def labels_lose_less(results: Results) -> Verdict:
 
 
 def labels_are_unaffected(results: Results) -> Verdict:
-    """Within UNAFFECTED between the fewest and the most digits, at every contrast."""
+    """Whether labels change by at most UNAFFECTED from the fewest to the most digits."""
 
     def test(contrast: float) -> Verdict:
         found = unaffected(results.where(contrast=contrast), method=SUPERVISED, label="image")
@@ -106,8 +106,8 @@ def image_is_suppressed_beside_its_own_digits(results: Results) -> Verdict:
 
 
 def gain_shrinks_beside_its_own_digits(results: Results) -> Verdict:
-    """What SimCLR adds to untrained weights with the fewest digits, less what it adds with the
-    most; probes see the digits of training alone."""
+    """Compare the gain of SimCLR over untrained weights with the fewest digits and with the most;
+    probes have only the digits of training."""
     here = at_contrast(results, min)
     gains = {}
     for unique in here.where(method=SIMCLR).column("unique"):
@@ -124,14 +124,14 @@ def gain_shrinks_beside_its_own_digits(results: Results) -> Verdict:
 
 
 def at_contrast(results: Results, choose: Callable[..., float]) -> Results:
-    """The runs at the lowest (min) or highest (max) contrast there is."""
+    """The runs at the lowest (min) or highest (max) contrast."""
     contrasts = results.column("contrast")
     return results.where(contrast=choose(contrasts)) if contrasts else results
 
 
 def ends_apart(results: Results, measure: str, *, sign: int) -> Verdict:
-    """Is SimCLR's accuracy with the most unique digits higher (sign 1) or lower (-1) than with the
-    fewest, by more than twice the standard error of the difference?"""
+    """Whether SimCLR's accuracy with the most unique digits is higher (sign 1) or lower (-1) than
+    with the fewest, by over twice the standard error of the difference."""
     found, n = _by_unique(results, measure), _units(results, measure)
     if len(found) < 2 or math.isnan(n):
         return Verdict.not_tested("not every number of digits has a result")
@@ -141,7 +141,7 @@ def ends_apart(results: Results, measure: str, *, sign: int) -> Verdict:
 
 
 def changes(results: Results, measure: str, *, sign: int) -> Verdict:
-    """As `ends_apart`, and no step between goes the other way by more than twice its error."""
+    """As `ends_apart`, and no step between is opposite by over twice its error."""
     whole, found = ends_apart(results, measure, sign=sign), _by_unique(results, measure)
     against = []
     for few, many in itertools.pairwise(sorted(found)):
@@ -154,8 +154,8 @@ def changes(results: Results, measure: str, *, sign: int) -> Verdict:
 
 
 def unaffected(results: Results, *, method: str, label: str | None) -> Verdict:
-    """Do the fewest and the most unique digits differ in the accuracy of the image by at most
-    UNAFFECTED, beyond twice the standard error? One contrast."""
+    """Whether the accuracy of the image with the fewest and the most unique digits differs by at
+    most UNAFFECTED, beyond twice the standard error, at one contrast."""
     found = _by_unique(results, "image", method=method, label=label)
     if len(found) < 2:
         return Verdict.not_tested("not every number of digits has a result")
@@ -165,8 +165,8 @@ def unaffected(results: Results, *, method: str, label: str | None) -> Verdict:
 
 
 def _units(results: Results, measure: str) -> float:
-    """Independent test cases of an accuracy: images; of the digit no more than there are glyphs.
-    NaN where these are not counted yet."""
+    """Number of independent test cases: the images; for the digit at most the number of glyphs.
+    NaN if these are not counted yet."""
     n = min((float(row["n_test"]) for row in results.rows), default=math.nan)
     if measure != "digit":
         return n
@@ -175,7 +175,7 @@ def _units(results: Results, measure: str) -> float:
 
 
 def _by_unique(results: Results, measure: str, **facts: Any) -> dict[int, dict[int, float]]:
-    """Unique digits -> seed -> accuracy, SimCLR's by default; {} where one has no result."""
+    """{unique digits: {seed: accuracy}}, by default of SimCLR; {} if one has no result."""
     chosen = results.where(**({"method": SIMCLR} | facts))
     found = {k: chosen.by_seed(measure, unique=k) for k in chosen.column("unique")}
     return found if all(found.values()) else {}
@@ -190,8 +190,8 @@ def _spread(by_seed: Mapping[int, float]) -> str:
 
 
 def scores(results: Results, feature: str) -> Mapping[Any, Any]:
-    """Unique digits -> suppression, of the runs at one contrast; the control of the image learned
-    it with the fewest unique digits."""
+    """{unique digits: suppression} of the runs at one contrast; the control learned the image with
+    the fewest unique digits."""
     taught = results.where(method=SUPERVISED, label=feature)
     control: dict[str, Any] = {"method": SUPERVISED, "label": feature}
     control |= {"unique": min(taught.column("unique"), default=None, key=lambda k: k or 0)}
@@ -205,8 +205,8 @@ def scores(results: Results, feature: str) -> Mapping[Any, Any]:
 
 
 def own_scores(results: Results) -> dict[int, Suppression | None]:
-    """Unique digits -> suppression of the image by probes of images with these digits alone, of the
-    runs at one contrast; the control learned labels with as many digits."""
+    """{unique digits: suppression} at one contrast, by probes of images with only these digits; the
+    control learned labels with as many digits."""
     found: dict[int, Suppression | None] = {}
     for unique in results.where(method=SIMCLR).column("unique"):
         here = {"unique": unique, "label": None, "method": SIMCLR}

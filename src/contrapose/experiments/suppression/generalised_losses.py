@@ -71,7 +71,7 @@ def alike(results: Results, layers: int) -> Verdict:
 
 
 def deeper_is_more_alike(results: Results) -> Verdict:
-    """The range over losses is smaller with the deepest head than with the shallowest."""
+    """Whether the range over losses is smaller with the deepest head than with the shallowest."""
     sizes, words, means = [], [], []
     for layers in (LAYERS[0], LAYERS[-1]):
         means = [results.mean("image", loss=x, layers=layers, tau=None) for x in LOSSES]
@@ -86,7 +86,7 @@ def deeper_is_more_alike(results: Results) -> Verdict:
 
 
 def best_weight_falls(results: Results) -> Verdict:
-    """The weight with the best accuracy never rises with the temperature, and falls over all."""
+    """Whether the best weight never rises with the temperature, and falls in all."""
     table = _plane(results, "image")
     if table is None:
         return Verdict.not_tested("not all of the plane has a result")
@@ -102,7 +102,7 @@ def best_weight_falls(results: Results) -> Verdict:
 
 
 def weight_spreads_as_cold_does(results: Results) -> Verdict:
-    """More weight makes z more uniform at every temperature, more warmth less at every weight."""
+    """Whether uniformity rises with the weight and falls with the temperature, at all others."""
     table = _plane(results, "minus_uniformity")
     if table is None:
         return Verdict.not_tested("not all of the plane has a result")
@@ -123,7 +123,7 @@ def _pairs(values: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _plane(results: Results, measure: str) -> dict[float, dict[float, float]] | None:
-    """tau -> weight -> mean, all of the plane that was asked for; None where some is missing."""
+    """{tau: {weight: mean}} for the whole plane; None if one is missing."""
     plane = results.where(loss=PLANE)
     table = {
         tau: {w: plane.mean(measure, tau=tau, weight=w) for w in plane.column("weight")}

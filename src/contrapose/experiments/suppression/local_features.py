@@ -100,11 +100,11 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def on_canvases(of: Trained, *, count: int, stages: int, restarts: int) -> dict[str, Any]:
-    """Adjusted mutual information of clusters with the digits that are known to lie there.
+    """Adjusted mutual information of clusters of positions with the known digits there.
 
-    `what`: clusters shared by all images against the class of the digit at a position; `where`:
-    clusters of each image against which of its digits it is. Positions outside digits are a class.
-    The best over stages and K, and the best of the pixels under the same grids.
+    `what`: clusters shared by all images, and the class of the digit at a position. `where`:
+    clusters of each image, and which of its digits it is. Positions outside digits are a class.
+    The best over stages and K, and the best of pixels on the same grids.
     """
     images = of.test.subset(evenly(len(of.test), count))
     at = layout(images, torch.arange(len(images)))
@@ -126,10 +126,10 @@ def on_canvases(of: Trained, *, count: int, stages: int, restarts: int) -> dict[
 def on_photographs(
     of: Trained, *, looked_at: Sequence[str], side: int, count: int, stages: int, restarts: int
 ) -> dict[str, Any]:
-    """How much of the clusters of one K those of the next one tell, mean over K; pages to browse.
+    """The uncertainty coefficient of clusters given those of the next larger K, mean over K.
 
-    The last stage and the pixels under its grid, of each image by itself and of all together. A
-    trained encoder's pages lie beside its run: `maps-coco128.html`.
+    Of the last stage and of the pixels on its grid, for each image and for all together. Also
+    writes pages to browse beside the run of a trained encoder: `maps-coco128.html`.
     """
     values: dict[str, list[float]] = {}
     for name in looked_at:

@@ -33,7 +33,7 @@ def canvases(
 ) -> ImageSet:
     """`many_digits` of glyphs resized to `glyph` px, on a canvas four of them wide.
 
-    named: the label is the class of one of its digits, drawn at random, whatever else is there.
+    named: the label is the class of one of its digits, drawn at random.
     """
     opened = open_images(glyphs, split=split, size=glyph, channels=1)
     made = many_digits(opened, digits=digits, placement=placement)
@@ -68,7 +68,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def learns_digits(results: Results) -> Verdict:
-    """Clearly above the encoder before training, with any number of digits."""
+    """Whether SimCLR is clearly above the untrained encoder with any number of digits."""
 
     def test(placement: str, n: int) -> Verdict:
         there = {"placement": placement, "method": UNTRAINED}
@@ -80,7 +80,7 @@ def learns_digits(results: Results) -> Verdict:
 
 
 def many_cost_little(results: Results) -> Verdict:
-    """One digit is not better than eight by more than STILL."""
+    """Whether one digit is better than eight by at most STILL."""
 
     def test(placement: str) -> Verdict:
         here = {"placement": placement, "method": SIMCLR}

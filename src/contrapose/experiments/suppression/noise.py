@@ -8,8 +8,10 @@ from contrapose.experiments.form import Results, Verdict
 
 
 def noise(results: Results, value: float) -> float:
-    """Twice the standard error of the difference of two accuracies near `value`, by the test images
-    alone, counted anew for every seed."""
+    """Twice the standard error of the difference of two accuracies near `value`.
+
+    It is of the test images alone, counted once for every seed.
+    """
     n = min(row["n_test"] for row in results.rows) * len(results.column("seed"))
     return 2 * math.sqrt(2 * value * (1 - value) / n)
 
@@ -17,12 +19,12 @@ def noise(results: Results, value: float) -> float:
 def difference(
     here: Mapping[int, float], there: Mapping[int, float], n: float
 ) -> tuple[float, float]:
-    """Mean difference of two accuracies (seed -> value) and its standard error; NaN without a
-    common seed.
+    """(mean difference of two accuracies {seed: value}, its standard error); NaN without a common
+    seed.
 
-    error^2 = (p q + p' q') / n + var(differences) / seeds: n test images, which are the same for
-    every seed, so that more seeds do not lessen their part; then the seeds. Both accuracies are of
-    the same images, which is not used, so that the error is too large rather than too small.
+    error^2 = (p q + p' q') / n + var(differences) / seeds. The n test images are the same for every
+    seed, so that more seeds do not reduce the first term. That both accuracies are of the same
+    images is not used, so the error is rather too large than too small.
     """
     seeds = sorted(here.keys() & there.keys())
     if not seeds:
@@ -35,8 +37,8 @@ def difference(
 
 
 def decided(gap: float, error: float, words: str) -> Verdict:
-    """A verdict that holds where gap >= 2 error, does not where gap <= -2 error, and is undecided
-    between; `words` are its evidence."""
+    """A verdict that holds if gap >= 2 error, does not if gap <= -2 error, and is undecided
+    otherwise; `words` are its evidence."""
     if not abs(gap) >= 2 * error:
         return Verdict(None, f"undecided, within the noise: {words}")
     return Verdict(gap > 0, words)

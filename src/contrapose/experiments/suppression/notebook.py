@@ -1,8 +1,8 @@
-"""The network, data and training loop of S0's random-bits notebook, ported detail by detail.
+"""A port of S0's random-bits notebook: its network, data and training loop.
 
-Everything is the notebook's: TensorFlow's crops, Keras's layers and Adam, the order of TensorFlow
-Datasets in the same batches every epoch, one pass for each view. `Details` lists what a port
-easily misses.
+All details are those of the notebook: TensorFlow's crops, Keras's layers and Adam, the order of
+TensorFlow Datasets with the same batches in every epoch, one forward pass for each view. `Details`
+lists those that a port can easily miss.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ Loss = Callable[..., Float[Tensor, ""]]  # (z_a, z_b, temperature=)
 def cross_view(
     a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, temperature: float
 ) -> Float[Tensor, ""]:
-    """InfoNCE of view a among views b, plus that of view b among views a: B - 1 negatives each."""
+    """InfoNCE of view a among views b, plus that of b among a, with B - 1 negatives each."""
     return 2 * clip(a, b, scale=1 / temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What the notebook does, and often by a library's default."""
+    """The details of the notebook, many of them defaults of its library."""
 
     network: Callable[..., nn.Module] = notebook_conv  # (channels=) -> image to h
     start: Callable[[nn.Module], nn.Module] = keras_defaults
@@ -59,7 +59,7 @@ NOTEBOOK = Details()
 
 
 class Network(nn.Module):
-    """Image and bits -> h, z and the classifier's logits."""
+    """The network from image and bits to h, z and the logits of the classifier."""
 
     def __init__(self, bits: int, classes: int, details: Details = NOTEBOOK) -> None:
         super().__init__()
@@ -161,9 +161,9 @@ def cell(
     batch_size: int = 1000,
     details: Details = NOTEBOOK,
 ) -> dict[str, float]:
-    """Train and test one cell.
+    """Train and test one cell of the table.
 
-    The seed decides weights and crops. The bits are hashed from the pixels, the same for all seeds.
+    The seed determines weights and crops. Bits are hashed from pixels, the same for all seeds.
     """
     keep_freed_memory()
     train, test = (with_bits(images, split, bits) for split in ("train", "test"))
@@ -182,7 +182,7 @@ def cell(
 
 
 def read_out(network: Network, train: "Digits", test: "Digits", seed: int) -> dict[str, float]:
-    """What the classifier trained along, a solved one and least squares read from h."""
+    """Accuracies from h: of the jointly trained classifier, of logistic regression, of the bits."""
     network.eval()
     some = Digits(train.pixel[:PROBED], train.bits[:PROBED], train.label[:PROBED], train.classes)
     h, h_test = (represented(network, part) for part in (some, test))
@@ -284,9 +284,9 @@ def _bits_of(images: ImageSet, bits: int) -> Float[Tensor, "N b"]:
 
 
 def tfds_order(n: int, split: str) -> Int[Tensor, " n"]:
-    """Position of each image in the files of a set that TensorFlow Datasets stores in one shard.
+    """The order of images in TensorFlow Datasets, for a set that it stores in one shard.
 
-    It sorts by the md5 of the split's name and the position as text.
+    It sorts them by the md5 of the split's name and the position as text.
     """
     keys = [hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False).digest() for i in range(n)]
     return torch.tensor(sorted(range(n), key=keys.__getitem__))
@@ -295,7 +295,7 @@ def tfds_order(n: int, split: str) -> Int[Tensor, " n"]:
 def _batches(
     order: str, n: int, batch_size: int, generator: Generator
 ) -> Iterator[Int[Tensor, " B"]]:
-    """Batches without end; the images are in the notebook's order already."""
+    """An endless iterator of batches; the images are already in the notebook's order."""
     if order not in ("notebook", "file", "shuffled"):
         raise UserError(f"order {order!r}; use 'notebook', 'file' or 'shuffled'")
     index = torch.arange(n)
@@ -309,7 +309,7 @@ def _batches(
 
 @torch.no_grad()
 def represented(network: Network, images: Digits) -> Float[Tensor, "N 128"]:
-    """h of the images as they are, without augmentation."""
+    """h of the images without augmentation."""
     pieces = torch.split(torch.arange(len(images.pixel)), 1000)
     return torch.cat([network.represent(images.pixel[p] / 255, images.bits[p]) for p in pieces])
 
@@ -319,7 +319,7 @@ def _share(named: Int[Tensor, " N"], label: Int[Tensor, " N"]) -> float:
 
 
 def _bits_readable(h: Tensor, bits: Tensor, h_test: Tensor, bits_test: Tensor) -> float:
-    """Share of the test images' bits that least squares reads from h; 0.5 is chance."""
+    """Share of the test images' bits that least squares on h predicts; 0.5 is chance."""
     if not bits.shape[1]:
         return math.nan
     one = torch.ones(1)
@@ -329,7 +329,7 @@ def _bits_readable(h: Tensor, bits: Tensor, h_test: Tensor, bits_test: Tensor) -
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks that were freed: fresh pages cost a third of a step here."""
+    """Tell glibc to keep freed large blocks, since new pages take a third of a step here."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD

@@ -1,8 +1,8 @@
 """The protocol of S0 (Chen, Luo & Li, NeurIPS 2021) at three scales, for competing features.
 
-`job` makes one run: images, what the encoder learns from (SimCLR, labels, nothing at all) and what
-varies. Every run is measured alike: a linear probe of h for each feature of the images, and how
-much of the picture a ridge regression still reads. `suppression_of` turns runs into scores.
+`job` makes one run from its images, the method (SimCLR, labels, no training) and what varies. Every
+run has the same measures: a linear probe of h for each feature of the images, and how much of the
+picture a ridge regression reads. `suppression_of` computes scores from runs.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ FEW = 10  # rows of its rarest class below which a probe has its l2 set, not cho
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What differs between the protocol and a run that two cores finish."""
+    """The settings in which a scale differs from the protocol of the paper."""
 
     images: int | None = None  # training images; None: all
     tested: int | None = None  # test images; None: all
@@ -96,7 +96,7 @@ def recipe(
     taught: bool = False,
     positives: Literal["image", "class"] = "image",
 ) -> Recipe:
-    """S0's recipe, scaled down as SCALES says: NT-Xent at 0.2, or this loss.
+    """S0's recipe, scaled down by SCALES: NT-Xent at temperature 0.2, or this loss.
 
     layers: of the projection head. views: a policy in place of SimCLR's. keys: a source of keys for
     losses that need one. batches: which images share a batch. rate: of the paper's optimiser LARS
@@ -191,10 +191,10 @@ def job(
 
 
 def loss_of(name: str, *, temperature: float | None = None, weight: float | None = None) -> Any:
-    """The five losses of D2 at the settings that re-implementers name [R], or at others.
+    """The five losses of D2, with the settings of re-implementations [R] or others.
 
-    Decoupled NT-Xent and SWD are in the notebook's scaling, in which alignment is divided by the
-    width of z: tau = 1 and lambda = 0.1, lambda = 5 belong to it.
+    Decoupled NT-Xent and SWD are scaled as in the notebook, with alignment divided by the width of
+    z; tau = 1, lambda = 0.1 and lambda = 5 are for this scaling.
     """
     if name == NT_XENT:
         return partial(losses.nt_xent, temperature=TAU if temperature is None else temperature)
@@ -212,7 +212,7 @@ def loss_of(name: str, *, temperature: float | None = None, weight: float | None
 
 
 def head_for(loss: Any, *, dim: int, layers: int) -> Callable[..., nn.Module]:
-    """`mlp`, whose z has unit length but for losses with a prior on the plane (normal, cube)."""
+    """`mlp`; its z has unit length, except for losses with a prior in R^D (normal, cube)."""
     planar = (losses.gcl_swd_normal, losses.gcl_swd_hypercube)
     as_it_is = {"unit_length": False} if getattr(loss, "func", loss) in planar else {}
     return partial(mlp, dim=dim, layers=layers, **as_it_is)
@@ -228,10 +228,10 @@ def feature_accuracies(
     subset: tuple[int | None, int | None] = (None, None),
     size: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of a probe of h for every feature, that of guessing, and two R2 of the pictures.
+    """Accuracy of a linear probe of h for every feature, that of guessing, and two R2 of pictures.
 
-    images: other ones than those of training, as many of either split as `subset` says. Features of
-    which there are many are averaged: `bits_read` over `bit 0`, `bit 1` ..., `holds` over digits.
+    images: other images than those of training; subset: how many of each split. Features of one
+    kind are averaged: `bits_read` over `bit 0`, `bit 1` ..., `holds` over digits.
     """
     train, test = of.train, of.test
     h, of_test = of.of_train.h, of.of_test.h
@@ -254,9 +254,9 @@ def feature_accuracies(
 
 
 def raw_pixels(of: Trained, *, images: ImagesOrName | None = None) -> dict[str, Any]:
-    """Under `raw`: accuracy of the same probes on the pixels of the images, at the encoder's size.
+    """{"raw": accuracies of the same probes on the pixels of the images, at the encoder's size}.
 
-    images: as in `feature_accuracies`; as many of either split as the run has.
+    images: as in `feature_accuracies`, as many of each split as the run has.
     """
     train, test = of.train, of.test
     if images is not None:
@@ -275,7 +275,7 @@ def probed_features(
     device: str,
     seed: int,
 ) -> dict[str, Any]:
-    """{feature: accuracy}, and under `chance` that of naming the most common class."""
+    """{feature: accuracy}, with "chance": {feature: accuracy of the most common class}."""
     found: dict[str, list[float]] = {}
     guessed: dict[str, list[float]] = {}
     label, tested = features_of(train), features_of(test)
@@ -305,7 +305,7 @@ def _kind(feature: str) -> str:
 
 
 def rises_over(results: Results, measure: str, along: str, *, slack: float) -> Verdict:
-    """Never falls by more than `slack` below what it had reached, and rises by more in all."""
+    """Whether the mean never falls by over `slack` below its maximum so far, and rises by more."""
     steps = evidence.rises(results, measure, along, slack=slack)
     at = [{along: value} for value in results.column(along) if value is not None]
     if len(at) < 2:
@@ -314,7 +314,7 @@ def rises_over(results: Results, measure: str, along: str, *, slack: float) -> V
 
 
 def falls_over(results: Results, measure: str, along: str, *, slack: float) -> Verdict:
-    """As `rises_over`, downwards."""
+    """As `rises_over`, with rising and falling exchanged."""
     steps = evidence.falls(results, measure, along, slack=slack)
     at = [{along: value} for value in results.column(along) if value is not None]
     if len(at) < 2:
@@ -330,9 +330,9 @@ def suppression_of(
     supervised: Mapping[str, Any],
     untrained: Mapping[str, Any],
 ) -> Suppression | None:
-    """Of the run with the facts `here`, against its controls; accuracies are means over seeds.
+    """The suppression of a feature by the run with the facts `here`, relative to its controls.
 
-    None where one of the three has no result.
+    Accuracies are means over seeds. None if one of the three has no result.
     """
 
     numbers = [results.mean(feature, **facts) for facts in (here, supervised, untrained)]
@@ -345,7 +345,7 @@ def suppression_of(
 
 
 def scored(found: Mapping[Any, Suppression | None]) -> str:
-    """`suppression 16: 0.42 (0.03), 64: 0.12 (0.04)`: scores, standard errors by test images."""
+    """Scores with standard errors as text: `suppression 16: 0.42 (0.03), 64: 0.12 (0.04)`."""
     listed = ", ".join(
         f"{at}: {s.score:.2f} ({s.error:.2f})" for at, s in found.items() if s is not None
     )
@@ -355,7 +355,7 @@ def scored(found: Mapping[Any, Suppression | None]) -> str:
 def suppression_chart(
     found: Mapping[str, Mapping[Any, Suppression | None]], along: str, **more: Any
 ) -> Chart:
-    """A line of scores for each name; `more` as in `line`."""
+    """A chart with a line of scores for each name; more: as in `line`."""
     lines = [_line_of_scores(name, scores, **more) for name, scores in found.items()]
     return chart([t for t in lines if t], along, "suppression score")
 
@@ -363,7 +363,7 @@ def suppression_chart(
 def _line_of_scores(
     name: str, found: Mapping[Any, Suppression | None], **more: Any
 ) -> Trace | None:
-    """The scores as a line with their standard errors; None where there is none."""
+    """A line of scores with standard errors; None without scores."""
     known = {at: s for at, s in found.items() if s is not None and not math.isnan(s.score)}
     if not known:
         return None
@@ -376,9 +376,9 @@ def _line_of_scores(
 def more_suppressed(
     results: Results, found: Mapping[Any, Suppression | None], name: str
 ) -> Verdict:
-    """Is more suppressed at the last setting than at the first, beyond twice the standard error?
+    """Whether suppression is higher at the last setting than at the first, by 2 standard errors.
 
-    Undecided where the difference is smaller; not tested where a setting has no result.
+    Undecided if the difference is smaller; not tested if a setting has no result.
     """
     known = [s for s in found.values() if s is not None and not math.isnan(s.score)]
     if len(known) < max(2, len(found)):

@@ -131,7 +131,7 @@ def _one(
 
 
 def plain(results: Results, data: str, method: str = SIMCLR) -> Results:
-    """The runs over bits alone, nothing else varied."""
+    """The runs in which only the number of bits varies."""
     found = results.where(data=data, method=method)
     if method != SIMCLR:
         return found
@@ -164,7 +164,7 @@ def image_is_suppressed(results: Results) -> Verdict:
 
 
 def nothing_else_helps(results: Results) -> Verdict:
-    """Whatever else is varied, with bits the accuracy stays CLEARLY below that without them."""
+    """Whether accuracy with bits stays CLEARLY below that without, whatever else varies."""
     at = _setting(results)
     without = plain(results, at.varied).mean("image", bits=0)
     varied = _varied(results)
@@ -178,7 +178,7 @@ def nothing_else_helps(results: Results) -> Verdict:
 
 
 def _varied(results: Results) -> dict[str, float]:
-    """What was varied, in words -> mean accuracy of the image."""
+    """{what was varied, in words: mean accuracy of the image}."""
     at = _setting(results)
     every = results.where(data=at.varied, bits=at.at, method=SIMCLR)
     rows = [*every.rows, *every.missing]
@@ -194,7 +194,7 @@ def _varied(results: Results) -> dict[str, float]:
 
 
 def scores(results: Results, data: str) -> Mapping[Any, Any]:
-    """Bits -> suppression of the image; its control learned the labels without bits."""
+    """{bits: suppression of the image}; the control learned the labels without bits."""
     here = results.where(data=data)
     usual = {"method": SIMCLR, "loss": NT_XENT, "tau": TAU, "batch": _batch(results, data)}
     return {
@@ -212,7 +212,7 @@ def _batch(results: Results, data: str) -> int | None:
 
 
 def _setting(results: Results) -> Setting:
-    """That of the scale whose sets the results are of."""
+    """The setting of the scale that has the data sets of the results."""
     sets = set(results.column("data"))
     return next((at for at in SETTINGS.values() if sets <= at.sets.keys()), SETTINGS["cpu"])
 
@@ -239,7 +239,7 @@ def suppressed(results: Results) -> Chart:
 
 
 def still_read(results: Results) -> Chart:
-    """What of the pictures ridge regression reads, whose features need no labels."""
+    """A chart of R2 of ridge regression from h to the pictures, which needs no labels."""
     traces = []
     for data in results.column("data"):
         for measure, dash in (("pixels", "solid"), ("network", "dot")):

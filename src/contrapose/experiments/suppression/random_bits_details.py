@@ -104,7 +104,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def moved(results: Results, change: str) -> dict[int, float]:
-    """Bits -> change of the mean accuracy, where both were measured."""
+    """{bits: change of the mean accuracy}, for cells that were measured with and without it."""
     found = {
         bits: results.mean("accuracy", change=change, bits=bits)
         - results.mean("accuracy", change="none", bits=bits)
@@ -114,7 +114,7 @@ def moved(results: Results, change: str) -> dict[int, float]:
 
 
 def none_suffices(results: Results) -> Verdict:
-    """Holds where no change brings the cells nearer to the printed ones."""
+    """Holds if no change brings the cells closer to the printed ones."""
     away = {
         change: statistics.fmean(
             abs(results.mean("accuracy", change=change, bits=p.at["bits"]) - p.value)

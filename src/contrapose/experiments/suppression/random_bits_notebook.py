@@ -63,7 +63,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def every_cell_within(results: Results) -> Verdict:
-    """Holds where every cell's mean over seeds is within 0.10 of the printed value."""
+    """Holds if every cell's mean over seeds is within 0.10 of the printed value."""
     if len(away := _distances(results)) < len(PUBLISHED):
         return Verdict.not_tested(f"{len(away)} of {len(PUBLISHED)} cells have a result")
     found = [near(results, "accuracy", p.value, within=0.1, **p.at) for p in PUBLISHED]
@@ -71,7 +71,7 @@ def every_cell_within(results: Results) -> Verdict:
 
 
 def mean_distance(results: Results) -> Verdict:
-    """Holds where the mean over cells of |mean over seeds - printed| is below 0.04."""
+    """Holds if the mean over cells of |mean over seeds - printed| is below 0.04."""
     away = _distances(results)
     if len(away) < len(PUBLISHED):
         return Verdict.not_tested(f"{len(away)} of {len(PUBLISHED)} cells have a result")
@@ -85,7 +85,7 @@ def mean_distance(results: Results) -> Verdict:
 
 
 def same_order(results: Results) -> Verdict:
-    """Holds where cells of one row or column that are printed APART are ordered as printed."""
+    """Holds if cells of a row or column whose printed values are APART are ordered as printed."""
     if len(_distances(results)) < len(PUBLISHED):
         return Verdict.not_tested("cells without a result")
     ours = {(p.at["bits"], p.at["tau"]): results.mean("accuracy", **p.at) for p in PUBLISHED}
@@ -104,7 +104,7 @@ def same_order(results: Results) -> Verdict:
 
 
 def crowded_out(results: Results) -> Verdict:
-    """Holds where the digit is at chance while the bits can be read."""
+    """Holds if the digit is at chance while the bits can be read."""
     where = {"data": "mnist", "bits": 15, "tau": 0.2}
     if not results.where(**where).rows:
         return Verdict.not_tested("no result at 15 bits, tau 0.2")

@@ -55,7 +55,7 @@ PATCH = 14  # px, side of the views that a decoder paints
 
 @dataclass(frozen=True)
 class Seen:
-    """What a remedy's loss is given; rows of one batch."""
+    """The arguments of a remedy's loss: rows of one batch."""
 
     a: Float[Tensor, "B D"]  # z of one view
     b: Float[Tensor, "B D"]
@@ -73,12 +73,13 @@ Loss = Callable[[Seen], Float[Tensor, ""]]
 
 
 def plain(seen: Seen, *, temperature: float = TAU) -> Float[Tensor, ""]:
-    """The notebook's."""
+    """The loss of the notebook, InfoNCE across views."""
     return cross_view(seen.a, seen.b, temperature=temperature)
 
 
 def per_anchor(seen: Seen, *, perplexity: float = 20.0) -> Float[Tensor, ""]:
-    """Each anchor at the temperature at which it feels so many negatives."""
+    """InfoNCE with a temperature for each anchor, at which its effective negatives are
+    `perplexity`."""
     own = torch.arange(len(seen.a))
     one, other = (
         info_nce(x, y, own, perplexity=perplexity, per="anchor")
@@ -93,15 +94,17 @@ def nearest_only(seen: Seen, *, k: int = 20) -> Float[Tensor, ""]:
 
 
 def reweighted(seen: Seen, *, beta: float = 1.0) -> Float[Tensor, ""]:
-    """Hard negatives by weights (HCL), not debiased."""
+    """Hard negatives by weights (HCL, arXiv 2010.04592), not debiased."""
     z = torch.cat([seen.a, seen.b])
     return 2 * hcl(z, _images(seen), temperature=TAU, beta=beta, tau_plus=0.0)
 
 
 def modified(seen: Seen, *, epsilon: float = 0.1) -> Float[Tensor, ""]:
-    """Implicit feature modification (Robinson et al. 2021, 2106.11230): the mean of the loss as it
-    is and of the one with positives moved away and negatives moved near by epsilon, against what
-    tells them apart most easily."""
+    """Implicit feature modification (Robinson et al. 2021, arXiv 2106.11230).
+
+    The mean of the plain loss and of the loss in which positives are moved away and negatives moved
+    nearer by epsilon, which weakens the features that distinguish them most easily.
+    """
     logits = seen.a @ seen.b.T / TAU
     away = epsilon / TAU * (1 - 2 * torch.eye(len(logits)))
     own = torch.arange(len(logits))
@@ -110,15 +113,17 @@ def modified(seen: Seen, *, epsilon: float = 0.1) -> Float[Tensor, ""]:
 
 
 def within(seen: Seen) -> Float[Tensor, ""]:
-    """InfoNCE within the groups of the batch; the plain one before there are groups."""
+    """InfoNCE within the groups of the batch; the plain loss while there are no groups."""
     if seen.size is None:
         return plain(seen)
     return conditional_info_nce(seen.a, seen.b, size=seen.size, temperature=TAU)
 
 
 def weighted(seen: Seen, *, bandwidth: float = TAU) -> Float[Tensor, ""]:
-    """Conditional negatives in the loss: negative j of anchor i weighs exp((s_ij - 1) / bandwidth),
-    s the similarity in the finder. The same as adding the finder's logits to those of z."""
+    """Conditional negatives by weights: negative j of anchor i weighs exp((s_ij - 1) / bandwidth).
+
+    s_ij is the similarity under the finder, so its logits are added to those of z.
+    """
     if seen.familiar is None:
         return plain(seen)
     logits = seen.a @ seen.b.T / TAU + (seen.familiar @ seen.familiar.T - 1) / bandwidth
@@ -127,20 +132,23 @@ def weighted(seen: Seen, *, bandwidth: float = TAU) -> Float[Tensor, ""]:
 
 
 def reconstructing(seen: Seen, *, weight: float = 30.0) -> Float[Tensor, ""]:
-    """The plain loss, and a linear decoder that paints the view, at 14 px, from all of h."""
+    """The plain loss, plus that of a linear decoder from h to the view at 14 px."""
     return plain(seen) + weight * _painted(seen, seen.h)
 
 
 def split(seen: Seen, *, weight: float = 30.0) -> Float[Tensor, ""]:
-    """What views share against what they do not: z looks at one half of h alone, and the other half
-    paints the view with what the first gives it, no gradient flowing back there."""
+    """Separation of what views share from what they do not.
+
+    z is computed from one half of h only; a decoder reconstructs the view from both halves, without
+    a gradient to the first.
+    """
     half = seen.h.shape[1] // 2
     rest = torch.cat([seen.h[:, :half].detach(), seen.h[:, half:]], dim=1)
     return plain(seen) + weight * _painted(seen, rest)
 
 
 def few_labels(seen: Seen) -> Float[Tensor, ""]:
-    """SupCon in which one image in KNOWN tells its class; the others have their views alone."""
+    """SupCon in which one image in KNOWN has a label; the positives of others are their views."""
     known = seen.index % KNOWN == 0
     group = torch.where(known, seen.label, 10 + torch.arange(len(seen.label)))
     return 2 * supcon(torch.cat([seen.a, seen.b]), group.repeat(2), temperature=TAU)
@@ -157,11 +165,11 @@ def _painted(seen: Seen, h: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """A loss, and which images share a batch.
+    """A loss, and the composition of batches.
 
-    groups: "none" draws batches; "renewed" cuts groups every epoch from the encoder as it is then;
-    "kept" from the finder, the encoder after one plain epoch, once; "asked" also from the finder,
-    of the size that `group_size` finds, and trains on plainly where it finds none.
+    groups: "none" draws batches. "renewed" makes groups in every epoch, from the current encoder.
+        "kept" makes them once, from the finder, which is the encoder after one plain epoch. "asked"
+        makes them from the finder with the size that `group_size` finds, or none if it finds none.
     """
 
     loss: Loss = plain
@@ -202,7 +210,7 @@ def cell(
     batch_size: int = 1000,
     size: int = 40,
 ) -> dict[str, float]:
-    """Train and test one remedy; size: images of a group where the remedy does not ask for it."""
+    """Train and test one remedy. size: of a group, for remedies that do not look for it."""
     keep_freed_memory()
     chosen = REMEDIES[remedy]
     train, test = (with_bits(images, part, bits) for part in ("train", "test"))
@@ -259,7 +267,7 @@ def _visible(h: Float[Tensor, "B F"], remedy: Remedy) -> Float[Tensor, "B F"]:
 def _order(
     remedy: Remedy, n: int, groups: Int[Tensor, "G s"] | None, generator: Generator
 ) -> Int[Tensor, " M"]:
-    """The images of an epoch: groups one after the other, or drawn, or as the set has them."""
+    """The order of images in an epoch: group by group, drawn, or that of the set."""
     if groups is not None:
         rest = torch.ones(n, dtype=torch.bool)
         rest[groups] = False
@@ -302,7 +310,7 @@ def _size(
 
 
 def _untrained(images: Digits, bits: int, seed: int) -> float:
-    """What `told_apart` says of a network with new weights on 8,000 of the images."""
+    """`told_apart` of an untrained network on 8,000 of the images."""
     generator = Generator().manual_seed(seed)
     index = torch.randperm(len(images.pixel), generator=generator)[:8000]
     few = Digits(images.pixel[index], images.bits[index], images.label[index], images.classes)
@@ -339,8 +347,8 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def brings_back(results: Results, *, measure: str) -> Verdict:
-    """Holds where `conditional` reads the digit above 0.80 at 10 bits, and within a point of the
-    plain loss at 0 bits, by that measure."""
+    """Holds if by this measure `conditional` reads the digit above 0.80 at 10 bits, and within 0.01
+    of the plain loss at 0 bits."""
     with_bits_, without = (
         results.by_seed(measure, remedy="conditional", bits=bits) for bits in (10, 0)
     )
@@ -356,7 +364,7 @@ def brings_back(results: Results, *, measure: str) -> Verdict:
 
 
 def suppressed(results: Results) -> Verdict:
-    """Holds where the plain loss reads less of the digit at 10 bits than at none."""
+    """Holds if the plain loss reads less of the digit at 10 bits than at none."""
     return higher(
         results, "readable", {"remedy": "plain", "bits": 0}, {"remedy": "plain", "bits": 10},
         by=0.1,
@@ -364,7 +372,7 @@ def suppressed(results: Results) -> Verdict:
 
 
 def kept_beat_renewed(results: Results) -> Verdict:
-    """Holds where groups kept from the finder beat groups made anew, and both the plain loss."""
+    """Holds if groups kept from the finder beat renewed groups, and both beat the plain loss."""
     at = {"bits": 10}
     return all_of(
         higher(
@@ -375,7 +383,7 @@ def kept_beat_renewed(results: Results) -> Verdict:
 
 
 def no_other_does(results: Results) -> Verdict:
-    """Holds where no remedy without the finder reads the digit above 0.80 at 10 bits."""
+    """Holds if no remedy without the finder reads the digit above 0.80 at 10 bits."""
     others = [n for n, r in REMEDIES.items() if not _looks(r) and n != "few labels"]
     found = {n: results.mean("readable", remedy=n, bits=10) for n in others}
     known = {n: v for n, v in found.items() if v == v}
@@ -386,7 +394,7 @@ def no_other_does(results: Results) -> Verdict:
 
 
 def draw(results: Results) -> Chart:
-    """Accuracy of the digit under each remedy, the best at 10 bits first; a mark for 0, 10, 15."""
+    """A chart of the accuracy of the digit for each remedy, at 0, 10 and 15 bits."""
     means = {bits: results.where(bits=bits).means("readable", "remedy") for bits in (10, 0, 15)}
     best = sorted(means[10], key=lambda name: -means[10][name])
     traces = []

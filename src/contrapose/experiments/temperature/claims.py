@@ -18,7 +18,7 @@ COLDER = (
 
 
 def each(results: Results, protocol: str, test: Callable[[Results], Verdict]) -> Verdict:
-    """The test for every data set of the protocol, of the temperatures that S1 names."""
+    """The test for every data set of the protocol, at the temperatures of S1."""
     named = Results(
         rows=[row for row in results.rows if row["tau"] not in COLDER],
         missing=[row for row in results.missing if row["tau"] not in COLDER],
@@ -48,7 +48,7 @@ def tolerance_rises(results: Results, protocol: str) -> Verdict:
 
 
 def hard_is_flat(results: Results, protocol: str) -> Verdict:
-    """Its range over TABLE is at most a third of the ordinary loss's."""
+    """Whether the range of the hard loss over TABLE is at most a third of the ordinary loss's."""
 
     def test(r: Results) -> Verdict:
         hard = [r.mean("minus_uniformity", loss=HARD, tau=t) for t in TABLE]
@@ -77,13 +77,13 @@ def hard_is_more_uniform(results: Results, protocol: str) -> Verdict:
 
 
 def best_inside(results: Results, protocol: str) -> Verdict:
-    """Colder temperatures than S1's included."""
+    """Whether accuracy is best inside the sweep, which includes lower temperatures than S1's."""
     test = partial(evidence.peaks_inside, measure="accuracy", along="tau", loss=CONTRASTIVE)
     return _each(results, protocol, test)
 
 
 def hard_likes_warmth(results: Results, protocol: str) -> Verdict:
-    """At temperature 1 the hard loss is better than the ordinary one."""
+    """Whether at temperature 1 the hard loss is better than the ordinary one."""
     here, there = {"loss": HARD, "tau": 1.0}, {"loss": CONTRASTIVE, "tau": 1.0}
     return each(results, protocol, lambda r: evidence.higher(r, "accuracy", here, there))
 
@@ -103,7 +103,7 @@ def simple_is_worse(results: Results, protocol: str) -> Verdict:
 
 
 def hard_simple_recovers(results: Results, protocol: str) -> Verdict:
-    """It makes up for more than half of what the simple loss lacks to the best ordinary one."""
+    """Whether it recovers over half of the gap of the simple loss to the best ordinary one."""
 
     def test(r: Results) -> Verdict:
         best = _best(r)
@@ -124,7 +124,7 @@ def hard_simple_recovers(results: Results, protocol: str) -> Verdict:
 
 
 def cold_separates(results: Results, protocol: str) -> Verdict:
-    """Figure 8: positive less nearest negative falls, the positive itself rises with tau."""
+    """Figure 8: whether positive minus nearest negative falls, and the positive rises, with tau."""
 
     def test(r: Results) -> Verdict:
         curves = {t: r.curve("local_separation", loss=CONTRASTIVE, tau=t) for t in SWEEP}
@@ -155,7 +155,7 @@ FOLLOWS = 0.7  # rank correlation from which a signal is said to follow the accu
 def a_signal_follows(results: Results, protocol: str) -> Verdict:
     """Spearman's correlation of each signal with accuracy, over temperatures of the ordinary loss.
 
-    The claim is about CRITERION, which `contrapose tune-temperature` goes by.
+    The claim is about CRITERION, by which `contrapose tune-temperature` decides.
     """
 
     def test(r: Results) -> Verdict:

@@ -92,7 +92,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def _cells(results: Results) -> list[tuple[str, int]]:
-    """Data set and batch of every cell; where values are chosen (that with anchors') first."""
+    """(data set, batch) of every cell; first the one in which values are chosen."""
     every = [*results.rows, *results.missing]
     reference = [(r["data"], r["batch"]) for r in every if r["family"] == PER_ANCHOR]
     cells = dict.fromkeys([*reference, *((r["data"], r["batch"]) for r in every)])
@@ -100,21 +100,21 @@ def _cells(results: Results) -> list[tuple[str, int]]:
 
 
 def _accuracies(results: Results, cell: tuple[str, int], family: str) -> dict[float, float]:
-    """Mean accuracy by value of the family, in one cell."""
+    """{value: mean accuracy} of a family in one cell."""
     here = results.where(data=cell[0], batch=cell[1], family=family)
     means = {v: here.mean("accuracy", value=v) for v in here.column("value")} if here.rows else {}
     return {v: a for v, a in means.items() if not math.isnan(a)}
 
 
 def _single(results: Results, cell: tuple[str, int]) -> list[dict[float, float]]:
-    """The accuracies of single temperatures, set or found, in one cell."""
+    """The accuracies of single temperatures in one cell, given or by a perplexity."""
     return [_accuracies(results, cell, family) for family in (TEMPERATURE, PERPLEXITY)]
 
 
 def shortfalls(results: Results, family: str) -> tuple[float, dict[str, float]] | None:
-    """The best value where it is chosen, and what it lacks elsewhere to the best of any family.
+    """(the value chosen in the first cell, its shortfalls to the best of any family in the others).
 
-    Where the value is more than there are negatives, the largest of the grid stands in for it.
+    If the value exceeds the number of negatives, the largest of the grid is used for it.
     """
     reference, *others = _cells(results)
     chosen = _accuracies(results, reference, family)
@@ -135,7 +135,7 @@ def shortfalls(results: Results, family: str) -> tuple[float, dict[str, float]] 
 
 
 def transfers(results: Results) -> Verdict:
-    """The mean shortfall of the perplexity is smaller than the temperature's, by BETTER."""
+    """Whether the mean shortfall of the perplexity is below the temperature's, by BETTER."""
     done = len(results.missing) == 0
     found = {f: shortfalls(results, f) for f in (TEMPERATURE, PERPLEXITY)} if done else {}
     if not all(found.get(f) for f in (TEMPERATURE, PERPLEXITY)):
@@ -156,7 +156,7 @@ def transfers(results: Results) -> Verdict:
 
 
 def spreads_less(results: Results) -> Verdict:
-    """Over the cells, the share lost by one value for all: the best such value of each family."""
+    """Compare the worst loss over cells by one value for all, the best such of each family."""
     if results.missing:
         return Verdict.not_tested(f"{len(results.missing)} runs are missing")
     worst = {}
@@ -177,10 +177,10 @@ def spreads_less(results: Results) -> Verdict:
 
 
 def anchors_beat_the_plane(results: Results) -> Verdict:
-    """At the uniformity of an anchors' run, single temperatures have less tolerance.
+    """Whether single temperatures have less tolerance at the uniformity of a per-anchor run.
 
-    Their curve over temperatures and perplexities is read between its points; runs beyond its ends
-    are left out.
+    Their curve over temperatures and perplexities is interpolated; runs beyond its ends are left
+    out.
     """
     data, batch = _cells(results)[0]
     here = results.where(data=data, batch=batch)
@@ -207,7 +207,7 @@ def anchors_beat_the_plane(results: Results) -> Verdict:
 
 
 def anchors_are_more_accurate(results: Results) -> Verdict:
-    """The best of anchors' runs against the best of single temperatures, at their best values."""
+    """Compare the best per-anchor run with the best single temperature."""
     data, batch = _cells(results)[0]
     here = results.where(data=data, batch=batch)
     if here.missing:

@@ -18,7 +18,7 @@ MAPPED = (0.07, 0.2)  # figure 2
 
 
 def against_temperature(measure: str, title: str) -> Callable[[Results], Chart]:
-    """A line for the ordinary and the hard loss of each protocol, and of each data set."""
+    """A chart with a line for the ordinary and the hard loss of each protocol and data set."""
 
     def draw(results: Results) -> Chart:
         traces = []
@@ -36,7 +36,7 @@ def against_temperature(measure: str, title: str) -> Callable[[Results], Chart]:
 
 
 def separation(results: Results) -> Chart:
-    """Figure 8."""
+    """Figure 8: similarities of the positive and of the nearest negatives."""
     data = "cifar100" if "cifar100" in results.column("data") else results.column("data")[0]
     names = ["pos", *(f"n{i}" for i in range(1, 11))]
     at = {"data": data, "protocol": BANK, "loss": CONTRASTIVE}
@@ -70,7 +70,7 @@ def maps(results: Results) -> Chart:
 
 
 def tradeoff(results: Results) -> Chart:
-    """Every run of the sweep on the plane."""
+    """Every run of the sweep in the plane of uniformity and tolerance."""
     traces = []
     for protocol in (BANK, IN_BATCH):
         for loss in (CONTRASTIVE, SIMPLE, HARD, HARD_SIMPLE):

@@ -1,8 +1,9 @@
 """The protocol of S1 (Wang & Liu, CVPR 2021) at three scales, for the experiments on temperature.
 
-`job` makes one of their runs: a data set, where negatives come from, a loss and its temperature.
-The bank (one view, every image's own slot its positive, all slots in the softmax) is the paper's;
-"in-batch" is this library's variant, the same but two views that find their negatives in the batch.
+`job` makes one of their runs from a data set, the source of negatives, a loss and its temperature.
+"bank" is the paper's protocol: one view, whose positive is the image's own key in a memory bank,
+and all keys in the softmax. "in-batch" is this library's variant: two views, negatives from the
+batch.
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What differs between the protocol and a run that two cores finish."""
+    """The settings in which a scale differs from the protocol of the paper."""
 
     data: tuple[str, ...]
     images: int | None = None  # training images; None: all
@@ -125,7 +126,7 @@ def job(
     trained_for: float | None = None,
     measures: Sequence[Measure] = (),
 ) -> Job:
-    """One run: facts data, protocol, loss and tau; the standard measures and these.
+    """One run with the facts data, protocol, loss and tau, the standard measures and these.
 
     trained_for: epochs, if not the scale's; 0 is the encoder before training.
     """
@@ -147,7 +148,7 @@ def job(
 def recipe(
     size: int, channels: int, *, data: str, protocol: str, loss: str, tau: float | None, scale: str
 ) -> Recipe:
-    """S1's recipe with that loss, scaled down as SCALES says."""
+    """S1's recipe with this loss, scaled down by SCALES."""
     at = SCALES[scale]
     found = instance_discrimination.recipe(size, channels)
     glyphs = channels == 1  # have an optimiser of their own, and its rate
@@ -168,7 +169,7 @@ def recipe(
 
 
 def loss_of(protocol: str, loss: str, tau: float | None, negatives: int, k: int) -> Any:
-    """The loss with lambda = 1 / (number of negatives it sums over), which S1 does not print."""
+    """The loss with lambda = 1 / (number of negatives in its sum), which S1 does not print."""
     function = LOSSES[protocol, loss]
     if loss in (CONTRASTIVE, COLD, UNTRAINED):
         return partial(function, temperature=0.1 if tau is None else tau)
@@ -180,16 +181,16 @@ def loss_of(protocol: str, loss: str, tau: float | None, negatives: int, k: int)
 
 
 def epochs_of(scale: str, protocol: str) -> float:
-    """As many views of every image for both: two views make the epochs in the batch half as many.
+    """Epochs, so that both protocols have the same number of views of every image.
 
-    At the paper's scale both have the paper's epochs.
+    In-batch runs have two views and so half the epochs; at the paper's scale both have its epochs.
     """
     epochs = SCALES[scale].epochs
     return epochs / 2 if protocol == IN_BATCH and scale == "cpu" else epochs
 
 
 def number_of_negatives(data: str, protocol: str, scale: str, batch: int) -> int:
-    """Of an anchor: the other images of the bank, or the views of the batch's other images."""
+    """Negatives of an anchor: other images of the bank, or views of other images of the batch."""
     if protocol == IN_BATCH:
         return 2 * batch - 2
     images = SCALES[scale].images
@@ -199,12 +200,12 @@ def number_of_negatives(data: str, protocol: str, scale: str, batch: int) -> int
 
 
 def source(data: str) -> Any:
-    """What `trained` opens: a name, or a function of the split."""
+    """The images for `trained`: a name, or a function of the split."""
     return imagenet_100 if data == IMAGENET_100 else data
 
 
 def imagenet_100(split: str) -> ImageSet:
-    """Every tenth class of ImageNet in the order of their ids: S1's own list was not found."""
+    """Every tenth class of ImageNet by id, since S1's own list was not found."""
     whole = open_images("imagenet", split=split)
     if whole.label is None:
         raise UserError("imagenet-100: the images of imagenet have no classes")
@@ -223,9 +224,10 @@ def standard(scale: str, data: str) -> tuple[Measure, ...]:
 def accuracy(
     of: Trained, *, images: Any, subset: int | None, protocol: str | None
 ) -> dict[str, float]:
-    """Test accuracy of a linear classifier on h: S1's SGD, or logistic regression solved.
+    """Test accuracy of a linear classifier on h: by S1's SGD, or by solved logistic regression.
 
-    subset: fit on so many training images, seen by the encoder or not, and test on so many.
+    subset: number of images for fitting, whether the encoder was trained on them or not, and for
+    testing.
     """
     train, test = of.train, of.test
     if subset is not None:

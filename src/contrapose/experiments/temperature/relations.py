@@ -84,10 +84,10 @@ def recipe(size: int, channels: int, *, data: str, method: str, value: float, sc
 
 
 def neighbours(encoder: nn.Module, images: int, dim: int, *, size: int) -> "FromNeighbours":
-    """Keys for `losses.nnclr`: a queue of one view's embeddings, random directions at first.
+    """Keys for `losses.nnclr`: a queue of one view's embeddings, at first random directions.
 
-    Both directions are averaged. Without the paper's prediction head, so that the encoder and its
-    work are those of the other losses.
+    The mean of both directions. The paper's prediction head is left out, so that encoder and
+    compute are those of the other losses.
     """
     support = Queue(size, dim)
     support.push(unit(torch.randn(size, dim)), torch.full((size,), -1))
@@ -118,7 +118,7 @@ class FromNeighbours(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Rows in two views, compared through the support: nnclr(z, prediction, support)."""
+    """Two views compared through nearest neighbours in the queue: nnclr(z, prediction, support)."""
 
     group: Int[Tensor, " N"]  # the image of each row
     key: Float[Tensor, "M D"]  # the support
@@ -166,7 +166,8 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def above_the_curve(results: Results) -> dict[str, list[float]]:
-    """Method -> tolerance above single temperatures at equal uniformity, of runs in their range."""
+    """{method: tolerance above single temperatures at equal uniformity}, for runs in their
+    range."""
     rows = [row for row in results.rows if row.get("tolerance") is not None]
     curve = sorted((r["minus_uniformity"], r["tolerance"]) for r in rows if r["method"] == SINGLE)
     if len(curve) < 2:
@@ -181,7 +182,7 @@ def above_the_curve(results: Results) -> dict[str, list[float]]:
 
 
 def some_leave_the_curve(results: Results) -> Verdict:
-    """Does a method without labels have more tolerance than single temperatures, by BETTER?"""
+    """Whether a method without labels has more tolerance than single temperatures, by BETTER."""
     if results.missing:
         return Verdict.not_tested(f"{len(results.missing)} runs are missing")
     gains = above_the_curve(results)
@@ -194,7 +195,7 @@ def some_leave_the_curve(results: Results) -> Verdict:
 
 
 def some_are_more_accurate(results: Results) -> Verdict:
-    """The most accurate method without labels against the best single temperature."""
+    """Compare the most accurate method without labels with the best single temperature."""
     if results.missing:
         return Verdict.not_tested(f"{len(results.missing)} runs are missing")
     means = {
@@ -212,7 +213,7 @@ def some_are_more_accurate(results: Results) -> Verdict:
 
 
 def labels_are_above(results: Results) -> Verdict:
-    """SupCon has more tolerance than any method without labels."""
+    """Whether SupCon has more tolerance than any method without labels."""
     if results.missing:
         return Verdict.not_tested(f"{len(results.missing)} runs are missing")
     value = SETTINGS[UPPER][0]

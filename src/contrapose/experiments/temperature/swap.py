@@ -2,9 +2,9 @@
 
     contrapose reproduce swap
 
-Which image is whose negative does not matter to a contrastive loss: move image j with its views to
-where k was, and k to where j was, and its value stays. So the loss cannot tell two arrangements of
-instances apart of which one keeps classes together and the other does not.
+A contrastive loss does not depend on which image is where: if image j and all its views exchange
+places with image k and its views, the value stays the same. So the loss cannot distinguish an
+arrangement that keeps classes together from one that does not.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ IMAGES, NOISE = 512, 2.0  # noise of a view, in the digits' 0 to 16
 def measure(folder: Path, *, temperature: float, seed: int) -> dict[str, Any]:
     """NT-Xent of two noisy views of digits before and after the exchange of two random images.
 
-    Exchanged: embeddings of image j and of image k change places, all views of each. Control: one
-    view of each changes places only, so that positives are torn apart. In float64.
+    Exchange: the embeddings of image j and of image k change places, all views of each. Control:
+    only one view of each does, which separates positives. In float64.
     """
     from sklearn.datasets import load_digits  # here, so that listing experiments stays quick
 
@@ -66,7 +66,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def unchanged(results: Results) -> Verdict:
-    """Holds where no loss moves by more than rounding in float64."""
+    """Holds if no loss changes by more than rounding in float64."""
     change = [row["change"] for row in results.rows]
     relative = max(row["change"] / row["loss"] for row in results.rows)
     words = (
@@ -77,7 +77,7 @@ def unchanged(results: Results) -> Verdict:
 
 
 def torn_changes(results: Results) -> Verdict:
-    """Holds where every loss moves by more than a millionth."""
+    """Holds if every loss changes by more than a millionth."""
     change = [row["change_torn"] for row in results.rows]
     words = f"change of the loss {spread(change).partition(' (')[0]}, smallest {min(change):.1e}"
     return Verdict(min(change) > 1e-6, f"{words}, {len(change)} losses")

@@ -2,8 +2,8 @@
 
     contrapose reproduce temperature_gradients --scale cpu
 
-On similarities drawn from U[-1, 1] as in the paper's figure, and on those of an encoder before and
-after training. The same figures of a run or an embedding file of your own: `contrapose diagnose`.
+Measured on similarities drawn from U[-1, 1], as in the paper's figure, and on those of an encoder
+before and after training. `contrapose diagnose` shows the same for your own run or embeddings.
 """
 
 import itertools
@@ -48,13 +48,13 @@ def of_drawn(folder: Path, *, seed: int) -> dict[str, Any]:
 
 
 def of_embeddings(of: Trained) -> dict[str, Any]:
-    """The same of z of two views of test images: negatives are rows of other images."""
+    """The same for z of two views of test images; negatives are the rows of other images."""
     z, group = of.views_of_test
     return _as_measures(penalties(z, group, temperatures=TEMPERATURES, bins=BINS))
 
 
 def _of_similarities(s: Tensor, t: float) -> Penalties:
-    """`penalties` of anchors whose similarities are given instead of their embeddings."""
+    """`penalties` of anchors, from similarities instead of embeddings."""
     r = ratio(s, temperature=t)
     mean = (r * s).sum(dim=1, keepdim=True)
     h = torch.special.entr(r).sum(dim=1)
@@ -76,7 +76,7 @@ def _of_similarities(s: Tensor, t: float) -> Penalties:
 
 
 def _as_measures(found: list[Penalties]) -> dict[str, Any]:
-    """A list over TEMPERATURES of each."""
+    """Lists over TEMPERATURES of each quantity."""
     return {
         "entropy": [p.entropy for p in found],
         "slope": [p.slope for p in found],
@@ -86,7 +86,7 @@ def _as_measures(found: list[Penalties]) -> dict[str, Any]:
 
 
 def _imbalance(s: Tensor, positive: Tensor, t: float) -> float:
-    """|sum of the negatives' gradients / the positive's + 1| of the loss itself, by autograd."""
+    """|sum of the negatives' gradients / the positive's + 1| of the loss, by autograd."""
     s, positive = s.clone().requires_grad_(), positive.clone().requires_grad_()
     loss = torch.cat([positive[:, None], s], dim=1).div(t).logsumexp(dim=1) - positive / t
     by_s, by_positive = torch.autograd.grad(loss.sum(), (s, positive))
@@ -151,7 +151,7 @@ def narrows(results: Results) -> Verdict:
 
 
 def _monotone(results: Results, measure: str, words: str, sign: int = 1) -> Verdict:
-    """Along TEMPERATURES, in every seed and for every source."""
+    """Whether a measure is monotone along TEMPERATURES for every seed and source."""
     verdicts = []
     for source, name in SOURCES.items():
         curves = list(results.by_seed(measure, source=source).values())

@@ -1,9 +1,10 @@
-"""S1 equations 6 and 7: what the contrastive loss becomes at extreme temperatures, and teaches.
+"""S1 equations 6 and 7: the limits of the contrastive loss at extreme temperatures.
 
     contrapose reproduce temperature_limits --scale cpu --jobs 2
 
-Numerically on drawn embeddings, and trained: the cold limit is a triplet loss without margin, the
-hot limit the simple loss. With the bank, and in the batch.
+For temperature 0 the limit is a triplet loss without margin, for an infinite temperature the simple
+loss. Both are tested numerically on drawn embeddings, and trained with, with the memory bank and
+with negatives of the batch.
 """
 
 import math
@@ -43,7 +44,7 @@ MARGIN = 0.02  # of accuracy: what is called clearly better or worse
 
 
 def numerically(folder: Path, *, seed: int) -> dict[str, Any]:
-    """Distance of NT-Xent from its limits, in float64, and how it should fall."""
+    """The distance of NT-Xent from its limits, in float64, and the rate at which it should fall."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(IMAGES, WIDTH, generator=generator, dtype=torch.float64)
     noise = torch.randn(2, IMAGES, WIDTH, generator=generator, dtype=torch.float64)
@@ -83,7 +84,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 
 def becomes_triplet(results: Results) -> Verdict:
-    """Between 0 and t log(candidates): so much a log-sum-exp can be above its largest term."""
+    """Whether t L is above its limit by 0 to t log(candidates), the bounds of a log-sum-exp."""
     left, bound = (
         results.curve("cold_left", data="drawn"),
         results.curve("cold_bound", data="drawn"),
@@ -96,7 +97,7 @@ def becomes_triplet(results: Results) -> Verdict:
 
 
 def becomes_linear(results: Results) -> Verdict:
-    """What is left falls as Var(s) / (2 t^2): within a tenth of it from t = 10 on."""
+    """Whether the rest falls as Var(s) / (2 t^2), to within a tenth from t = 10 on."""
     left = results.curve("hot_left", data="drawn")
     if not left:
         return Verdict.not_tested("no result")
@@ -108,7 +109,8 @@ def becomes_linear(results: Results) -> Verdict:
 
 
 def cold_learns_nothing(results: Results, *, protocol: str) -> Verdict:
-    """Not clearly above the encoder before training, and clearly below the ordinary loss."""
+    """Whether it is not clearly above the untrained encoder, and clearly below the ordinary
+    loss."""
     cold = {"protocol": protocol, "loss": COLD}
     above = evidence.higher(results, "accuracy", cold, {"loss": UNTRAINED}, by=MARGIN)
     nothing = Verdict(None if above.holds is None else not above.holds, above.evidence)
@@ -125,7 +127,7 @@ def _plain(protocol: str) -> dict[str, Any]:
 
 
 def of_protocol(protocol: str) -> tuple[Claim, ...]:
-    """What S1 says of its bank, and the same of the batch, named apart."""
+    """The claims of S1 for its bank, and the same claims for the batch."""
     where, also = ("Bank", "") if protocol == BANK else ("In the batch", "; the batch is ours")
     return (
         Claim(

@@ -1,4 +1,4 @@
-"""S1 figures 2 and 4 to 9 and table 1: what temperature and hard negatives do to embeddings.
+"""S1 figures 2 and 4 to 9 and table 1: the effect of temperature and hard negatives on embeddings.
 
     contrapose reproduce temperature_sweep --scale cpu --jobs 2
 
@@ -98,7 +98,7 @@ NEAR = {"accuracy": 0.010, "minus_uniformity": 0.1}  # of a published cell
 
 
 def table_is_reached(results: Results) -> Verdict:
-    """Every published cell that was run on the whole set is within NEAR of its number."""
+    """Whether every published cell that was run on the whole set is within NEAR of its number."""
     whole = Results(
         rows=[r for r in results.rows if r.get("n_train", 0) >= WHOLE],
         missing=results.missing,
@@ -122,7 +122,7 @@ def table_is_reached(results: Results) -> Verdict:
 
 
 def of_protocol(protocol: str) -> Iterator[Claim]:
-    """The claims of S1 about its bank, and the same of the batch, named apart."""
+    """The claims of S1 for its bank, and the same claims for the batch."""
     sentences: list[tuple[str, str, Callable[..., Verdict]]] = [
         ("uniformity falls as the temperature rises.", "figure 4", claims.uniformity_falls),
         ("tolerance rises with the temperature.", "figure 5", claims.tolerance_rises),
