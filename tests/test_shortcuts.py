@@ -15,7 +15,7 @@ from contrapose import adapt, augment, recipes
 from contrapose.data import open_images
 from contrapose.evaluation import easy_features as easy
 from contrapose.studies import shortcuts
-from contrapose.studies.candidates import against, candidates
+from contrapose.studies.candidates import candidates, with_suggestions
 
 DIGITS = open_images("digits")
 PIXELS = DIGITS.batch(torch.arange(len(DIGITS)))[:, 0].numpy()
@@ -43,7 +43,7 @@ def bits(images, names, *, taken=()):
     found = {c.name: c for c in candidates(images)}
     recipe = adapt.beside_constants(recipes.recipe_for("simclr", 8, 1), images)
     chosen = [found[name] for name in taken]
-    policy = partial(against(recipe.views, images, chosen), size=images.size)
+    policy = partial(with_suggestions(recipe.views, images, chosen), size=images.size)
     some = images.subset(torch.arange(500))
     return {n: shortcuts._shared(found[n], some, policy, 0)[0].bits.value for n in names}
 
