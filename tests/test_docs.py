@@ -1,5 +1,6 @@
 """What the documents show is run: every Python block, every command."""
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
+
+from contrapose import augment, encoders, experiments, keys, losses, recipes
+from contrapose.commands.console import console
+from contrapose.commands.jobs import print_experiments
+from contrapose.commands.list_ import print_inventory
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -122,3 +128,25 @@ def test_make_targets_that_the_documents_name_exist():
     for document in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"^make ([a-z-]+)", (ROOT / document).read_text(), re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_recipe_and_experiment_says_what_to_expect_and_the_lists_print_it():
+    """A result and a time, both with a number: a stranger knows what a command will give."""
+    expected = [
+        *(recipes.expectation(name) for name in recipes.names()),
+        *(experiments.expectation(name) for name in experiments.names()),
+    ]
+    for sentence in expected:
+        assert re.match(r"Expect .*\d", sentence), sentence
+        assert re.search(r"\d (s|min|h)\b", sentence), sentence
+    with console.capture() as shown:
+        print_inventory()
+        print_experiments()
+    printed = " ".join(shown.get().split())
+    for sentence in expected:
+        assert sentence in printed
+    shown = {**augment.__dict__, **losses.__dict__, **keys.__dict__, **encoders.__dict__}
+    for name, function in shown.items():
+        if inspect.isfunction(function) and not name.startswith("_"):
+            first = (function.__doc__ or "").strip().partition("\n")[0]
+            assert first.endswith((".", ".)")), f"{name}: a list would cut {first!r}"

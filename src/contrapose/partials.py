@@ -168,6 +168,12 @@ def module_of_file(which: str | Path, *, request: str, prefix: str) -> types.Mod
     return module
 
 
+def expected(module: types.ModuleType) -> str:
+    """The paragraph of the module's docstring that begins with "Expect", as one line; or ""."""
+    paragraphs = (inspect.getdoc(module) or "").split("\n\n")
+    return " ".join(next((p for p in paragraphs if p.startswith("Expect ")), "").split())
+
+
 def assign(recipe: Any, path: str, text: str) -> Any:
     """A copy of the recipe with the value at `path` ("loss.temperature") read from `text`.
 

@@ -60,9 +60,9 @@ def draw_autoaugment(
     translate: float = 250.0,
     rgb: RGB | None = None,
 ) -> ImageOperations:
-    """One of the 25 pairs of policy v0 for each image, equally likely, and of the pair each
-    operation with its own probability.
+    """One of the 25 pairs of operations of policy v0 for each image, equally likely.
 
+    Each operation of the pair is applied with its own probability.
     translate: px that level 10 moves an image of 224 px; other sides in proportion. The paper's
     own is 150 of 331 px; the 250 of TensorFlow's code moves the only translation, level 9, off
     the image, which then is gray.
@@ -90,9 +90,9 @@ def draw_randaugment(
     cutout: float = 40.0,
     rgb: RGB | None = None,
 ) -> ImageOperations:
-    """`operations` of the 17 (16 and the identity) for each image, equally likely each time, all
-    of level `magnitude`.
+    """`operations` of the 17 (16 and the identity) for each image, all of level `magnitude`.
 
+    Each is drawn from all 17 with equal probability.
     translate, cutout: px of level 10 (half a side for the square) in an image of 224 px.
     Raises UserError unless operations >= 1 and 0 <= magnitude <= 10.
     """

@@ -33,8 +33,9 @@ def simclr(
     flip: float = 0.5,
     rgb: RGB | None = None,
 ) -> View:
-    """SimCLR, appendix A: crop of area 0.08-1, flip with p 0.5, colour distortion of `strength`
-    (jitter with p 0.8, grayscale with p 0.2), and Gaussian blur with p 0.5.
+    """SimCLR (appendix A): crop, flip, colour jitter of `strength`, grayscale and Gaussian blur.
+
+    Crop of area 0.08-1, flip with p 0.5, jitter with p 0.8, grayscale with p 0.2, blur with p 0.5.
     """
     n, s = len(image), 0.8 * strength
     box, mirrored = _box(image, generator, area=area), bernoulli(n, flip, generator)
@@ -52,13 +53,14 @@ def simclr(
 def simclr_cifar(
     image: Image, generator: Generator, *, size: int, strength: float = 0.5, rgb: RGB | None = None
 ) -> View:
-    """SimCLR on CIFAR-10, B.9: half the colour strength, no blur."""
+    """SimCLR on CIFAR-10 (B.9): as `simclr` with half the colour strength and no blur."""
     return simclr(image, generator, size=size, strength=strength, blur=False, rgb=rgb)
 
 
 def supcon_cifar(image: Image, generator: Generator, *, size: int, rgb: RGB | None = None) -> View:
-    """Supervised contrastive learning on CIFAR (the authors' PyTorch recipe): crop of area 0.2-1,
-    flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with p 0.2.
+    """Supervised contrastive learning on CIFAR (the authors' PyTorch code): crop, flip, colours.
+
+    Crop of area 0.2-1, flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with p 0.2.
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
@@ -74,8 +76,10 @@ def supcon_cifar(image: Image, generator: Generator, *, size: int, rgb: RGB | No
 def instance_discrimination(
     image: Image, generator: Generator, *, size: int, flip: float = 0.5, rgb: RGB | None = None
 ) -> View:
-    """Wu et al. on small images: crop of area 0.2-1, jitter (0.4, 0.4, 0.4, 0.4) always, grayscale
-    with p 0.2. `flip` is its probability: the paper lists a flip, the code leaves it out (0.0).
+    """Instance discrimination (Wu et al.) on small images: crop, flip, jitter and grayscale.
+
+    Crop of area 0.2-1, jitter (0.4, 0.4, 0.4, 0.4) always, grayscale with p 0.2. flip: its
+    probability; the paper lists a flip, the authors' code has none (0.0).
     """
     n = len(image)
     box, mirrored = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, flip, generator)
@@ -87,8 +91,9 @@ def instance_discrimination(
 
 
 def moco_v1(image: Image, generator: Generator, *, size: int, rgb: RGB | None = None) -> View:
-    """MoCo v1: crop of area 0.2-1, flip, grayscale with p 0.2 and then jitter (0.4, 0.4, 0.4, 0.4)
-    always.
+    """MoCo v1: crop, flip, grayscale and then jitter.
+
+    Crop of area 0.2-1, grayscale with p 0.2, jitter (0.4, 0.4, 0.4, 0.4) always.
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
@@ -100,8 +105,10 @@ def moco_v1(image: Image, generator: Generator, *, size: int, rgb: RGB | None = 
 
 
 def moco_v2(image: Image, generator: Generator, *, size: int, rgb: RGB | None = None) -> View:
-    """MoCo v2: crop of area 0.2-1, flip, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with
-    p 0.2, blur with p 0.5 (kernel as SimCLR's, a tenth of the side; the authors' has no limit).
+    """MoCo v2: crop, flip, jitter, grayscale and Gaussian blur.
+
+    Crop of area 0.2-1, jitter (0.4, 0.4, 0.4, 0.1) with p 0.8, grayscale with p 0.2, blur with
+    p 0.5 (with SimCLR's kernel, a tenth of the side; the authors' has no limit).
     """
     n = len(image)
     box, flip = _box(image, generator, area=(0.2, 1.0)), bernoulli(n, 0.5, generator)
@@ -124,9 +131,9 @@ def autoaugment(
     area: tuple[float, float] = (0.08, 1.0),
     rgb: RGB | None = None,
 ) -> View:
-    """AutoAugment (arXiv 1805.09501, policy v0): crop of area 0.08-1, flip, then one of 25 pairs of
-    operations, each image its own.
+    """AutoAugment (arXiv 1805.09501, policy v0): crop, flip, then one of 25 pairs of operations.
 
+    The crop has an area of 0.08-1; a pair is drawn for each image.
     translate: px that level 10 moves an image of 224 px (250 in the code of the supervised
     contrastive paper; 150 / 331 of the side, or 101.5, in AutoAugment's).
     """
@@ -146,8 +153,9 @@ def randaugment(
     area: tuple[float, float] = (0.08, 1.0),
     rgb: RGB | None = None,
 ) -> View:
-    """RandAugment (arXiv 1909.13719): crop of area 0.08-1, flip, then `operations` of 17, each
-    image its own, at one `magnitude` of 0-10.
+    """RandAugment (arXiv 1909.13719): crop, flip, then `operations` of 17 at one magnitude.
+
+    The crop has an area of 0.08-1; operations are drawn for each image. magnitude: 0-10.
     """
     n = len(image)
     box, flip = _box(image, generator, area=area), bernoulli(n, 0.5, generator)
@@ -168,9 +176,9 @@ def simaugment(
     area: tuple[float, float] = (0.08, 1.0),
     rgb: RGB | None = None,
 ) -> View:
-    """SimAugment (supervised contrastive learning): crop, flip, jitter of `strength` with p 0.8,
-    grayscale with p 0.2, then a warp and a blur, each with its probability.
+    """SimAugment (supervised contrastive learning): crop, flip, jitter, grayscale, warp and blur.
 
+    Jitter of `strength` with p 0.8, grayscale with p 0.2. warp, blur: their probabilities.
     The paper describes the warp and the function applies it with p 0.5, but its released
     configurations leave it out (warp=0), those of CIFAR-10 the blur too. The rotations that the
     paper names are not in the code, nor here.
@@ -194,10 +202,10 @@ def stacked_randaugment(
     area: tuple[float, float] = (0.08, 1.0),
     rgb: RGB | None = None,
 ) -> View:
-    """Stacked RandAugment (supervised contrastive learning): SimAugment with RandAugment between
-    its jitter and its grayscale.
+    """Stacked RandAugment (supervised contrastive learning): RandAugment within SimAugment.
 
-    So the released code; its paper says that RandAugment comes first. Warp as for simaugment.
+    RandAugment is between the jitter and the grayscale, as in the released code; the paper says
+    that it comes first. warp: as for `simaugment`.
     """
     n = len(image)
     box, flip = _box(image, generator, area=area), bernoulli(n, 0.5, generator)
@@ -221,8 +229,9 @@ def digits(
 def crop_flip(
     image: Image, generator: Generator, *, size: int, area: tuple[float, float] = (0.08, 1.0)
 ) -> View:
-    """Crop and flip only: the training transform of a linear probe (SimCLR, B.6; SupCon on CIFAR
-    takes area 0.2-1).
+    """Crop and flip only: the training transform of a linear probe (SimCLR, B.6).
+
+    SupCon on CIFAR uses an area of 0.2-1.
     """
     flip = bernoulli(len(image), 0.5, generator)
     return render(image, _box(image, generator, area=area), size, flip=flip)

@@ -144,6 +144,7 @@ def print_experiments() -> None:
         for scale, cost in found.costs.items():
             table.add_row(Text(f"    {scale}"), Text(cost))
         console.print(Text(f"    {found.source}", style="dim"))
+        console.print(Padding(Text(experiments.expectation(name)), (0, 0, 0, 4)))
         console.print(table)
 
 

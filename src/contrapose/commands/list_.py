@@ -22,19 +22,26 @@ def print_inventory() -> None:
     from contrapose.partials import alike, public_functions
     from contrapose.training import batches, optim
 
-    def section(title: str, rows: dict[str, str]) -> None:
+    def section(title: str, rows: dict[str, str], beneath: dict[str, str] | None = None) -> None:
         console.print(Text(title, style="bold"))
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=max(23, *(len(name) + 2 for name in rows)), no_wrap=True)
         table.add_column()
         for name, says in rows.items():
             table.add_row(Text(f"  {name}"), Text(says))
+            if beneath:
+                table.add_row(Text(""), Text(beneath[name], style="dim"))
         console.print(table)
 
     def first_lines(functions: Sequence[Any]) -> dict[str, str]:
         return {f.__name__: (f.__doc__ or "").strip().partition("\n")[0] for f in functions}
 
-    section("recipes (--recipe)", {name: recipes.summary(name) for name in recipes.names()})
+    names = recipes.names()
+    section(
+        "recipes (--recipe)",
+        {name: recipes.summary(name) for name in names},
+        {name: recipes.expectation(name) for name in names},
+    )
     section("named sets (DATA)", {name: record.about for name, record in NAMED.items()})
     section(
         "composed sets (DATA, written as random-bits(mnist, bits=8))",

@@ -51,31 +51,31 @@ def open_images(
 ) -> ImageSet:
     """Open images as uint8 squares [C, size, size].
 
-    `source`: a named set (`NAMED`; write ./name for a folder called like one), a folder of images
-    or of Parquet shards, a .parquet, .npz or .npy file, an array or tensor, (array, labels), or a
-    composed set written as a call, "random-bits(mnist, bits=8)" (`COMPOSED`).
-    `split`: train, test or unlabeled; a source without splits is all `train`.
-    `size` in px: None keeps the short side that all images share (up to 256), else the largest
-    short side, at most 224.
-    `channels`: None is 1 if every image is grey, 3 where some are in colour, else as many as most
-    of them have (2, 4, 13: arrays, TIFF); an image that cannot be read with as many is unreadable.
-    A number tells what could be read in two ways: 4 keeps four bands where the last might be
-    transparency, 13 takes thirteen pages of a TIFF as channels.
-    `value_range`: (low, high) or "low:high", the values of black and white, of images of more than
-    8 bits (of 8 bits where there are no others); [(low, high), ...] or "low:high,low:high", one for
-    each channel in their order. None asks the type, and a sample of the set:
-    integers without sign are 0 to 2^b - 1 with b = 8, 10, 12, 14 or 16, floats 0 to 1 or 0 to 255;
-    others must be told (`data/values.py` has the table). Values outside are clipped, pixels without
-    a value (NaN, nodata) are black; both are counted in `notes`.
-    A test split is best opened with the `size`, `channels` and `value_range` of its train split.
-    `rgb`: which channels are red, green and blue, counted from 0: colour operations change these,
-    and pictures show them. `max_pixels` of an image; None: 178,956,970, as Pillow.
-    `root`: where named sets lie, else $CONTRAPOSE_DATA, else ~/.cache/contrapose.
-    `labels`: an array, a .npy, or a .csv with one label a line or columns of files and labels.
-    `label_column`, `image_column`: those of a .csv or of Parquet shards that have several.
-    `fit`: "crop" cuts the centre square out of an image, "pad" adds black bars.
-    `max_bad_share`: share of unreadable images above which the set is refused.
-    `memory` in bytes: what needs more decodes on access instead of becoming one tensor.
+    source: a named set (`NAMED`; write ./name for a folder with such a name), a folder of images or
+        of Parquet shards, a .parquet, .npz or .npy file, an array or tensor, (array, labels), or a
+        composed set written as a call, "random-bits(mnist, bits=8)" (`COMPOSED`).
+    split: train, test or unlabeled. All images of a source without splits are `train`.
+    size: in px. None keeps the short side that all images share (up to 256), otherwise it is the
+        largest short side, at most 224.
+    channels: None is 1 if every image is grey, 3 if some are in colour, otherwise the number that
+        most images have (2, 4, 13 in arrays and TIFF). An image that cannot be read with this
+        number is unreadable. A number decides between two readings: 4 keeps four bands of which the
+        last might be transparency, 13 takes thirteen pages of a TIFF as channels.
+    value_range: (low, high) or "low:high", the values of black and white in images of more than 8
+        bits (of 8 bits, if there are no others); [(low, high), ...] or "low:high,low:high", one
+        pair for each channel in order. None is decided by the type and a sample of the set:
+        unsigned integers are 0 to 2^b - 1 with b = 8, 10, 12, 14 or 16, floats are 0 to 1 or 0 to
+        255, other values need a range (see the table in `data/values.py`). Values outside are
+        clipped and pixels without a value (NaN, nodata) are black; both are counted in `notes`.
+    rgb: the channels that are red, green and blue, counted from 0. Colour augmentations change
+        these, and pictures show them.
+    max_pixels: of one image; None is 178,956,970, as in Pillow.
+    root: the folder of named sets, by default $CONTRAPOSE_DATA or ~/.cache/contrapose.
+    labels: an array, a .npy, or a .csv with one label a line or columns of files and labels.
+    label_column, image_column: the columns of a .csv or of Parquet shards that have several.
+    fit: "crop" cuts the central square out of an image, "pad" adds black bars.
+    max_bad_share: share of unreadable images above which the set is refused.
+    memory: bytes above which images are decoded on access instead of kept as one tensor.
 
     Open a test split with the `size`, `channels` and `value_range` of its train split.
     Raises NoSuchSplit if the source does not have this split, FileNotFoundError, PermissionError,

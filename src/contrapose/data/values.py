@@ -1,8 +1,8 @@
 """The range of pixel values: one range for a whole set, never one for each image.
 
-`value_range=(low, high)` tells it, or `[(low, high), ...]` for each channel, whose units may differ
-(reflectance, height): low becomes 0 (black), high 255, values beyond are clipped and counted.
-Without it the type of the values says what they mean, as far as that is usual:
+With `value_range=(low, high)`, or `[(low, high), ...]` for channels with different units
+(reflectance, height), low becomes 0 (black) and high 255; values outside are clipped and counted.
+Without it the range follows from the type of the values, if there is a usual one:
 
 | values | range |
 |---|---|
@@ -41,7 +41,7 @@ RGB = tuple[int, int, int]  # which channels are red, green and blue, counted fr
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The values that become black and white: one of each, or one a channel.
+    """The values that become black (low) and white (high): one pair, or one for each channel.
 
     of_bytes: True if the range applies to 8-bit images too, False if they stay 0 to 255. None: it
     applies if no image of the set has more bits, which is decided when the set is opened.
@@ -67,7 +67,7 @@ class ValueRange:
 
     @property
     def channels(self) -> int | None:
-        """How many channels have a range of their own; None: one range is for all."""
+        """The number of channels with a range of their own; None if one range is for all."""
         return len(self.low) if isinstance(self.low, tuple) else None
 
     def __str__(self) -> str:

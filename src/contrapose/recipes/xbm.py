@@ -1,6 +1,9 @@
 """Cross-batch memory (arXiv 1912.06798): SupCon that also sees the last batches' embeddings.
 
-contrapose train cifar10 --recipe xbm
+    contrapose train cifar10 --recipe xbm
+
+Expect 0.96 linear accuracy on digits (raw pixels 0.95), about 2 min on 2 cores, with 0.98 by kNN.
+Larger sets were not run.
 """
 
 from dataclasses import replace

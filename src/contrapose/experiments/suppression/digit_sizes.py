@@ -2,6 +2,9 @@
 
     contrapose reproduce digit_sizes --scale cpu --jobs 2
 
+Expect at scale cpu an accuracy of 0.19 for the small digit beside one of 16 px and of 0.13 beside
+one of 28 px, which itself is read with 0.77, after about 9 min on 2 cores.
+
 One digit keeps its size, the other grows. Supervised controls learn the class of either, and an
 encoder before training says what random weights let one read.
 """

@@ -2,6 +2,9 @@
 
     contrapose reproduce generalised_losses --scale cpu --jobs 2
 
+Expect at scale cpu accuracies of 0.36 to 0.41: ranges over the losses of 0.024, 0.028 and 0.046
+with heads of 2, 3 and 4 layers, after about 13 min on 2 cores.
+
 NT-Xent, its decoupled form, and sliced Wasserstein distances to three priors, with heads of two to
 four layers; and the plane of temperature and weight of the decoupled form.
 """

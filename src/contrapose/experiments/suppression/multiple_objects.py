@@ -2,6 +2,9 @@
 
     contrapose reproduce multiple_objects --scale cpu --jobs 2
 
+Expect at scale cpu an accuracy of 0.37 with one digit and of 0.38 with eight in training (untrained
+0.25), in a grid of 0.75 and 0.69 (untrained 0.83), after about 14 min on 2 cores.
+
 Encoders see 1 to 16 digits at once, scattered or in cells of a grid, and are then probed on
 canvases that hold one.
 """

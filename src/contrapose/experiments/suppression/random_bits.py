@@ -2,6 +2,9 @@
 
     contrapose reproduce random_bits --scale cpu --jobs 2
 
+Expect at scale cpu that with 8 bits a linear probe reads nothing of the image beyond guessing, a
+suppression of 0.99 to 1.02, after about 11 min on 2 cores.
+
 Bits hashed from the image are appended as constant channels, to digits, to small photographs and to
 others; then, at one number of bits on CIFAR-10, batch, temperature, weight, loss and where keys
 come from are varied. Supervised encoders and untrained ones are the controls. The notebook's own

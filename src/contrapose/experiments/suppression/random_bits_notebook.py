@@ -2,6 +2,9 @@
 
     contrapose reproduce random_bits_notebook --scale cpu --seeds 3 --jobs 2
 
+Expect at scale cpu all 15 accuracies within 0.02 of the printed ones, such as 0.33 at 10 bits and
+temperature 0.05, after about 33 min a seed on 2 cores.
+
 An image of MNIST gets b constant channels, the binary digits of a hash of the image. They pass the
 augmentation untouched, so they tell an image from up to 2^b others with no look at the digit. A
 linear classifier on h, trained along, says how much of the digit the encoder still shows.

@@ -2,6 +2,9 @@
 
     contrapose reproduce remedies --scale cpu --jobs 2
 
+Expect at scale cpu, at 10 bits, an accuracy of the digit of 0.92 with `conditional` and of 0.29
+with the plain loss, and of 0.96 with both at 0 bits, after about 75 min a seed on 2 cores.
+
 The network, views, batches and steps of `random_bits_notebook` at temperature 0.1, images drawn
 anew every epoch. Bits that the views share crowd the digit out. Each remedy changes the loss or
 which images share a batch, and none is told which channels hold the bits. A remedy is worth

@@ -2,6 +2,10 @@
 
     contrapose reproduce who_keeps_both --scale cpu --jobs 2
 
+Expect at scale cpu, with random bits, an accuracy of the digit of 0.77 with `conditional` and of
+0.11 with the plain loss, and no difference of the two on the other benches, after about 20 min on 2
+cores.
+
 Random bits on digits, digits on photographs and on faint ones, a small digit beside a large one;
 and plain digits, where a remedy must cost nothing. Every remedy is a recipe of `contrapose train`
 at S0's protocol, with as many steps on as many images. None is told which feature is easy; `few

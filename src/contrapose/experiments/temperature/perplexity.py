@@ -2,6 +2,9 @@
 
     contrapose reproduce perplexity --scale cpu --jobs 2
 
+Expect at scale cpu that on other batches and data temperature 0.1 is within 0.001 of the best
+accuracy in the mean, and perplexity 10 within 0.009, after about 20 min on 2 cores.
+
 Does a perplexity that suits one batch size and data set suit others better than a temperature does?
 And is a temperature for every anchor better than the best single one? Nothing here was published;
 a negative answer, measured, is an answer.

@@ -2,6 +2,9 @@
 
     contrapose reproduce temperature_limits --scale cpu --jobs 2
 
+Expect at scale cpu an accuracy of the limit of temperature 0 of 0.17 with the memory bank
+(untrained 0.34) and of 0.51 in the batch, after about 12 min on 2 cores.
+
 For temperature 0 the limit is a triplet loss without margin, for an infinite temperature the simple
 loss. Both are tested numerically on drawn embeddings, and trained with, with the memory bank and
 with negatives of the batch.

