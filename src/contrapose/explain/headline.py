@@ -29,7 +29,8 @@ class Comparison:
 
 
 def compared(scores: Sequence[dict[str, Any]], features: str) -> Comparison | None:
-    """h against a control, image by image where that was recorded, else by their intervals."""
+    """h compared with a control: by a paired test if the result of each image is recorded, else by
+    confidence intervals."""
     control = score_of(scores, LINEAR, features) or score_of(scores, SEVERAL, features)
     if control is None:
         return None
@@ -39,7 +40,7 @@ def compared(scores: Sequence[dict[str, Any]], features: str) -> Comparison | No
 
 
 def headline(scores: Sequence[dict[str, Any]]) -> Finding | None:
-    """The decisive sentence from scores of evaluation.json; None without labels."""
+    """The headline from the scores of evaluation.json; None without labels."""
     h, guess = best_of_h(scores), guessing(scores)
     if h is None or guess is None:
         return None
