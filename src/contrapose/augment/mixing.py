@@ -27,10 +27,10 @@ def mixup(
     alpha: float = 1.0,
     p: float = 1.0,
 ) -> Mixed:
-    """MixUp: lambda x_i + (1 - lambda) x_j, lambda ~ Beta(alpha, alpha) for each image; with
-    probability p, else the image stays. The paper takes alpha = 1 on CIFAR-10, 0.2 on ImageNet.
+    """MixUp: lambda x_i + (1 - lambda) x_j with lambda ~ Beta(alpha, alpha), targets likewise.
 
-    What is given is left as it is. Raises UserError unless alpha > 0 and 0 <= p <= 1.
+    An image is mixed with probability p, else it stays. The paper has alpha = 1 on CIFAR-10 and 0.2
+    on ImageNet. The arguments are not changed. Raises UserError unless alpha > 0 and 0 <= p <= 1.
     """
     return MixUp.draw(len(image), generator, alpha=alpha, p=p)(image, target)
 
@@ -43,11 +43,12 @@ def cutmix(
     alpha: float = 1.0,
     p: float = 1.0,
 ) -> Mixed:
-    """CutMix: a box of x_j in x_i, of area 1 - lambda with lambda ~ Beta(alpha, alpha) where none
-    of it is cut off by the border; targets are shared by the area that is seen. With probability
-    p, else the image stays. The paper takes alpha = 1, with p = 0.5 on CIFAR-10 and 1 on ImageNet.
+    """CutMix: a box of x_j pasted into x_i, and targets mixed by the visible area.
 
-    What is given is left as it is. Raises UserError unless alpha > 0 and 0 <= p <= 1.
+    The area of the box is 1 - lambda with lambda ~ Beta(alpha, alpha), before it is cut at the
+    border. An image is mixed with probability p. The paper has alpha = 1, with p = 0.5 on CIFAR-10
+    and 1 on ImageNet. The arguments are not changed. Raises UserError unless alpha > 0 and 0 <= p
+    <= 1.
     """
     return CutMix.draw(len(image), generator, alpha=alpha, p=p)(image, target)
 
