@@ -364,7 +364,7 @@ class Slow(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         calls.append(0)
-        if len(calls) == 3:  # after the rehearsal and a step
+        if len(calls) == 3:  # after the dry run and a step
             print("in backward", flush=True)
             hashlib.pbkdf2_hmac("sha256", b"", b"", 400_000_000)  # minutes in one call
         return gradient

@@ -154,7 +154,7 @@ def test_a_loss_that_turns_non_finite_stops_and_keeps_the_last_good_weights(tmp_
 
     def blow_up(z, group):
         steps.extend([z] * z.requires_grad)  # the chance level is asked of the loss too
-        factor = torch.nan if len(steps) > 16 else 1.0  # the first is the rehearsal
+        factor = torch.nan if len(steps) > 16 else 1.0  # the first is the dry run
         if of == "rows":
             return losses.nt_xent(factor * z, group, temperature=0.2)
         return factor * losses.nt_xent(z, group, temperature=0.2)
@@ -262,7 +262,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, digits, cap
         ("views=moco_v1", None),
     ],
 )
-def test_one_step_is_rehearsed_before_a_folder_is_made(tmp_path, digits, change, says):
+def test_one_step_is_tried_before_a_folder_is_made(tmp_path, digits, change, says):
     out = tmp_path / "run"
     if says is None:  # a policy with colour works on one channel
         contrapose.train(quick(epochs=0.1, warmup=0), digits, out=out, changes=[change])

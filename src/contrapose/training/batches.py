@@ -42,7 +42,7 @@ class Batches(Protocol):
     def size(self) -> int | None:
         """Images of a part, of which a batch has whole ones; None: the batch is one part."""
 
-    def rehearse(self, recipe: "Recipe") -> list[int]:
+    def possible_sizes(self, recipe: "Recipe") -> list[int]:
         """The sizes of parts that may come. Raises ValueError for a recipe that does not fit."""
 
     def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
@@ -67,7 +67,7 @@ class Drawn:
     def __init__(self, images: int, batch_size: int) -> None:
         self.images, self.batch_size = images, batch_size
 
-    def rehearse(self, recipe: "Recipe") -> list[int]:
+    def possible_sizes(self, recipe: "Recipe") -> list[int]:
         return []
 
     def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None: ...
@@ -121,7 +121,7 @@ class Conditional:
     def size(self) -> int | None:
         return None if self.groups is None else self.groups.shape[1]
 
-    def rehearse(self, recipe: "Recipe") -> list[int]:
+    def possible_sizes(self, recipe: "Recipe") -> list[int]:
         if recipe.epochs <= self._due(recipe):
             raise UserError(
                 f"conditional asks after epoch {self._due(recipe)}, and training ends with epoch "

@@ -32,7 +32,7 @@ from contrapose.training.recipe import Recipe
 FEW = 4  # images that go through the network
 
 
-def rehearse(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
+def dry_run(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
     """Call everything a recipe holds once, on a copy and a few images, on the CPU.
 
     What cannot run says so here, before a folder is made: ValueError that names the recipe's field.
