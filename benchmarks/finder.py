@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 from contrapose import adapt, encoders, losses, recipes
 from contrapose.data import ImageSet, open_images
 from contrapose.training import optim
-from contrapose.training.batches import embedded, shuffled, told_apart_untrained
+from contrapose.training.batches import embedded, shuffled, untrained_information
 from contrapose.training.conditional import EASY, group_size, neighbour_groups, read_colder
 from contrapose.training.objective import Batch, objective_of
 from contrapose.training.recipe import Recipe
@@ -143,7 +143,7 @@ def finders(
 
 
 def neighbours_temperature(z: Tensor, a: Tensor, b: Tensor, size: int = 40) -> float:
-    """The temperature at which neighbours are told apart best."""
+    """The temperature at which neighbours are distinguished best."""
     index = neighbour_groups(z, size, Generator().manual_seed(0), count=100).flatten()
     low, high = math.log(1e-4), math.log(10)
     for _ in range(16):
@@ -168,7 +168,7 @@ def cell(name: str, temperature: float, batch: int) -> dict[str, Any]:
 def table(folder: Path) -> str:
     """A line a set: over all temperatures, batches and epochs of asking that are done."""
     lines = [
-        "| set | told apart untrained | temperature of neighbours | asked | groups made |",
+        "| set | shared information, untrained | temperature of neighbours | asked | groups made |",
         "|---|---|---|---|---|",
     ]
     for name in (*CLEAN, *BITS):
@@ -203,7 +203,7 @@ def main() -> None:
         if not file.exists():
             file.write_text(json.dumps(cell(name, t, batch)))
             print(file.stem, file.read_text(), flush=True)
-    print(f"Groups are made where told apart untrained is at least {EASY}.\n\n{table(given.out)}")
+    print(f"Groups are made if the untrained information is at least {EASY}.\n\n{table(given.out)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from contrapose.experiments.suppression.remedies import (
     plain,
     weighted,
 )
-from contrapose.training.batches import conditional, embedded, told_apart_untrained
+from contrapose.training.batches import conditional, embedded, untrained_information
 from contrapose.training.conditional import (
     EASY,
     SIZES,
@@ -29,7 +29,7 @@ from contrapose.training.conditional import (
     group_size,
     neighbour_groups,
     read_colder,
-    told_apart,
+    shared_information,
 )
 from contrapose.training.loop import InterruptedTraining
 from contrapose.training.objective import in_batch
@@ -107,19 +107,19 @@ def test_groups_are_made_where_something_easy_keeps_content_small_and_nowhere_el
 def test_what_is_told_apart_is_the_best_of_all_temperatures_and_needs_no_scale(noise):
     a = rows(400, seed=1).double()
     b = a + noise * rows(400, seed=2).double()
-    told = told_apart(a, b, size=20)
+    told = shared_information(a, b, size=20)
     grid = [2 ** (k / 8) for k in range(-80, 81)]
     least = min(float(conditional_info_nce(a, b, size=20, temperature=t)) for t in grid)
     assert told == pytest.approx(1 - least / (2 * math.log(20)), abs=1e-3)
-    assert told_apart(a, 0.01 * b, size=20) == pytest.approx(told, abs=1e-3)
+    assert shared_information(a, 0.01 * b, size=20) == pytest.approx(told, abs=1e-3)
     with pytest.raises(ValueError, match="size=500 of 400 rows"):
-        told_apart(a, b, size=500)
+        shared_information(a, b, size=500)
 
 
 def test_views_without_anything_in_common_are_not_told_apart_and_equal_ones_are():
     a, b = rows(4000, width=32, seed=1), rows(4000, width=32, seed=2)
-    assert abs(told_apart(a, b)) < 0.01
-    assert told_apart(a, a) > 0.999
+    assert abs(shared_information(a, b)) < 0.01
+    assert shared_information(a, a) > 0.999
 
 
 @pytest.mark.parametrize("near", [0.3, 1.0, 3.0])

@@ -32,7 +32,7 @@ def test_a_clear_best_is_sure_and_ties_are_named():
         of({0.1: [40, 41], 0.2: [50, 52], 0.3: [50, 51], 0.5: [42, 43]}), labelled=False
     )
     assert tied.sure == "fairly" and tied.close == (0.2, 0.3)
-    assert any("Not told apart from it: 0.3." in s for s in tied.sentences)
+    assert any("Not significantly worse: 0.3." in s for s in tied.sentences)
     assert any("not an accuracy" in s for s in tied.sentences)
 
 

@@ -1,8 +1,8 @@
-"""Functions with their arguments, as data: described as JSON, revived from it, changed by a path.
+"""Functions with their arguments as JSON, read back from it, and changed by a path.
 
-A recipe holds `functools.partial`s. `describe` writes one as {"call": name, argument: value},
-`revive` reads it back and only ever calls public functions of this package, so that a run folder
-from elsewhere executes nothing. `assign` is what `--set loss.temperature=0.1` does.
+A recipe contains `functools.partial` objects. `describe` writes one as {"call": name, argument:
+value}; `revive` reads it back and only returns public functions of this package, so that a run
+folder from an unknown source executes nothing. `assign` implements `--set loss.temperature=0.1`.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ EITHER = (("temperature", "perplexity"),)  # setting one leaves the other out
 
 
 def describe(value: Any) -> Any:
-    """The value as JSON: what a run folder records and a report prints."""
+    """The value as JSON, for run folders and reports."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, functools.partial):
@@ -129,7 +129,7 @@ def revive(described: Any, own: types.ModuleType | None = None) -> Any:
 
 
 def up_to_date(described: Any) -> Any:
-    """What `describe` wrote, with the names of functions that have moved since as they are now."""
+    """What `describe` wrote, with the present names of functions that were moved or renamed."""
     if isinstance(described, dict):
         return {name: up_to_date(value) for name, value in described.items()}
     if isinstance(described, list):
@@ -146,9 +146,9 @@ def up_to_date(described: Any) -> Any:
 
 
 def module_of_file(which: str | Path, *, request: str, prefix: str) -> types.ModuleType:
-    """The module that a Python file of the user's defines; the file is executed.
+    """The module of a user's Python file, which is executed.
 
-    request: what was asked for, repeated in the FileNotFoundError. prefix: of the module's name.
+    request: what was asked for, for messages of errors. prefix: of the module's name.
     """
     path = Path(which)
     if not path.is_file():
@@ -254,7 +254,7 @@ def unknown(name: str, known: Iterable[str]) -> str:
 
 
 def given(function: Callable[..., Any]) -> list[str]:
-    """Names of what the caller passes: positional parameters without a default."""
+    """The names of positional parameters without a default, which the caller passes."""
     return [
         p.name
         for p in inspect.signature(function).parameters.values()
@@ -263,7 +263,7 @@ def given(function: Callable[..., Any]) -> list[str]:
 
 
 def alike(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """The public functions that could stand in its place, called with the same values."""
+    """The public functions that can replace it, since they are called with the same values."""
     home = _home(function)
     assert home is not None
     found = public_functions(importlib.import_module(home))
@@ -271,7 +271,7 @@ def alike(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
 
 
 def public_functions(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
-    """The functions a module exports, in the order in which it names them."""
+    """The functions that a module exports, in its order."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -360,7 +360,7 @@ def _takes_any(function: Callable[..., Any]) -> bool:
 
 
 def _plain(value: Any, own: types.ModuleType | None, kind: Any = Any) -> Any:
-    """The value that `describe` wrote, where an argument of this kind is given."""
+    """The value of an argument of this kind, from what `describe` wrote."""
     takes_function = any(typing.get_origin(k) is Callable for k in _kinds(kind))
     if isinstance(value, dict) or (isinstance(value, str) and takes_function):
         return revive(value, own)
@@ -368,7 +368,7 @@ def _plain(value: Any, own: types.ModuleType | None, kind: Any = Any) -> Any:
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one type there is."""
+    """The members of a union, or the type itself."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if union else (annotation,)
 
@@ -378,7 +378,7 @@ def _words(annotation: Any) -> str:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value that was read from a file may be given for this annotation."""
+    """True if a value read from a file is valid for this annotation."""
     if kind in (float, int):
         whole = isinstance(value, int) and not isinstance(value, bool)
         return whole or (kind is float and isinstance(value, float) and math.isfinite(value))

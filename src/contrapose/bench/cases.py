@@ -268,7 +268,7 @@ CASES = {c.name: c for c in (NT_XENT, SUPCON, SUPCON_IN, CLIP, INFO_NCE, HARD, U
 
 
 def chosen(only: Sequence[str]) -> list[Case]:
-    """The cases named, or all; ValueError that names the nearest for an unknown one."""
+    """The cases named, or all; UserError that names the nearest for an unknown one."""
     for name in only:
         if name not in CASES:
             raise UserError(f"bench --only {name}: no case {unknown(name, CASES)}")

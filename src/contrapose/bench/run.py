@@ -41,7 +41,7 @@ def bench(
 
     sizes: instead of each case's own. quick: few and small ones. large: also 2 x 32,768 rows, and
     2 x 262,144 on CUDA. `watch` hears what is being measured, `show` when a case is done.
-    Raises ValueError for an unknown case or a size that makes no sense, FileExistsError for an
+    Raises UserError for an unknown case or a size that makes no sense, FileExistsError for an
     `out` that is there.
     """
     cases = chosen(only)

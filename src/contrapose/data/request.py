@@ -215,7 +215,7 @@ class Request:
         if callable(self.source):
             found: ImageSet = self.source(split=split)
             return found
-        # labels that were told apart are those of train, and so is the column of their table
+        # labels that were given separately are those of train, and so is the column of their table
         elsewhere = self.labels is not None and split != "train"
         return open_images(
             self.source, split=split, size=self.size, channels=self.channels,

@@ -1,4 +1,4 @@
-"""What an encoder has learned: embeddings, their geometry, probes on them, and honest numbers."""
+"""Evaluation of encoders: embeddings, their geometry, probes, and scores with intervals."""
 
 from contrapose.evaluation.calibration import Calibration as Calibration
 from contrapose.evaluation.calibration import calibration as calibration

@@ -1,14 +1,15 @@
-"""Easy features that two views of an image may share, and how much each alone says.
+"""Easy features that two views of an image may share, and how well each identifies the image.
 
-A feature is a function of a batch of views [B C H W] in [0, 1] that looks at one thing only: where
-the ink lies, how fine the detail is, what the frame looks like. What it shares is measured in two
-ways: how often it alone finds an image's other view, and how many bits it carries about the image,
+A feature is a function of a batch of views [B, C, H, W] in [0, 1] that depends on one property: the
+position of the ink, the fineness of detail, the frame. Two numbers say what views share by it: how
+often the nearest other view, by this feature alone, is of the same image, and how many bits of
+information about the image it has,
 
     I >= log2 n + mean over i of log2 (k_ii / sum_j k_ij)
 
-with k_ij = exp(-b d_ij^2), or (1 + d_ij^2 / c)^-b where views now and then hide the feature; d_ij
-is the distance of view i from the other view of image j. This is InfoNCE's bound among n images
-with the best b >= 0 and c; a code of m bits that all views show gives m.
+with k_ij = exp(-b d_ij^2), or (1 + d_ij^2 / c)^-b for features that some views hide; d_ij is the
+distance of view i to the other view of image j. This is InfoNCE's bound among n images with the
+best b >= 0 and c; a code of m bits that all views show has m.
 """
 
 import math
@@ -43,12 +44,12 @@ THUMB = 16  # px, side at which such images are looked for
 
 
 def intensity(view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B bins"]:
-    """Roots of the shares of grey levels: distances are Hellinger's."""
+    """Square roots of the histogram of grey levels, whose distances are Hellinger's."""
     return intensity_histogram(_gray(view), bins=BINS).sqrt()
 
 
 def colour(view: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
-    """Roots of the shares of R - G and of B - (R + G) / 2, which are 0 where there is no colour."""
+    """Square roots of the histograms of R - G and of B - (R + G) / 2, both 0 without colour."""
     share = (_opponent(view) + 1) / 2
     return intensity_histogram(share, bins=2 * BINS + 1, per_channel=True).sqrt()
 
@@ -60,13 +61,13 @@ def moments(view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 2"]:
 
 
 def tints(view: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 4"]:
-    """Means and standard deviations of what `colour` takes the histograms of."""
+    """Means and standard deviations of R - G and of B - (R + G) / 2."""
     flat = _opponent(view).flatten(2)
     return torch.cat([flat.mean(dim=2), flat.std(dim=2, correction=0)], dim=1)
 
 
 def position(view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 5"]:
-    """Centre and spread of what differs from the edge, as shares of the side; and how much does."""
+    """Centre and spread of what differs from the edge, as shares of the side, and its mass."""
     grey = _gray(view)[:, 0]
     edge = torch.cat([grey[:, 0], grey[:, -1], grey[:, :, 0], grey[:, :, -1]], dim=1)
     weight = (grey - edge.median(dim=1).values[:, None, None]).abs()
@@ -81,8 +82,10 @@ def position(view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 5"]:
 
 
 def detail(view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B reaches"]:
-    """Logs of mean differences over 1, 2, 4 and 8 px, each less the next: sharpness, noise and what
-    compression left of them, at any contrast."""
+    """Ratios, as logarithms, of mean differences over 1, 2, 4 and 8 px: sharpness and noise.
+
+    They do not depend on the contrast.
+    """
     grey = _gray(view)[:, 0]
     reach = [s for s in (1, 2, 4, 8) if s < min(grey.shape[1:])]
     size = [
@@ -95,9 +98,9 @@ def detail(view: Float[Tensor, "B C H W"]) -> Float[Tensor, "B reaches"]:
 
 
 def edges(view: Float[Tensor, "B C H W"], *, width: float) -> Float[Tensor, "B F"]:
-    """The brightest and the darkest of the four edges that are of one colour, per channel.
+    """The brightest and the darkest of those of the four edges that have one colour, per channel.
 
-    width: share of the side that an edge takes. An edge of several colours says nothing.
+    width: of an edge, as a share of the side. An edge of several colours is ignored.
     """
     strips = _strips(view, max(1, round(width * view.shape[2])))
     mean = torch.stack([s.mean(dim=(2, 3)) for s in strips], dim=1)
@@ -117,9 +120,9 @@ def levels(view: Float[Tensor, "B C H W"], *, channels: tuple[int, ...]) -> Floa
 
 
 def border_width(images: ImageSet) -> int:
-    """px of a frame of one colour round most images, whose colour differs between them; 0: none.
+    """Width in px of a frame around most images, of one colour that differs between images; or 0.
 
-    Its colour may differ from side to side no more than within a side.
+    Its colour may differ between sides no more than within a side.
     """
     x = _some(images)[:, : images.shown]
     ring: list[Tensor] = []
@@ -140,9 +143,9 @@ def border_width(images: ImageSet) -> int:
 
 
 def constant_channels(images: ImageSet) -> tuple[int, ...]:
-    """Channels that hold one value over (nearly) every image, but not the same in all images.
+    """Channels that are constant within (nearly) every image, but not the same in all images.
 
-    Those that the set declares are among them. A grey image's only channel is a picture.
+    They include those that the set declares. The only channel of a grey image is a picture.
     """
     x = _some(images)
     flat = x.flatten(2)
@@ -157,9 +160,10 @@ def constant_channels(images: ImageSet) -> tuple[int, ...]:
 
 
 def duplicates(images: ImageSet) -> tuple[tuple[tuple[int, ...], ...], Int[Tensor, "K 2"]]:
-    """(groups of images that are equal byte for byte, pairs that are nearly the same).
+    """(groups of images that are exactly equal, pairs that are nearly equal).
 
-    Nearly: the mean difference of pixels at 16 px is below NEARLY, and the images are not flat.
+    Nearly equal: the mean difference of pixels at 16 px is below NEARLY, and images are not
+    uniform.
     """
     groups = exact_duplicates(images)
     known = {i for group in groups for i in group}
@@ -191,7 +195,7 @@ def duplicates(images: ImageSet) -> tuple[tuple[tuple[int, ...], ...], Int[Tenso
 
 @dataclass(frozen=True)
 class Shared:
-    """What a feature alone says about which two views show one image, among n images."""
+    """How well a feature alone identifies the image of a view, among n images."""
 
     found: Score  # share of images whose other view is the nearest
     bits: Score  # about the image; at most log2 n
@@ -207,14 +211,15 @@ def shared(
     seed: int = 0,
     shown: int = 5,
 ) -> Shared:
-    """a, b: the feature of two views of the same n images, in the same order.
+    """How well a feature identifies images: retrieval and bits, from two views of n images.
 
-    Every dimension is measured in units of its spread within pairs of views. Among equal distances
-    one is drawn. Raises ValueError for fewer than two images.
+    a, b: the feature of the two views, in the same order. Every dimension is divided by its spread
+    within pairs of views. Of equal distances one is drawn. Raises UserError for fewer than two
+    images.
     """
     n = len(a)
     if n < 2:
-        raise UserError(f"shared: {n} images; two are needed to be told apart")
+        raise UserError(f"shared: {n} images; retrieval needs two or more")
     a, b = a.double(), b.double()
     within = ((a - b).square().mean(dim=0) / 2).sqrt()
     total = torch.cat([a, b]).std(dim=0, correction=0)
@@ -279,11 +284,11 @@ def readable(
     features: scores.Features = "h",
     seed: int = 0,
 ) -> Score:
-    """R^2 of a ridge regression of the feature on h: share of its variance, on the other half.
+    """R^2 of a ridge regression of the feature on h, fitted on one half of the rows, on the other.
 
-    The feature is turned to its principal axes, the first AXES of them count, by their variance.
-    Half of the rows, drawn, fit; the ridge is chosen by leaving one of them out (GCV). At least 0.
-    The interval is a bootstrap's over the other half. NaN where the feature does not vary.
+    The feature is rotated to its principal axes, of which the first AXES count, by their variance.
+    The ridge is chosen by generalised cross-validation (GCV). The result is at least 0. The
+    interval is of a bootstrap over the second half. NaN if the feature does not vary.
     """
     n = len(h)
     if n < 8:

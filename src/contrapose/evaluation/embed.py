@@ -1,4 +1,4 @@
-"""Images in, representations out, in evaluation mode: asserted, not hoped for."""
+"""Computing h and z of images, with every module in evaluation mode."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from contrapose.progress import counted
 
 @dataclass(frozen=True)
 class Embedded:
-    """Float32 on the CPU, in the order of the images."""
+    """Representations h and embeddings z, float32 on the CPU, in the order of the images."""
 
     h: Float[Tensor, "N F"]  # representation
     z: Float[Tensor, "N D"]  # embedding, of unit length where the head says so
@@ -38,11 +38,11 @@ def embed(
 ) -> Embedded:
     """h and z of every image, centre-cropped to `size` px, without augmentation.
 
-    The encoder moves to `device`. Every module is in evaluation mode while it runs, so BatchNorm
-    uses its running statistics and leaves them as they are; each module's own mode is restored.
-    precision="bf16" runs the network under autocast, "fp64" a copy of it in float64: a row is then
-    the same, rounded to float32, whatever else is in its batch. Raises ValueError for an empty set
-    and where an output is not finite.
+    The encoder is moved to `device`. Every module is in evaluation mode meanwhile, so that batch
+    norm uses its running statistics and does not change them; afterwards modes are restored.
+    precision: "bf16" runs the network under autocast; "fp64" runs a copy in float64, so that a row,
+    rounded to float32, does not depend on the rest of its batch.
+    Raises UserError for an empty set, and if an output is not finite.
     """
     if len(images) == 0:
         raise UserError(f"embed: {images.name} ({images.split}) has no images")
@@ -87,9 +87,9 @@ def embed_views(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """z (or h) of n views of each image, view by view, and which image each row shows.
+    """(z or h of n views of each image, view by view; the image that each row shows).
 
-    In evaluation mode, as `embed`; each module's own mode is restored.
+    In evaluation mode, as in `embed`; afterwards modes are restored.
     """
     which = 0 if features == "h" else 1
     encoder.to(device)

@@ -1,4 +1,4 @@
-"""A probe per feature: what of a composed set an encoder lets one read, with intervals."""
+"""Linear probes of every feature of a composed set, with intervals."""
 
 import warnings
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ def probes_of_features(
 ) -> dict[str, Score]:
     """{feature: accuracy on `test` of a linear probe of h fitted on `train`}.
 
-    size: px of the images that the encoder sees, by default as they are stored. features: those to
-    read, by default all that both sets have; of a plain set its label, called `image`. A feature
-    without two classes in training, or none of them in test, is left out with a warning; one that
-    was asked for by name raises ValueError, as does an unknown one.
+    size: px of the images for the encoder, by default as they are stored. features: by default all
+    that both sets have; a set with one label calls it `image`. A feature with fewer than two
+    classes in training, or without test images of them, is left out with a warning; UserError if it
+    was asked for by name, and for an unknown name.
     """
     size = train.size if size is None else size
     h, of_test = (embed(encoder, images, size=size, device=device).h for images in (train, test))
@@ -56,7 +56,7 @@ def read_features(
     split: str = "test",
     of: scores.Features = "h",
 ) -> dict[str, Score]:
-    """The same for rows that came from anywhere: another encoder, pixels, a supervised control."""
+    """As `probes_of_features`, from rows x, x_test: of another encoder, of pixels, of a control."""
     label, test_label = features_of(train), features_of(test)
     for name in names or ():
         if name not in label or name not in test_label:
@@ -88,6 +88,6 @@ def read_features(
 
 
 def _known(label: Int[Tensor, " M"], seen: Int[Tensor, " C"]) -> tuple[Int[Tensor, " M"], int]:
-    """The labels with -1 for classes that training has not, and how many those are."""
+    """(the labels with -1 for classes that are not in training, the number of these)."""
     strange = ~torch.isin(label, seen) & (label >= 0)
     return torch.where(strange, -1, label), int(strange.sum())

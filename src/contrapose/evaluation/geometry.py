@@ -1,7 +1,7 @@
-"""How embeddings lie on the sphere: what can be read off a matrix of vectors from anywhere.
+"""The geometry of embeddings: measures of a matrix of vectors of any origin.
 
-Unless a function says otherwise, rows are brought to unit length here, s_ij = x_i . x_j is their
-cosine, and memory is linear in the rows. Rows or labels that cannot be meant are errors.
+Unless a function says otherwise, rows are brought to unit length, s_ij = x_i . x_j is their cosine,
+and memory is linear in the number of rows. Invalid rows or labels raise UserError.
 """
 
 import math
@@ -20,7 +20,7 @@ from contrapose.similarity import logsumexp, negatives, others, positive_similar
 def alignment(x: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, alpha: float = 2.0) -> float:
     """Mean of |x_i - x_j|^alpha over pairs of rows of one group (2005.10242); 0 is perfect.
 
-    Raises ValueError where no group has two rows.
+    Raises UserError where no group has two rows.
     """
     x = _unit("alignment", x)
     x, group, count = _grouped("alignment", x, group)
@@ -42,8 +42,8 @@ def alignment(x: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, alpha: float
 def uniformity(x: Float[Tensor, "N D"], *, t: float = 2.0) -> float:
     """log E exp(-t |x_i - x_j|^2) over pairs of different rows (2005.10242).
 
-    0 where all rows are equal; spread evenly over the sphere in 128 dimensions, -3.94. A
-    log-sum-exp, so it is always finite. Raises ValueError for fewer than two rows.
+    0 if all rows are equal; -3.94 for rows spread uniformly over the sphere in 128 dimensions. It
+    is a log-sum-exp, so it is always finite. Raises UserError for fewer than two rows.
     """
     x, n = _unit("uniformity", x, rows=2), len(x)
     rows = logsumexp(x, x, scale=2 * t, pairs=others(n, x.device))  # |x - y|^2 = 2 - 2 x.y
@@ -53,8 +53,9 @@ def uniformity(x: Float[Tensor, "N D"], *, t: float = 2.0) -> float:
 def tolerance(x: Float[Tensor, "N D"], label: Int[Tensor, " N"]) -> float:
     """Mean s_ij over pairs of different rows of one class (Wang & Liu 2021, eq. 11). O(N D).
 
-    A mean given the class, not over all pairs: the published values are beyond what the latter
-    could reach. Rows labelled -1 are left out. Raises ValueError where no class has two rows.
+    The mean is over pairs of one class, not over all pairs, since the published values are higher
+    than the latter can be. Rows labelled -1 are left out. Raises UserError if no class has two
+    rows.
     """
     x = _unit("tolerance", x)
     x, label, count = _grouped("tolerance", x, label)
@@ -66,8 +67,8 @@ def tolerance(x: Float[Tensor, "N D"], label: Int[Tensor, " N"]) -> float:
 def effective_rank(x: Float[Tensor, "N D"]) -> float:
     """exp of the entropy of sigma / sum sigma, sigma the singular values of x (RankMe, 2210.02885).
 
-    Neither centred nor brought to unit length: a cloud in one point has rank 1, whatever noise is
-    around it. Between 1 and min(N, D); 0 for a matrix of zeros. From the eigenvalues of the smaller
+    Rows are neither centred nor normalised, so equal rows with a little noise have a rank near 1.
+    Between 1 and min(N, D); 0 for a matrix of zeros. Computed from the eigenvalues of the smaller
     Gram matrix, in float64.
     """
     _finite("effective_rank", x)
@@ -81,13 +82,13 @@ def effective_rank(x: Float[Tensor, "N D"]) -> float:
 
 
 def lidar(x: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, delta: float = 1e-4) -> float:
-    """Effective rank of what tells images apart, in units of what views of one differ by.
+    """LiDAR (arXiv 2312.04000): effective rank between images, in units of the spread of views.
 
-    exp of the entropy of lambda / sum lambda, lambda the eigenvalues of S_w^-1/2 S_b S_w^-1/2: S_b
-    the covariance of the images' means, S_w that of views about them (LiDAR, arXiv 2312.04000).
-    Between 1 and D; directions in which views differ as much as images count for little. `delta`
-    times the mean variance is added to S_w's diagonal (the paper adds 1e-4 as it is). In float64.
-    Raises ValueError where no group has two rows.
+    exp of the entropy of lambda / sum lambda, with lambda the eigenvalues of S_w^-1/2 S_b S_w^-1/2,
+    S_b the covariance of the means of images and S_w that of views around them. Between 1 and D;
+    directions in which views differ as much as images do count little. `delta` times the mean
+    variance is added to the diagonal of S_w (the paper adds 1e-4). In float64.
+    Raises UserError where no group has two rows.
     """
     _finite("lidar", x)
     x, group, count = _grouped("lidar", x.detach(), group)
@@ -108,9 +109,9 @@ def effective_negatives(
 ) -> float:
     """exp of the entropy of the softmax of s_ij / T over negatives j, mean over anchors i.
 
-    How many rows of other groups share the repulsion of an anchor: all of them at a high
-    temperature, the nearest one at a low one (Wang & Liu 2021, eq. 6: the entropy of r_i).
-    Raises ValueError where all rows are of one group.
+    It is the number of rows of other groups that share the repulsion of an anchor: all of them at a
+    high temperature, only the nearest at a low one (Wang & Liu 2021: the entropy of r_i, eq. 5).
+    Raises UserError where all rows are of one group.
     """
     if not 0 < temperature < math.inf:
         raise UserError(f"effective_negatives: temperature={temperature}; must be positive")
@@ -126,7 +127,7 @@ def effective_negatives(
 def contrastive_accuracy(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> float:
     """Share of anchors whose nearest other row is of their group; anchors without one left out.
 
-    Raises ValueError where no group has two rows.
+    Raises UserError where no group has two rows.
     """
     return float(contrastive_hits(x, group).double().mean())
 
@@ -145,7 +146,7 @@ def local_separation(
     """Mean similarity of anchors to their positives, then to their k nearest rows of other groups.
 
     [positive, n1, ..., nk], n1 the nearest, averaged over the anchors that have a positive (Wang &
-    Liu 2021, figure 8). Raises ValueError where there are no positives or fewer than k negatives.
+    Liu 2021, figure 8). Raises UserError where there are no positives or fewer than k negatives.
     """
     x = _unit("local_separation", x)
     x, group, count = _grouped("local_separation", x, group)

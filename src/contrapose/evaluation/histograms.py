@@ -1,7 +1,7 @@
 """The histogram shortcut (SimCLR, figure 6): crops of one image share their pixel intensities.
 
-Without colour distortion the intensities of a crop alone tell which image it was cut from, and an
-encoder need learn nothing else; with distortion of strength 1 they tell next to nothing.
+Without colour distortion the intensities of a crop identify the image it is from, so that an
+encoder need not learn anything else; with distortion of strength 1 they hardly do.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _CHUNK = 64  # images viewed at a time
 
 @dataclass(frozen=True)
 class Identified:
-    """How often the source of a view is found from its histogram, and how often by chance."""
+    """How often the image of a view is found by its histogram, and how often by chance."""
 
     score: Score
     chance: float
@@ -59,11 +59,11 @@ def identify_source(
     per_channel: bool = False,
     seed: int = 0,
 ) -> Identified:
-    """Which image is this a view of? Answered by the nearest histogram among other views.
+    """How often the nearest histogram (Hellinger distance) among other views is of the same image.
 
-    Of up to `count` images `crops` views each are drawn by `views(image, generator, size=)`; the
-    first asks, the others of all images answer (Hellinger distance), so chance is 1 / images. Views
-    have `size` px, by default the side of the images.
+    `crops` views of each of up to `count` images are drawn by `views(image, generator, size=)`. The
+    first view of each image is the query, the others are the candidates, so chance is 1 / images.
+    Views have `size` px, by default the side of the images.
     """
     if crops < 2 or len(images) < 2:
         raise UserError(

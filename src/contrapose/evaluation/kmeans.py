@@ -40,7 +40,7 @@ def kmeans(
 
     spherical=True, for points of unit length: centres have unit length too, so that the sum of
     cosines is largest. The best of `restarts` for each set; a cluster that runs empty starts again
-    at the point that is farthest from its centre. `generator` is a CPU's. Raises ValueError for
+    at the point that is farthest from its centre. `generator` is a CPU's. Raises UserError for
     fewer points than clusters.
     """
     if not 1 <= clusters <= x.shape[1]:

@@ -1,9 +1,9 @@
-"""Local features ("Intriguing Properties"): k-means on the maps an encoder makes before pooling.
+"""Local features ("Intriguing Properties"): k-means on the feature maps of an encoder.
 
-Every position of a map is a sample, brought to unit length; how the cluster labels lie over the
-image shows what a position knows of. As a control the raw pixels under each position are clustered.
-Sources give neither the numbers of clusters nor whether images are clustered one by one
-or together, so both are choices here.
+Every position of a map before pooling is a sample, brought to unit length; the cluster labels over
+an image show which parts a position distinguishes. As a control the raw pixels under each position
+are clustered. The paper gives neither the numbers of clusters nor whether images are clustered
+separately or together, so both are options here.
 """
 
 import itertools
@@ -42,7 +42,7 @@ class LocalMaps:
 
 def stages(encoder: Encoder, x: Float[Tensor, "B C H W"]) -> tuple[str, ...]:
     """Modules of the backbone that end a stage: layer1, layer2 ... where they are called so, else
-    the last one that gives a map [B C h w] of each resolution. ValueError where none does."""
+    the last one that gives a map [B C h w] of each resolution. UserError where none does."""
     children = [name for name, _ in encoder.backbone.named_children()]
     numbered = tuple(name for name in children if name.removeprefix("layer").isdigit())
     if numbered:
@@ -73,7 +73,7 @@ def feature_maps(
 ) -> dict[str, Float[Tensor, "B F h w"]]:
     """What the modules called `names`, by default its stages, give for x in evaluation mode.
 
-    Raises ValueError for a name that the backbone lacks, or whose output is no map.
+    Raises UserError for a name that the backbone lacks, or whose output is no map.
     """
     names = stages(encoder, x) if names is None else names
     modules = dict(encoder.backbone.named_modules())
@@ -166,7 +166,7 @@ def local_maps(
 
 @dataclass(frozen=True)
 class UncertaintyCoefficient:
-    """How much of one labelling another one tells: 1 - H(of | given) / H(of), in [0, 1]."""
+    """The uncertainty coefficient (Theil's U) of two labellings, in [0, 1]."""
 
     value: float
     shuffled: float  # the same after shuffling positions: what two unrelated labellings give
@@ -175,11 +175,12 @@ class UncertaintyCoefficient:
 def uncertainty_coefficient(
     of: Integer[Tensor, "N h w"], given: Integer[Tensor, "N h w"], *, joint: bool, seed: int = 0
 ) -> UncertaintyCoefficient:
-    """1 - H(of | given) / H(of) over the positions of each image, its mean over images; over all
-    positions at once where labels mean the same in every image (`joint`).
+    """Theil's U, 1 - H(of | given) / H(of): the share of the entropy of `of` that `given` explains.
 
-    1 where every cluster of `given` lies within one class of `of`. Images on which `of` is one
-    class have nothing to tell and are left out; ValueError where that leaves none.
+    Over the positions of each image, then the mean over images; or, with `joint`, over all
+    positions at once, for labels that mean the same in every image. It is 1 if every cluster of
+    `given` lies within one class of `of`. Images with a single class in `of` are left out;
+    UserError if no others are left.
     """
     if of.shape != given.shape:
         raise UserError(
@@ -202,7 +203,8 @@ def uncertainty_coefficient(
 
 
 def hierarchy(maps: LocalMaps, stage: str) -> dict[tuple[int, int], UncertaintyCoefficient]:
-    """{(coarse, fine): how much of the coarse clusters the fine ones tell} for neighbouring K.
+    """{(coarse, fine): uncertainty coefficient of coarse clusters given fine ones}, for successive
+    K.
 
     1 means that the clusters of a larger K split those of the smaller one.
     """
@@ -217,11 +219,11 @@ def hierarchy(maps: LocalMaps, stage: str) -> dict[tuple[int, int], UncertaintyC
 def truth_map(
     box: Int[Tensor, "N k 4"], side: int, shape: tuple[int, int], what: Int[Tensor, "N k"]
 ) -> Int[Tensor, "N h w"]:
-    """Which digit each position of a map looks at: 0 outside all boxes, else 1 + `what` of the box
-    that holds its centre, the later one where boxes overlap.
+    """The digit at each position of a map: 0 outside all boxes, else 1 + `what` of the box.
 
+    It is the box that contains the centre of the position, the later one if boxes overlap.
     box: top, left, height, width in px on canvases of `side` (`composed.layout`). what: the class
-    of each digit, or its number on the canvas, to tell apart digits of one class.
+    of each digit, or its number on the canvas, to distinguish digits of one class.
     """
     h, w = shape
     y = ((torch.arange(h) + 0.5) * side / h)[None, :, None]

@@ -98,7 +98,7 @@ def write_map_page(images: ImageSet, maps: Mapping[str, LocalMaps], path: Path |
     """Write the page; where it lies. Beside and renamed, in place of an older one.
 
     images: those that `local_maps` was given. maps: what was clustered together -> labels, such as
-    {"each image by itself": ..., "all images together": ...}. Raises ValueError for labels of
+    {"each image by itself": ..., "all images together": ...}. Raises UserError for labels of
     another number of images.
     """
     if not maps:

@@ -1,12 +1,13 @@
-"""How the repulsion of the softmax losses is shared among negatives: the gradient analysis of S1.
+"""The distribution of repulsion over negatives in softmax losses: the gradient analysis of S1.
 
 With s_ij = x_i . x_j of unit rows and N(i) the rows of other groups,
 
     r_ij = e^{s_ij/t} / sum_{n in N(i)} e^{s_in/t}                                       (S1, eq. 5)
 
-is the gradient by the similarity of negative j over that of the positive, of anchor i. It sums to 1
-over j: a Boltzmann distribution with temperature t, all on the nearest negative as t falls to 0 and
-equal as t grows. S1 is "Understanding the Behaviour of Contrastive Loss" (Wang & Liu, CVPR 2021).
+is the derivative of the loss by the similarity of negative j over minus that of the positive, for
+anchor i. It is a Boltzmann distribution over j with temperature t: for t -> 0 all mass is on the
+nearest negative, for large t it is uniform. S1 is "Understanding the Behaviour of Contrastive Loss"
+(Wang & Liu, CVPR 2021).
 """
 
 import math
@@ -27,7 +28,7 @@ SHARE = 0.9  # of the repulsion that the effective interval holds: this project'
 
 @dataclass(frozen=True)
 class Penalties:
-    """At one temperature; every mean is over anchors."""
+    """The distribution of the repulsion at one temperature; means are over anchors."""
 
     temperature: float
     entropy: float  # mean of H(r_i), nats
@@ -44,7 +45,7 @@ class Penalties:
 def ratio(
     similarity: Float[Tensor, "... n"], *, temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "... n"]:
-    """r of anchors whose negatives have these similarities (S1, eq. 5): a softmax."""
+    """r_ij of negatives with these similarities (S1, eq. 5): a softmax over the last axis."""
     return (similarity / temperature).softmax(dim=-1)
 
 
@@ -55,10 +56,12 @@ def penalties(
     temperatures: Sequence[float],
     bins: int = 200,
 ) -> list[Penalties]:
-    """The repulsion between rows of different groups, at each temperature. Memory O(N + bins).
+    """The distribution of the repulsion over rows of other groups, at each temperature.
+
+    Memory O(N + bins).
 
     For a matrix of embeddings whose rows are all different images: group = torch.arange(N).
-    Raises ValueError for rows of one group alone and for a temperature that is not above 0.
+    Raises UserError for rows of one group alone and for a temperature that is not above 0.
     """
     x = _unit("penalties", x, rows=2)
     if len(group) != len(x) or bool((group == group[0]).all()):

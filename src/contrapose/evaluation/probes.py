@@ -1,7 +1,7 @@
-"""What frozen features are good for: nearest neighbours, and logistic regression solved to its end.
+"""Probes of frozen features: nearest neighbours, and logistic regression solved to convergence.
 
-Features are computed once, so probes see no augmentation. Rows labelled -1 are left out, and the
-probe's own protocol sentence counts them.
+Features are computed once, without augmentation. Rows labelled -1 are left out, and the probe's
+sentence about its protocol counts them.
 """
 
 import math
@@ -33,12 +33,12 @@ def knn(
     leave_one_out: bool = False,
     classes: int | None = None,
 ) -> Float[Tensor, "N C"]:
-    """Class scores of the weighted vote of the k nearest rows of the bank (1805.01978).
+    """Class scores by a weighted vote of the k nearest rows of the bank (arXiv 1805.01978).
 
     score_c = sum over neighbours j of class c of exp(s_j / temperature), divided by the sum over
     all classes; s is the cosine (rows are brought to unit length here). Exact. leave_one_out: query
     and bank are the same rows, and none votes for itself. Where the bank holds fewer than k rows
-    with a label all of them vote, with a warning. Raises ValueError for a bank without labels.
+    with a label all of them vote, with a warning. Raises UserError for a bank without labels.
     """
     _check("knn", bank, bank_label)
     if not query.isfinite().all():
@@ -65,13 +65,13 @@ def knn(
 
 
 def most_neighbours(bank_label: Int[Tensor, " M"], leave_one_out: bool = False) -> int:
-    """How many rows of a bank can vote: the largest k of `knn`."""
+    """The number of rows of a bank that can vote, which is the largest k for `knn`."""
     return max(1, int((bank_label >= 0).sum()) - leave_one_out)
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier on features as they come, and how it was fitted."""
+    """A linear classifier on unscaled features, and how it was fitted."""
 
     weight: Float[Tensor, "C D"]
     bias: Float[Tensor, " C"]  # -inf for a class without a training example
@@ -104,7 +104,7 @@ def linear_probe(
     it, on all but a stratified `held_out` share; the one with the best accuracy there (the
     strongest of equals) is solved again on all rows. `SIMCLR_PATH` has the 45 values of SimCLR's
     transfer protocol. standardise: features get mean 0 and variance 1 first, folded into W and b.
-    One value of l2 needs no held-out rows. Raises ValueError for a single class, and for a class
+    One value of l2 needs no held-out rows. Raises UserError for a single class, and for a class
     with one row where some are held out.
 
     The objective ends within some 1e-7 of its minimum, relative; a fit that does not get there is
@@ -164,7 +164,7 @@ def _solved(fit: LogisticRegression, l2: float) -> tuple[Tensor, Tensor]:
 
 
 def _spread(weight: Tensor, bias: Tensor, present: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Rows for all classes; one that was never seen has score -inf."""
+    """Weights for all classes; a class without training rows has score -inf."""
     all_weights = weight.new_zeros(classes, weight.shape[1]).index_copy(0, present, weight)
     return all_weights, bias.new_full((classes,), -math.inf).index_copy(0, present, bias)
 
@@ -181,7 +181,7 @@ def _hold_out(y: Tensor, share: float, seed: int) -> Tensor:
 
 
 def _labelled(name: str, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Rows with a label, detached, and how many have none; ValueError for a single class."""
+    """Rows with a label, detached, and how many have none; UserError for a single class."""
     _check(name, x, label)
     known = label >= 0
     seen = torch.unique(label[known])

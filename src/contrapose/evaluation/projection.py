@@ -1,4 +1,4 @@
-"""A map of embeddings in the plane, the same one each time: principal components, then t-SNE."""
+"""A deterministic map of embeddings in the plane: principal components, then t-SNE."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from contrapose.errors import UserError
 
 @dataclass(frozen=True)
 class Map:
-    """Where each chosen row lies, which rows they are, and how it was made (a sentence)."""
+    """The positions of the chosen rows, their indices, and the method as a sentence."""
 
     xy: Float[Tensor, "M 2"]
     index: Int[Tensor, " M"]
@@ -26,7 +26,7 @@ def project(
 
     Of more than `max_points` rows a random part is drawn with `seed`. Distances between far
     clusters mean little in such a map. On one thread, so that it is deterministic: some 5 s for
-    1,500 points. Raises ValueError for rows that are not finite.
+    1,500 points. Raises UserError for rows that are not finite.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -34,7 +34,7 @@ class Ridge:
         self.axes = self.x.T @ axes if wide else axes
 
     def weight(self, strength: float) -> Float[Tensor, "D F"]:
-        """W; ValueError unless the strength is above 0."""
+        """W; UserError unless the strength is above 0."""
         if not strength > 0:
             raise UserError(f"ridge: strength={strength}; give a number above 0")
         weight: Tensor = self.axes @ (self.towards / (self.value + strength)[:, None])

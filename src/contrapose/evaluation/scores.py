@@ -1,4 +1,4 @@
-"""A number never travels alone: its interval, its n, its protocol, split and seed go with it."""
+"""Scores: numbers with their interval, n, protocol, split and seed."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Features = Literal["h", "z", "untrained h", "pixels", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One measured number. `low` and `high` bound it with the stated confidence."""
+    """A measured number with a confidence interval from `low` to `high`."""
 
     metric: str
     value: float
@@ -61,7 +61,7 @@ def accuracy(
 ) -> Score:
     """Share of examples whose label is among the `top` highest class scores; Wilson interval.
 
-    group: what belongs together, such as copies or frames of a clip; the interval is then that of
+    group: the group of each example, such as its clip; the interval is then that of
     `effective_number` independent examples. Examples without a label (-1) are left out. A label
     beyond the C classes counts as wrong.
     """
@@ -135,7 +135,7 @@ def mean_per_class_accuracy(
 def confusion(
     predicted: Int[Tensor, " N"], label: Int[Tensor, " N"], classes: int
 ) -> Int[Tensor, "C C"]:
-    """How often (row: true class) was taken for (column: predicted); rows labelled -1 left out."""
+    """Counts by true class (row) and predicted class (column), without examples labelled -1."""
     known = label >= 0
     predicted, label = predicted[known], label[known]
     for name, x in (("predicted", predicted), ("label", label)):
@@ -147,10 +147,10 @@ def confusion(
 
 
 def effective_number(right: Bool[Tensor, " N"], group: Int[Tensor, " N"]) -> float:
-    """How many independent examples tell as much of the share p of right ones as these groups do.
+    """The number of independent examples with the same standard error of the accuracy p as these.
 
-    n p (1 - p) / V with the variance between groups V = sum_g (r_g - n_g p)^2 / n * G / (G - 1), at
-    most n; for p of 0 or 1, where V says nothing, n^2 / sum_g n_g^2.
+    n p (1 - p) / V, at most n, with the variance between groups V = sum_g (r_g - n_g p)^2 / n * G /
+    (G - 1). If p is 0 or 1, for which V is 0: n^2 / sum_g n_g^2.
     """
     n, (_, of) = len(right), torch.unique(group, return_inverse=True)
     size = torch.bincount(of).double()
@@ -165,7 +165,7 @@ def effective_number(right: Bool[Tensor, " N"], group: Int[Tensor, " N"]) -> flo
 
 
 def wilson(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share: inside [0, 1], and of sensible width at 0 and at 1."""
+    """Wilson's interval of a proportion, which is valid at 0 and at 1 too."""
     if not 0 <= correct <= n or n < 1 or not 0 < confidence < 1:
         raise UserError(
             f"wilson: correct={correct} of n={n} at confidence={confidence}; needs "

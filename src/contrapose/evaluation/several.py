@@ -1,4 +1,4 @@
-"""Probes of several labels for each image: mean average precision, with the prevalence as chance.
+"""Probes for images with several labels: mean average precision, with the prevalence as chance.
 
 One logistic regression for each label on standardised features (scikit-learn), as for PASCAL VOC:
 the average precision of a label is the area under precision over recall of its scores, and that of

@@ -84,7 +84,7 @@ def sgd_probe(
     """A linear classifier trained by a published protocol on features as they are.
 
     g = mean over the batch of (softmax(W x + b) - one-hot) x;  v <- 0.9 v + g;  w <- w - lr v, or
-    w - lr (g + 0.9 v) with Nesterov. The last batch of an epoch may be smaller. Raises ValueError
+    w - lr (g + 0.9 v) with Nesterov. The last batch of an epoch may be smaller. Raises UserError
     for a single class, and where training diverges.
     """
     x, label, dropped = _labelled("sgd_probe", x, label)

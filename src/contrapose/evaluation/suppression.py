@@ -1,8 +1,8 @@
-"""Feature suppression: how much of what an image shows an encoder no longer lets one read.
+"""Feature suppression: how much of the features of an image cannot be read from an encoder.
 
-"Intriguing Properties of Contrastive Losses" (2011.02803) shows that easy features which the views
-share keep hard ones from being learned, and gives no number for it. Here are two, this project's:
-of features whose labels are known, and of all others together.
+"Intriguing Properties of Contrastive Losses" (2011.02803) shows that easy features which views
+share suppress the learning of hard ones, and defines no measure of it. This file has two, by this
+project: one for features with labels, one for all other features together.
 """
 
 import math
@@ -27,18 +27,18 @@ SIDE = 8  # px, to which pictures are averaged before they are reconstructed
 
 
 def lost(value: float, reference: float, floor: float = 0.0) -> float:
-    """(reference - value) / (reference - floor): the share of what could be read that is lost.
+    """(reference - value) / (reference - floor): the share of the readable part that is lost.
 
-    0: as much is read as by the reference; 1: nothing above the floor. It is not clipped: below 0
-    more is read than by the reference, above 1 less than the floor. NaN where the reference itself
-    does not exceed the floor, so that there is nothing to lose.
+    0 if as much is read as from the reference, 1 if nothing above the floor. It is not clipped:
+    below 0 more is read than from the reference, above 1 less than the floor. NaN if the reference
+    does not exceed the floor.
     """
     return (reference - value) / (reference - floor) if reference > floor else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suppression:
-    """Of one feature: test accuracies of linear probes on three encoders, and of guessing."""
+    """Test accuracies of one feature: linear probes on three encoders, and guessing."""
 
     accuracy: float
     supervised: float  # of an encoder that labels of this feature taught
@@ -53,7 +53,7 @@ class Suppression:
 
     @property
     def erased(self) -> float:
-        """(untrained - accuracy) / (untrained - chance): above 0, training took away what random
+        """(untrained - accuracy) / (untrained - chance): above 0, training removed what random
         weights let one read; below, it added to it."""
         return lost(self.accuracy, self.untrained, self.chance)
 
@@ -84,7 +84,7 @@ def suppression(
     """{feature: its suppression} for each feature that has a supervised control.
 
     supervised: feature -> an encoder trained on that feature's labels, on the same images and views
-    for as long. Probes are fitted on `train` and judged on `test`. Raises ValueError for a feature
+    for as long. Probes are fitted on `train` and judged on `test`. Raises UserError for a feature
     that the images do not have.
     """
 
@@ -135,7 +135,7 @@ def explained(
     l2: the one with the best R^2 on a held-out share of the training rows, then all rows. It can be
     below 0: worse than the mean. As a reconstruction of the picture, or of what an untrained
     network makes of it, R^2 says how much of it can still be read, labelled or not; compare it with
-    the untrained encoder's own by `lost`. Raises ValueError for fewer than 10 rows.
+    the untrained encoder's own by `lost`. Raises UserError for fewer than 10 rows.
     """
     if len(x) != len(target) or len(x) < 10:
         raise UserError(f"explained: {len(x)} rows to learn from, {len(target)} targets; give 10")

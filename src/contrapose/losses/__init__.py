@@ -6,7 +6,7 @@ have that number, on this process and on others. It is a negative of every row a
 positive, it is counted and left out of the mean; in `large_margin_softmax` it is left out alone.
 
 A batch may be empty, on some processes or on all: the loss is then 0, with a graph. On a CPU, rows
-that hold NaN or infinity, or whose products would leave float32, raise ValueError; rows that are
+that hold NaN or infinity, or whose products would leave float32, raise UserError; rows that are
 not of unit length, where a loss expects that, are counted in a warning.
 """
 

@@ -25,7 +25,7 @@ class RowsOutOfRange(UserError):
 def check_groups(
     name: str, z: Float[Tensor, "N D"], group: Shaped[Tensor, "..."], *, unit: bool = True
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
-    """Raise ValueError unless there is one group per row; warn of rows that are not unit length.
+    """Raise UserError unless there is one group per row; warn of rows that are not unit length.
 
     Returns z in float32 at least: the parts of a gradient are then added before they are rounded.
     Returns groups in int64; every row with a negative group, that is without a label, is alone.
@@ -46,7 +46,7 @@ def check_groups(
 def check_towers(
     name: str, query: Float[Tensor, "N D"], key: Float[Tensor, "M D"]
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-    """Raise ValueError unless both have one width; warn of rows that are not unit length.
+    """Raise UserError unless both have one width; warn of rows that are not unit length.
 
     Returns both in float32 at least.
     """
@@ -75,7 +75,7 @@ def check_keys(name: str, key: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
 
 
 def check_positive(name: str, **values: float | Tensor) -> None:
-    """Raise ValueError unless every value, a temperature or a scale, is finite and above 0."""
+    """Raise UserError unless every value, a temperature or a scale, is finite and above 0."""
     for what, value in values.items():
         if isinstance(value, Tensor):
             if value.device.type != "cpu":

@@ -53,7 +53,7 @@ def hard_quantile(
     """Hard contrastive loss (S1, eq. 8 and 9): only the upper alpha of the negatives repel.
 
     `hard` with k = alpha |N(i)|, rounded, at least 1, for each anchor. alpha = 1: NT-Xent.
-    Raises ValueError unless 0 < alpha <= 1.
+    Raises UserError unless 0 < alpha <= 1.
     """
     z, group = _check("hard_quantile", z, group, temperature=temperature)
     if not 0 < alpha <= 1:
@@ -114,7 +114,7 @@ def ifm(
     (L_0 + L_eps) / 2  with  L_e = mean over i of
     -log e^{(p_i - e)/t} / (e^{(p_i - e)/t} + sum_{n in N(i)} e^{(s_in + e)/t})
     L_eps moves positives away and negatives near by epsilon along what tells them apart most
-    easily. epsilon = 0: NT-Xent. Raises ValueError for a negative epsilon.
+    easily. epsilon = 0: NT-Xent. Raises UserError for a negative epsilon.
     """
     z, group = _check("ifm", z, group, temperature=temperature)
     if not (math.isfinite(epsilon) and epsilon >= 0):

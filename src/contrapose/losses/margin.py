@@ -90,7 +90,7 @@ def triplet_ohem(
     """Triplet loss with online hard example mining (arXiv 1604.03540): only the worst anchors.
 
     `triplet_batch_hard` over the `share` of the anchors, of all processes, whose loss is greatest.
-    Anchors as bad as the last one are kept with it. Raises ValueError unless 0 < share <= 1.
+    Anchors as bad as the last one are kept with it. Raises UserError unless 0 < share <= 1.
     """
     if not 0 < share <= 1:
         raise UserError(f"triplet_ohem: share={share}; give a share of anchors, 0 < share <= 1")
@@ -222,7 +222,7 @@ def large_margin_softmax(
     f_i = |w_{y_i}| |x_i| (blend cos(theta) + psi) / (blend + 1).
     `classes` are the rows w_c of a classifier without bias; m = 1 is cross-entropy. Vectors of any
     length; memory O(N + C). Training starts with a large `blend` and lets it fall. Rows without a
-    label (below 0) are counted and left out. Raises ValueError for a label that is no class.
+    label (below 0) are counted and left out. Raises UserError for a label that is no class.
     """
     name = "large_margin_softmax"
     if m < 1 or not blend >= 0:

@@ -22,7 +22,7 @@ def supcon_shared(
     with P(i) the other rows of i's group (views of one image) and those with a label in common.
     labels: 1 = has it; 0 and -1 (unknown) are no label in common. O(N M) memory for N rows and the
     M of all processes: sharing is no partition, so that no sum over groups says it.
-    Raises ValueError for a matrix that is not one row of labels for each row of z.
+    Raises UserError for a matrix that is not one row of labels for each row of z.
     """
     z, group = check_groups("supcon_shared", z, group)
     check_positive("supcon_shared", temperature=temperature)

@@ -5,7 +5,7 @@ each other. The group is the image for self-supervised learning and the class fo
 Every loss is a mean over the anchors that have a positive, over all processes inside `across`.
 
 Notation: s_ij = z_i . z_j, t the temperature, P(i) the other rows of i's group, A(i) all other
-rows, N(i) the rows of other groups. All raise ValueError for groups of another length and for a
+rows, N(i) the rows of other groups. All raise UserError for groups of another length and for a
 temperature that is not finite and above 0, and warn of rows that are left out or not unit length.
 
 Where a loss takes a `perplexity`, that stands in place of the temperature: t is then, in every
@@ -74,7 +74,7 @@ def supcon(
     `max_positives` keeps at most so many positives of an anchor (table 5), its other views first;
     the others leave P(i) and A(i). `image` says which rows are views of one image; `capped.py`
     says which other positives are kept. With 1 and two views only the other view is. Training
-    gives `image` itself. Raises ValueError for max_positives below 1 or without `image`.
+    gives `image` itself. Raises UserError for max_positives below 1 or without `image`.
     """
     if max_positives is None:
         return _supcon("supcon", z, group, temperature, perplexity, per, anchor)

@@ -69,7 +69,7 @@ def temperature_in_force(
     In a loss it is a setting, not a term: no gradient flows through it. With one, the loss would
     not change if all similarities were multiplied by one number, and nothing would spread the
     embeddings; without one, the gradient is that of the loss at the temperature in force.
-    Raises ValueError unless exactly one of `temperature` and `perplexity` is given.
+    Raises UserError unless exactly one of `temperature` and `perplexity` is given.
     """
     if (temperature is None) == (perplexity is None):
         given = "neither" if temperature is None else "both"
@@ -121,7 +121,7 @@ def temperature_at(
         dt / ds_ij = t r_ij (s_ij - E_{r_i} s_i) / Var_{r_i}(s_i)        per anchor
 
     Between LOWEST and HIGHEST: similarities that are (all but) equal have their perplexity at any
-    temperature and get LOWEST, with a warning that counts them. Raises ValueError for a perplexity
+    temperature and get LOWEST, with a warning that counts them. Raises UserError for a perplexity
     that is not above 1 and below the number of negatives.
     """
     _check(name, perplexity, per)

@@ -1,7 +1,7 @@
 """Losses of queries against keys that come from elsewhere: another tower, a queue, a bank.
 
 Notation: s_ij = query_i . key_j, t the temperature. S1 is "Understanding the Behaviour of
-Contrastive Loss" (Wang & Liu, CVPR 2021). All raise ValueError for shapes that do not
+Contrastive Loss" (Wang & Liu, CVPR 2021). All raise UserError for shapes that do not
 fit and for a temperature or scale that is not finite and above 0, and warn of rows that are not
 unit length. Every loss is a mean over the queries, of all processes inside `across`.
 """
@@ -89,7 +89,7 @@ def hard_info_nce(
 
     mean over i of  log(e^{s_im/t} + sum_{j in the k nearest of K(i)} e^{s_ij/t})  -  s_im/t
     m and K(i) as in `info_nce`, which it is where k counts every key but the match. S1 keeps 4,095
-    of a bank of all images. Raises ValueError unless 1 <= k < M.
+    of a bank of all images. Raises UserError unless 1 <= k < M.
     """
     query, key, match = _check_keys("hard_info_nce", query, key, match)
     check_positive("hard_info_nce", temperature=temperature)
@@ -129,7 +129,7 @@ def hard_simple_info_nce(
     """Simple contrastive loss on the k nearest negatives (S1, section 4.3) among keys.
 
     mean over i of  -s_im + weight sum_{j in the k nearest of K(i)} s_ij
-    m and K(i) as in `info_nce`. Raises ValueError unless 1 <= k < M.
+    m and K(i) as in `info_nce`. Raises UserError unless 1 <= k < M.
     """
     query, key, match = _check_keys("hard_simple_info_nce", query, key, match)
     similarity = paired(query, key[match])
@@ -153,7 +153,7 @@ def supcon_memory(
     A(i): the other rows of the batch, P(i): those of i's group, count: the positives of both kinds.
     An older entry of an anchor's own image is of its group, so it attracts. Keys are the same on
     every process inside `across`; with none of them (M = 0) it is `supcon`.
-    Raises ValueError for groups of another length than the rows or the keys.
+    Raises UserError for groups of another length than the rows or the keys.
     """
     check_positive("supcon_memory", temperature=temperature)
     z, group = check_groups("supcon_memory", z, group)
@@ -287,7 +287,7 @@ def relation_distillation(
 def _check_keys(
     name: str, query: Tensor, key: Tensor, match: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows in float32 at least, matches in int64; ValueError unless every match is a key."""
+    """Rows in float32 at least, matches in int64; UserError unless every match is a key."""
     if key.requires_grad:
         query, key = check_towers(name, query, key)
     else:

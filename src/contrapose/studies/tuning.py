@@ -39,7 +39,7 @@ from contrapose.training import loop
 GRID = (0.05, 0.1, 0.2, 0.5, 1.0)
 SCALE = "cpu"  # what this search is called among an experiment's scales
 ACCURACY = "linear_probe"
-APART = 2.0  # standard errors beyond which two temperatures are told apart
+APART = 2.0  # standard errors beyond which two temperatures differ significantly
 LEAST_OF_A_CLASS = 5  # labelled images; with fewer a class cannot be held out and judged
 NAME = "tune_temperature"
 
@@ -53,7 +53,7 @@ class Recommendation:
     temperature: float
     sure: Sure
     criterion: str  # the measure the runs were compared by
-    close: tuple[float, ...]  # temperatures that were not told apart from it, itself included
+    close: tuple[float, ...]  # temperatures that are not significantly worse, itself included
     sentences: tuple[str, ...]
 
 
@@ -106,9 +106,9 @@ def experiment(
         costs={SCALE: f"{len(temperatures)} temperatures, {epochs:g} epochs of {images:,} images"},
         claims=(
             Claim(
-                "One temperature is told apart from all others.",
+                "One temperature is significantly better than all others.",
                 "this search",
-                partial(told_apart, labelled=labelled),
+                partial(one_temperature_is_best, labelled=labelled),
             ),
         ),
         figures=tuple(
@@ -272,7 +272,7 @@ def recommend(results: Results, *, labelled: bool) -> Recommendation | None:
     if not freedom:
         close: tuple[float, ...] = tuple(grid)
         words.append(
-            "One seed shows no noise, so nothing can be told apart; use --seeds 2 or more."
+            "One seed shows no noise, so no difference is significant; use --seeds 2 or more."
         )
     else:
         squares = sum(statistics.variance(v) * (len(v) - 1) for v in found.values() if len(v) > 1)
@@ -287,7 +287,7 @@ def recommend(results: Results, *, labelled: bool) -> Recommendation | None:
         "sure" if len(close) == 1 else "cannot tell" if len(close) == len(grid) else "fairly"
     )
     if 1 < len(close) < len(grid):
-        words.append(f"Not told apart from it: {', '.join(f'{t:g}' for t in close if t != best)}.")
+        words.append(f"Not significantly worse: {', '.join(f'{t:g}' for t in close if t != best)}.")
     if best in (grid[0], grid[-1]):
         most, more = ("lowest", "lower") if best == grid[0] else ("highest", "higher")
         sure = "fairly" if sure == "sure" else sure
@@ -309,7 +309,7 @@ def recommend(results: Results, *, labelled: bool) -> Recommendation | None:
     )
 
 
-def told_apart(results: Results, *, labelled: bool) -> Verdict:
+def one_temperature_is_best(results: Results, *, labelled: bool) -> Verdict:
     found = recommend(results, labelled=labelled)
     if found is None or results.missing:
         return Verdict.not_tested(f"{len(results.missing)} runs are missing")

@@ -24,7 +24,7 @@ from contrapose.training.conditional import (
     SIZES,
     group_size,
     neighbour_groups,
-    told_apart,
+    shared_information,
 )
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class Batches(Protocol):
         """Images of a part, of which a batch has whole ones; None: the batch is one part."""
 
     def possible_sizes(self, recipe: "Recipe") -> list[int]:
-        """The sizes of parts that may come. Raises ValueError for a recipe that does not fit."""
+        """The sizes of parts that may come. Raises UserError for a recipe that does not fit."""
 
     def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
-        """Before the first batch of an epoch. The encoder is left as it was."""
+        """Called before the first batch of an epoch; does not change the encoder."""
 
     def order(self, epoch: int, seed: int) -> Int[Tensor, "n B"]:
-        """The images of an epoch, a row for each batch, from (seed, epoch) and the state alone."""
+        """The images of an epoch, one row for each batch, from (seed, epoch) and the state only."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -57,7 +57,7 @@ class Batches(Protocol):
 
 
 def drawn(images: int, batch_size: int) -> "Drawn":
-    """Every epoch anew, without replacement."""
+    """Batches drawn in every epoch, without replacement."""
     return Drawn(images, batch_size)
 
 
@@ -84,19 +84,19 @@ class Drawn:
 def conditional(
     images: int, batch_size: int, *, after: int | None = None, sizes: Sequence[int] = SIZES
 ) -> "Conditional":
-    """Groups of images that an early encoder confuses repel each other: for random bits on glyphs.
+    """Batches of groups of images that an early encoder confuses: against random bits on glyphs.
 
-    The encoder as it is after `after` epochs, the finder, embeds every image and two of its views;
-    by default at the end of the warm-up, after one epoch at least. Training goes on with groups of
-    its neighbours, where an untrained encoder tells images apart by something easy that their
-    views share, and the finder keeps the content of neighbours small beside it: the largest of
-    `sizes` in which that is so, a batch of as many whole groups as fit, the loss the mean of each
-    group's own. Else it goes on plainly. Neither question depends on the loss, the batch or the
-    length of training. `contrapose.training.conditional` has the formulas, and what is not found:
-    a frame, a colour cast, a watermark, a level of grey; photographs with bits gain nothing.
-    Needs positives that are images. Cost: the passes of one epoch without gradients, and of two
-    views of at most UNTRAINED images. Raises ValueError for sizes that are no group or do not fit
-    into a batch.
+    The encoder after `after` epochs, the finder, embeds every image and two of its views; by
+    default at the end of the warm-up, but after one epoch at least. If an untrained encoder
+    identifies images by an easy feature that their views share, and the finder represents little
+    of the content of neighbours beside it, training continues with groups of neighbours: with the
+    largest of `sizes` for which this holds, as many whole groups as fit into a batch, and the mean
+    of the losses within groups. Otherwise it continues without groups. Neither condition depends on
+    the loss, the batch or the length of training. `contrapose.training.conditional` has the
+    formulas, and what is not found: a frame, a colour cast, a watermark, a level of grey;
+    photographs with bits gain nothing. Positives must be images. It costs the forward passes of one
+    epoch, and of two views of at most UNTRAINED images. Raises UserError for sizes that are no
+    group or do not fit into a batch.
     """
     fitting = [size for size in sizes if size <= batch_size]
     if (after is not None and after < 1) or not fitting or min(fitting) < 2:
@@ -136,7 +136,7 @@ class Conditional:
         z = embedded(encoder, images, recipe, None)
         a, b = (embedded(encoder, images, recipe, draw) for _ in range(2))
         on_host = Generator().manual_seed(recipe.seed)
-        easy = told_apart_untrained(encoder, images, recipe)
+        easy = untrained_information(encoder, images, recipe)
         found = group_size(z, a, b, on_host, untrained=easy, sizes=self.sizes)
         if found is not None:
             self.groups = neighbour_groups(z, found, on_host)
@@ -159,17 +159,17 @@ class Conditional:
 
 
 def shuffled(n: int, seed: int, epoch: int, batch_size: int) -> Int[Tensor, "m B"]:
-    """The batches of an epoch, from (seed, epoch) alone; the rest waits for the next epoch."""
+    """The batches of an epoch, from (seed, epoch) only, without an incomplete last batch."""
     order = torch.randperm(n, generator=Generator().manual_seed(seed * 1_000_003 + epoch))
     return order[: n // batch_size * batch_size].view(-1, batch_size)
 
 
-def told_apart_untrained(encoder: Encoder, images: ImageSet, recipe: "Recipe") -> float:
-    """`told_apart` of two of the recipe's views under a small network with new weights.
+def untrained_information(encoder: Encoder, images: ImageSet, recipe: "Recipe") -> float:
+    """`shared_information` of two of the recipe's views under a small untrained network.
 
-    The network is the same whatever the recipe's own, four convolutions of width 128 and a head of
-    64 outputs, in batches of 256: one number for images and views. On at most UNTRAINED images,
-    drawn from all. `encoder` says how images are whitened, and where.
+    The network does not depend on the recipe: four convolutions of width 128 and a head of 64
+    outputs, in batches of 256. So the number is one of images and views only. At most UNTRAINED
+    images are used, drawn from all. encoder: its mean, std and device are used.
     """
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -183,18 +183,18 @@ def told_apart_untrained(encoder: Encoder, images: ImageSet, recipe: "Recipe") -
     draw = Generator(device).manual_seed(recipe.seed)
     alike = replace(recipe, batch_size=256, chunk=None)
     a, b = (embedded(fresh, few, alike, draw) for _ in range(2))
-    return told_apart(a, b, size=min(SIZES[0], len(few)))
+    return shared_information(a, b, size=min(SIZES[0], len(few)))
 
 
 @torch.no_grad()
 def embedded(
     encoder: Encoder, images: ImageSet, recipe: "Recipe", generator: Generator | None
 ) -> Float[Tensor, "N D"]:
-    """z of every image as it is, or of a view drawn by `generator`, on the CPU.
+    """z of every image, or of a view drawn by `generator`, on the CPU.
 
-    Batch norm takes the statistics of the batch, since its running ones follow slowly in the first
-    epochs: of images drawn from all, for a folder comes class by class, and always of the same. The
-    running statistics, the mode of every module and the state of torch stay as they were.
+    Batch norm uses the statistics of batches, since running ones are late in the first epochs.
+    Batches are drawn from all images, because a folder has them class by class, and are always the
+    same. Running statistics, modes and the random state of torch are not changed.
     """
     device = next(encoder.parameters()).device
     kept = {name: x.clone() for name, x in encoder.named_buffers()}

@@ -1,7 +1,7 @@
-"""Running statistics of batch normalisation, estimated anew where training was too short for them.
+"""Estimation of the running statistics of batch normalisation after short training.
 
-A running mean and variance begin at 0 and 1 and move by `momentum` with each update, so that after
-n updates (1 - momentum)^n of the beginning is left: 15 % after 18 updates of momentum 0.1.
+A running mean and variance start at 0 and 1 and move by `momentum` with each update, so that after
+n updates the start still has the weight (1 - momentum)^n: 15 % after 18 updates of momentum 0.1.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ IMAGES = 4096  # at most, from which they are estimated
 
 
 def fewest_updates(encoder: nn.Module) -> int | None:
-    """Updates of a layer of whose first statistics more than LEFT is left; None: there is none.
+    """The fewest updates of a layer whose initial statistics have a weight above LEFT, or None.
 
-    Layers in evaluation mode, which training leaves as they are, do not count.
+    Layers in evaluation mode, which training does not change, do not count.
     """
     counts = [
         updates
@@ -46,8 +46,8 @@ def estimate_statistics(
 ) -> int:
     """Set the running statistics of layers in training mode to their means over training views.
 
-    Looks at `number_of_views` views of up to IMAGES images, drawn by the seed, and returns how many
-    images that were. Weights, modes and counts of updates stay as they are.
+    Uses `number_of_views` views of up to IMAGES images, drawn by the seed, and returns the number
+    of images. Weights, modes and counts of updates stay as they are.
     """
     layers = _layers(encoder)
     if not layers:

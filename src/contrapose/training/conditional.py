@@ -1,38 +1,38 @@
-"""Conditional contrast: InfoNCE within groups of images that an early encoder cannot tell apart.
+"""Conditional contrast: InfoNCE within groups of images that an early encoder confuses.
 
-Where views share a shortcut s (an easy feature) beside the content c, InfoNCE over all images is
-solved by s alone as soon as s names an image. Conditioned on s it cannot be: among images with
-(nearly) the same s the other view is found by c only,
+If views share a shortcut s (an easy feature) beside the content c, InfoNCE over all images is
+solved by s alone as soon as s identifies an image. Conditioned on s it cannot be: among images with
+(nearly) the same s only c identifies the other view,
 
     L = mean over i of  log sum_{j in G(i)} e^{z_i.z'_j/t}  -  z_i.z'_i/t,    G(i): images with s_i
 
-s need not be known. An encoder trained for one epoch, the finder, holds what is easiest and little
-else, so that its neighbours share s; groups are cut from its embeddings once and kept. Groups made
-anew from the encoder that learns within them fail: it forgets s, and its groups lose their point.
+s need not be known. An encoder trained for one epoch, the finder, represents what is easiest and
+little else, so that its neighbours share s. Groups are made from its embeddings once and kept:
+groups that are made again from the encoder which learns within them fail, since it forgets s.
 
-Where there is no shortcut, groups hold images that are alike, and contrast among them costs
-accuracy: `group_size` asks two questions first. Neither depends on the loss or its temperature,
-and the first neither on the batch nor on the length of training:
+Without a shortcut the images of a group have similar content, and contrast among them costs
+accuracy. So `group_size` tests two conditions first. Neither depends on the loss or its
+temperature, and the first does not depend on the batch or the length of training either:
 
-1. Does a network that is not trained tell images apart by their views? With L(x) the loss at
-   x = 1 / t over random groups of S images, in both directions,
+1. An untrained network identifies images by their views. With L(x) the loss at x = 1 / t over
+   random groups of S images, in both directions,
 
-       told apart = 1 - min_x L(x) / (2 log S),      0: guessing, 1: every view finds its image
+       shared information = 1 - min_x L(x) / (2 log S),     0: guessing, 1: every view is identified
 
-   (InfoNCE's bound: log S - L / 2 nats, at least, are what two views share through the network.)
-   A shortcut is what a network sees before it has learnt anything; content is not. Where less
-   than EASY is told apart there is none, and training goes on plainly.
+   (By InfoNCE's bound two views share at least log S - L / 2 nats through the network.) An
+   untrained network represents shortcuts, but not content. Below EASY there is no shortcut, and
+   training continues without groups.
 
-2. Does the finder tell neighbours apart only at a temperature below COLDEST? Where views differ
-   by noise of variance v in each dimension, L is least at t = v: the noise of the content. It is
-   that small where embeddings of unit length spend their length on the shortcut. It also falls as
-   training goes on without one, and cannot stand alone. Groups are the largest in which it holds.
+2. The finder distinguishes neighbours only at a temperature below COLDEST. If views differ by noise
+   of variance v in each dimension, L is least at t = v: the noise of the content. It is that small
+   if embeddings of unit length represent mostly the shortcut. Since it also falls during training
+   without a shortcut, it is not sufficient alone. Groups have the largest size for which it holds.
 
-Found: random bits on images of glyphs, from 6 or 8 bits on. Not found, so that training goes on
-plainly: a frame, a colour cast, a watermark, a level of grey (0 of 7 tried), a large digit beside a
-small one. Photographs with 8 bits stay near untrained weights either way. With as many values of
-the shortcut as images no group shares one. What groups hold constant is no longer taught, though h
-may keep it.
+Found are random bits on images of glyphs, from 6 or 8 bits on. Not found, so that training
+continues without groups, are a frame, a colour cast, a watermark and a level of grey (0 of 7
+tried), and a large digit beside a small one. With 8 bits on photographs the encoder stays near
+untrained weights either way. If the shortcut has as many values as there are images, no group
+shares one. What is constant within groups is no longer learned, though h may keep it.
 """
 
 import math
@@ -55,10 +55,10 @@ HIGHEST = 1e4  # 1 / temperature up to which the least loss is looked for
 def neighbour_groups(
     z: Float[Tensor, "N D"], size: int, generator: torch.Generator, *, count: int | None = None
 ) -> Int[Tensor, "G size"]:
-    """Groups of rows, no row in two: one drawn among the free, and its nearest free rows.
+    """Disjoint groups of rows: each is a row drawn among the free ones and its nearest free rows.
 
-    By the cosine of z. `count` groups, by default N // size: then the N % size rows that are left
-    at the end are in none. O(count N D). Raises ValueError for a size below 2 or above N.
+    By the cosine of z. count: number of groups, by default N // size, so that the last N % size
+    rows are in none. O(count N D). Raises UserError for a size below 2 or above N.
     """
     n = len(z)
     if not 2 <= size <= n:
@@ -88,7 +88,7 @@ def conditional_info_nce(
 ) -> Float[Tensor, ""]:
     """InfoNCE of views a among the views b of their group, plus that of b among a.
 
-    Rows come group by group, `size` of each, and both are of unit length. Raises ValueError for a
+    Rows come group by group, `size` of each, and both are of unit length. Raises UserError for a
     batch that does not consist of whole groups.
     """
     if size < 2 or len(a) % size:
@@ -101,7 +101,7 @@ def conditional_info_nce(
 def read_colder(
     a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], *, size: int, temperature: float
 ) -> bool:
-    """True if the loss within the groups is least at a temperature below this one.
+    """True if the loss within groups has its minimum at a temperature below this one.
 
     L is convex in x = 1 / t, so that its least value lies at a larger x exactly where at this x
     its slope is negative: see `_slope`.
@@ -109,16 +109,18 @@ def read_colder(
     return _slope(_within(a, b, size), 1 / temperature) < 0
 
 
-def told_apart(a: Float[Tensor, "N D"], b: Float[Tensor, "N D"], *, size: int = SIZES[0]) -> float:
-    """Share of what there is to know that tells two views of one image from those of others.
+def shared_information(
+    a: Float[Tensor, "N D"], b: Float[Tensor, "N D"], *, size: int = SIZES[0]
+) -> float:
+    """InfoNCE's bound on the information that two views share, as a share of its maximum.
 
-    1 - min_x L(x) / (2 log size) over groups of `size` rows in their order, at most ASKED of them:
-    0 is guessing, 1 every view finding its image. Multiplying all similarities by one number
-    changes nothing. Rows are images in random order; those after the last whole group are left out.
-    Raises ValueError for fewer rows than a group has.
+    1 - min_x L(x) / (2 log size) over at most ASKED groups of `size` rows in their order: 0 is
+    guessing, 1 if every view is identified. It does not change if all similarities are multiplied
+    by a number. Rows are images in random order; those after the last whole group are left out.
+    Raises UserError for fewer rows than a group has.
     """
     if not 2 <= size <= len(a):
-        raise UserError(f"told_apart: size={size} of {len(a)} rows; use 2 to {len(a)}")
+        raise UserError(f"shared_information: size={size} of {len(a)} rows; use 2 to {len(a)}")
     rows = min(len(a) // size, ASKED) * size
     s = _within(a[:rows], b[:rows], size)
     low, high = math.log(1 / HIGHEST), math.log(HIGHEST)
@@ -137,13 +139,13 @@ def group_size(
     untrained: float,
     sizes: Sequence[int] = SIZES,
 ) -> int | None:
-    """The largest size of neighbour groups in which something is suppressed; None: nowhere.
+    """The largest size of neighbour groups in which a feature is suppressed, or None.
 
-    z: the finder's embeddings of the images; a, b: those of two views of each, made in the same
-    batches where a batch has statistics of its own, or their noise hides what is small. All of unit
-    length. untrained: what `told_apart` says of an untrained encoder. EASY and COLDEST are
-    measured: docs/results/competing-features.md has the table of sets with and without bits,
-    temperatures, batches and lengths that they separate.
+    z: the finder's embeddings of the images. a, b: embeddings of two views of each, of the same
+    batches if batch norm uses the statistics of the batch, whose noise would hide small differences
+    otherwise. All are of unit length. untrained: `shared_information` of an untrained encoder. EASY
+    and COLDEST were measured: docs/results/competing-features.md has the data sets, temperatures,
+    batches and lengths of training that they separate.
     """
     if untrained < EASY:
         return None

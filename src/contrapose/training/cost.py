@@ -1,4 +1,4 @@
-"""What a run takes on this machine (images per second, time, memory), measured before it begins."""
+"""Time and memory of a run on this machine, measured on a few steps before it begins."""
 
 import copy
 import time
@@ -24,7 +24,7 @@ BESIDE = 1.1  # memory of a step over what its backward pass keeps: gradients on
 
 @dataclass(frozen=True)
 class Cost:
-    """What training by a recipe takes, by steps on a few images and proportion."""
+    """Time and memory of training by a recipe, extrapolated from a few steps."""
 
     images_per_second: float
     seconds: float  # of all epochs; evaluation comes on top
@@ -32,7 +32,7 @@ class Cost:
     parameters: int
 
     def words(self) -> str:
-        """`about 12 min at 700 images/s, 1.1 GB`."""
+        """The cost in words: `about 12 min at 700 images/s, 1.1 GB`."""
         speed = self.images_per_second
         return (
             f"about {duration(self.seconds)} at {speed:,.{0 if speed >= 10 else 1}f} images/s, "
@@ -100,7 +100,7 @@ def _step(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> None:
 
 
 def _kept(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:
-    """Bytes that the backward pass of one step keeps, weights apart."""
+    """Bytes of the tensors that one step keeps for its backward pass, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in trial.parameters()}
     seen: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""One step on a few images before anything is written, so that what cannot run says so at once."""
+"""A dry run: one step on a few images before anything is written, to find errors at once."""
 
 import contextlib
 import copy
@@ -33,10 +33,11 @@ FEW = 4  # images that go through the network
 
 
 def dry_run(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
-    """Call everything a recipe holds once, on a copy and a few images, on the CPU.
+    """Call every function of a recipe once, with a copy of the network and a few images, on the
+    CPU.
 
-    What cannot run says so here, before a folder is made: ValueError that names the recipe's field.
-    The random state is left as it was.
+    Raises UserError with the field of the recipe that fails, before a folder is made. The random
+    state is not changed.
     """
     trial = copy.deepcopy(network).train()
     index = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0]

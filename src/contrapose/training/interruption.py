@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM while training: the first ends it after the step, the second at once.
 
-Python runs a signal handler between two bytecodes, and one call into torch (the backward pass of a
-large batch) may take a minute. So a thread reads signals from the wake-up pipe, to which the
-system's own handler writes, and answers meanwhile.
+Python runs signal handlers between two bytecodes, and one call into torch (the backward pass of a
+large batch) can take a minute. So a thread reads signals from Python's wake-up pipe, to which they
+are written at once, and prints an answer meanwhile.
 """
 
 import os
@@ -20,11 +20,12 @@ GRACE = 1.0  # s from the second signal until the process ends by itself, where 
 
 @contextmanager
 def signals_deferred(last_words: Callable[[], str]) -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether a signal came; a second one raises KeyboardInterrupt.
+    """A context with a function that returns True after a signal; a second signal raises
+    KeyboardInterrupt.
 
-    Where that cannot be raised within GRACE seconds, the process ends with exit status 130 after
-    printing what `last_words` returns; an interactive session stays. Outside the main thread
-    nothing changes: its signals are somebody else's.
+    If it cannot be raised within GRACE seconds, the process prints what `last_words` returns and
+    ends with exit status 130; an interactive session does not end. In other threads than the main
+    one, which cannot handle signals, nothing changes.
     """
     came: list[int] = []
 
@@ -57,7 +58,7 @@ def signals_deferred(last_words: Callable[[], str]) -> Iterator[Callable[[], boo
 
 
 def _answer(reader: int, ended: threading.Event, last_words: Callable[[], str]) -> None:
-    """Say at once what a signal does; after a second one, end a process that does not end."""
+    """Print the effect of a signal at once; after a second one, end a process that hangs."""
     count = 0
     while number := os.read(reader, 1)[0]:
         count += number in SIGNALS
@@ -69,5 +70,5 @@ def _answer(reader: int, ended: threading.Event, last_words: Callable[[], str]) 
 
 
 def _print(words: str) -> None:
-    """Past Python's buffers and locks, which the main thread may hold."""
+    """Print without Python's buffers and locks, which the main thread may hold."""
     os.write(2, f"\n{words}\n".encode(errors="replace"))

@@ -1,7 +1,7 @@
-"""The training loop: epochs of steps, signals on the way, checkpoints, and an exact way back.
+"""The training loop: epochs of steps, signals, checkpoints, and exact resumption.
 
-Which images a step takes depends on (seed, epoch, step) alone and the views' generator is part of
-the checkpoint, so on a CPU a resumed run continues bit for bit, also in the middle of an epoch.
+The images of a step depend only on (seed, epoch, step), and the generator of the views is part of a
+checkpoint. So on a CPU a resumed run continues bit for bit, also in the middle of an epoch.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ CHECKPOINT_SECONDS = 600.0  # at least this often, besides every tenth of the ru
 
 
 class InterruptedTraining(Interrupted):
-    """Ctrl-C or a termination signal; the run is saved and can be resumed."""
+    """Training was ended by Ctrl-C or a termination signal; the run is saved and can be resumed."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Handed to `watch` after every step."""
+    """The progress of training, passed to `watch` after every step."""
 
     step: int
     steps: int
@@ -51,7 +51,7 @@ class Progress:
 
 
 def check(recipe: Recipe, images: ImageSet) -> None:
-    """Everything that can be refused before training is."""
+    """UserError for everything in the recipe and images that prevents training."""
     if len(images) < recipe.batch_size:
         raise UserError(
             f"{images.name} has {len(images)} images, fewer than a batch of {recipe.batch_size}; "
@@ -138,7 +138,7 @@ def trained(run: Run) -> str:
 
 
 class _Training:
-    """The state of a run between two steps: all of it is in a checkpoint, or follows from `at`."""
+    """The state of a run between two steps, which a checkpoint stores or `at` determines."""
 
     def __init__(
         self, recipe: Recipe, images: ImageSet, run: Run, encoder: Encoder, device: str, bf16: bool
@@ -337,7 +337,7 @@ class _Training:
 
 
 def part_of(size: int | None, images: int, device: torch.device | str) -> Int[Tensor, " B"] | None:
-    """Which part of the batch, of `size` images, each belongs to; None: the batch is one part."""
+    """The number of the part (of `size` images) of each image of a batch; None for one part."""
     return None if size is None else torch.arange(images, device=device) // size
 
 

@@ -2,8 +2,8 @@
 
 Optimisers are functions of a module and a rate, so that a recipe holds `partial(lars,
 weight_decay=1e-6)`. Vectors (BN scales and offsets, biases, a temperature) are not decayed unless
-asked for. A schedule maps (step, steps) to a factor on the rate; steps may be counted in any unit,
-epochs for instance, as long as all arguments use the same one.
+asked for. A schedule maps (step, steps) to a factor of the rate; steps can be in any unit, such as
+epochs, if all arguments have the same one.
 """
 
 import math
@@ -144,7 +144,7 @@ def steps(
     """factor ** (how many milestones are behind), after an optional linear warm-up.
 
     A milestone is a share of the run: `milestones=(160 / 200, 190 / 200)` for epochs 160 and 190
-    of 200. Raises ValueError for one that is not between 0 and 1.
+    of 200. Raises UserError for one that is not between 0 and 1.
     """
     _check("steps", step, steps, warmup)
     if not all(0 < milestone < 1 for milestone in milestones):

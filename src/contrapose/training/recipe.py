@@ -1,6 +1,6 @@
-"""A recipe is everything that decides a training run, as plain values and partial functions.
+"""A recipe: all settings of a training run, as plain values and partial functions.
 
-It prints, is written to the run folder as JSON, and varies by `dataclasses.replace`.
+It can be printed, is written to the run folder as JSON, and is changed by `dataclasses.replace`.
 """
 
 import math
@@ -23,7 +23,7 @@ FEATURE = "feature:"  # before the name of a feature of composed images, in `pos
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What `contrapose train` runs. Batches count images: B images with V views are V*B rows."""
+    """The settings of a training run. Batches count images: B images with V views are V*B rows."""
 
     name: str
     views: Callable[..., Any]  # policy(image, generator, size=) -> one view of each image
@@ -203,7 +203,7 @@ def _named(function: Callable[..., Any]) -> str:
 
 
 def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Recipe:
-    """The recipe that `describe` wrote; ValueError where it names a function outside `own`."""
+    """The recipe that `describe` wrote; UserError where it names a function outside `own`."""
     functions = {
         "views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys", "batches",
         "classifier", "mixing",

@@ -1,11 +1,11 @@
-"""The run folder: all that a run leaves behind; a kill at any moment loses nothing of it.
+"""The run folder: all files of a run. A kill at any moment leaves it valid.
 
     recipe.json  environment.json  status.json  metrics.jsonl  encoder.safetensors
     start.safetensors  (the encoder before the first step, where its weights were not drawn)
     checkpoints/step-00000120/{weights.safetensors, training.pt}  (the newest two)
 
-Files are written beside and renamed; a checkpoint is a folder renamed whole. Nothing here executes
-code from a file: weights are safetensors, training state is read with `weights_only`.
+Files and checkpoints (folders) are written under another name and then renamed. No code from a file
+is executed: weights are safetensors, training state is read with `weights_only`.
 """
 
 import json
@@ -123,7 +123,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
-        """An existing run; FileNotFoundError or ValueError that says what is wrong with it."""
+        """An existing run; FileNotFoundError or UserError that says what is wrong with it."""
         path = Path(path)
         if not (path / "recipe.json").is_file():
             what = "has no recipe.json, so it is not a run" if path.is_dir() else "does not exist"
@@ -161,7 +161,7 @@ class Run:
         replace_file(self.path / name, as_json_bytes(value))
 
     def read(self, name: str) -> Any:
-        """The JSON value of a file; ValueError that names a damaged one."""
+        """The JSON value of a file; UserError that names a damaged one."""
         return read_json(self.path / name)
 
     def status(self) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class Run:
         """(weights, training state) of the newest checkpoint that can be read; None without one.
 
         `take` is given both, and may raise for what it cannot use: then an older one is tried.
-        Raises ValueError where there are checkpoints and none can be read.
+        Raises UserError where there are checkpoints and none can be read.
         """
         problems = []
         for folder in reversed(checkpoints(self.path)):

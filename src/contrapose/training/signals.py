@@ -1,4 +1,4 @@
-"""What can be seen while training, most of it without a label."""
+"""Signals of training, such as alignment and uniformity; most of them need no labels."""
 
 import statistics
 import warnings
@@ -53,8 +53,8 @@ def step_signals(seen: "Step", objective: "Objective") -> dict[str, float]:
 def agreement(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
     """Alignment with the positives, and how often the nearest candidate is one of them.
 
-    With a bank or a queue the one positive is the row's key, the candidates are all keys; with a
-    memory they are the other rows and all keys. Nothing where no row has a positive.
+    With a bank or a queue the only positive is the row's key and candidates are all keys; with a
+    memory candidates are the other rows and all keys. Empty if no row has a positive.
     """
     if isinstance(contrast, Matched):
         key, match = contrast.key, contrast.match
@@ -88,12 +88,12 @@ def agreement(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
 def temperature_signals(
     recipe: Recipe, z: Float[Tensor, "N D"], contrast: Contrast
 ) -> dict[str, float]:
-    """The temperature in force on these rows, and the effective negatives that it gives.
+    """The temperature on these rows, and the effective number of negatives at it.
 
-    With a perplexity the temperature is the one that gives it here, or a higher one where positives
-    are far; where every anchor has its own, their median. For a loss without one, effective
-    negatives are those at NEUTRAL. Nothing where there are no negatives here, or fewer than the
-    perplexity.
+    With a perplexity it is the temperature with this perplexity on these rows, or a higher one if
+    positives are far; with a temperature for each anchor their median. For a loss without a
+    temperature the effective negatives are those at NEUTRAL. Empty if there are no negatives, or
+    fewer than the perplexity.
     """
     key, pairs, match = contrast.negatives(z)
     fewest = int(Similarities(z, key, pairs, match).count.min())
@@ -129,7 +129,7 @@ def _own(
 def online_knn(
     encoder: Encoder, images: ImageSet, recipe: Recipe, device: str, bf16: bool
 ) -> float:
-    """Share of WATCHED training images whose class their neighbours among them name (k = 20)."""
+    """kNN accuracy (k = 20) of WATCHED training images, each classified by the others."""
     assert images.label is not None
     known = torch.nonzero(images.label >= 0).flatten()
     chosen = known[evenly(len(known), WATCHED)]

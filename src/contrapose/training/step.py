@@ -80,7 +80,7 @@ def step(
 
 
 def _where(view: Tensor, h: Tensor, z: Tensor) -> str:
-    """What held NaN or infinity first; an empty text where none of them did."""
+    """The first of view, h and z with NaN or infinity, in words; "" if there is none."""
     for name, x in (("the views", view), ("the representation h", h), ("the embedding z", z)):
         if not x.isfinite().all():
             return f"{name} held NaN or infinity"

@@ -95,7 +95,7 @@ def verify(
 
     Starts `ranks` processes, or joins those of torchrun. quick: 24 rows at one temperature, and
     half precision on one and on three processes only; without it all of that at a temperature of
-    0.005 too, and 1,100 rows in float64. out: a JSON file of every check. Raises ValueError for a
+    0.005 too, and 1,100 rows in float64. out: a JSON file of every check. Raises UserError for a
     name that is no loss, FileNotFoundError where `out` cannot be, ChildProcessError where a
     process is lost before all have joined; one that is lost later stands in the record.
     """

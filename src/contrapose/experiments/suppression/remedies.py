@@ -47,7 +47,7 @@ from contrapose.training.conditional import (
     conditional_info_nce,
     group_size,
     neighbour_groups,
-    told_apart,
+    shared_information,
 )
 from contrapose.training.optim import linear
 
@@ -313,7 +313,7 @@ def _size(
 
 
 def _untrained(images: Digits, bits: int, seed: int) -> float:
-    """`told_apart` of an untrained network on 8,000 of the images."""
+    """`shared_information` of an untrained network on 8,000 of the images."""
     generator = Generator().manual_seed(seed)
     index = torch.randperm(len(images.pixel), generator=generator)[:8000]
     few = Digits(images.pixel[index], images.bits[index], images.label[index], images.classes)
@@ -321,7 +321,7 @@ def _untrained(images: Digits, bits: int, seed: int) -> float:
         torch.manual_seed(seed)
         network = Network(bits, len(images.classes))
     a, b = (_embedded(network, few, generator) for _ in range(2))
-    return told_apart(a, b)
+    return shared_information(a, b)
 
 
 # ---- the table -----------------------------------------------------------------------------------
