@@ -157,7 +157,7 @@ def cell(name: str, temperature: float, batch: int) -> dict[str, Any]:
     """What is found on one set at one temperature and batch, by the epoch of asking."""
     images = images_of(name)
     recipe = recipe_of(images, temperature, batch)
-    untrained = told_apart_untrained(adapt.build(recipe, images), images, recipe)
+    untrained = untrained_information(adapt.build(recipe, images), images, recipe)
     coldest, sizes = {}, {}
     for epoch, (z, a, b) in finders(images, recipe):
         coldest[epoch] = neighbours_temperature(z, a, b)

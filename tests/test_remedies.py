@@ -271,7 +271,7 @@ def test_what_an_untrained_network_tells_apart_is_of_images_and_views_alone():
     ]
     for images, low, high in ((plain, 0.0, 0.2), (with_bits, EASY, 1.0)):
         asked = [adapt.beside_constants(r, images) for r in (recipe, *others)]
-        told = {told_apart_untrained(adapt.build(r, images), images, r) for r in asked}
+        told = {untrained_information(adapt.build(r, images), images, r) for r in asked}
         assert len(told) == 1 and low < told.pop() < high
 
 

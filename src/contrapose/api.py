@@ -19,8 +19,8 @@ from contrapose.files import as_file_name, holder, read_object, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import describe, revive, up_to_date
 from contrapose.training import loop
+from contrapose.training.dry_run import dry_run
 from contrapose.training.recipe import Recipe, classifies
-from contrapose.training.rehearsal import rehearse
 from contrapose.training.run import FORMAT, START_FILE, Run, say
 from contrapose.training.start import begin_from, source_of
 from contrapose.version import __version__
@@ -57,7 +57,7 @@ def train(
     test split, else 0. start: where weights come from (`training.start`): a run folder, a file of
     weights, or "pretrained"; its network and size are taken too, where they are not asked for.
     freeze: parts of the encoder that stay as they are, such as "backbone". Everything is checked,
-    and one step rehearsed, before the folder is made. Raises UserError or FileNotFoundError for
+    and one step tried, before the folder is made. Raises UserError or FileNotFoundError for
     what cannot be trained.
     """
     check_one_process("contrapose.train")
@@ -175,7 +175,7 @@ def _prepared(
     network, begun = adapt.build(chosen, source), None
     if chosen.start is not None:
         begun = begin_from(network, source_of(chosen.start, chosen.backbone))
-    rehearse(chosen, source, network)
+    dry_run(chosen, source, network)
     return plan.Made(chosen, source, network, data, begun)
 
 

@@ -1,4 +1,4 @@
-"""Speed and memory beside others: every contender on the same inputs, in one run.
+"""Time and memory of the losses and of other libraries, on the same inputs in one run.
 
 cases       what is computed, on which inputs, at which sizes
 contenders  how each library computes it, and what it is expected to take

@@ -1,4 +1,4 @@
-"""What is compared: inputs, sizes, and the contenders with what each is expected to take."""
+"""The cases of the benchmark: inputs, sizes, and contenders with their expected memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ OURS_LOW = "contrapose bf16"
 
 @dataclass(frozen=True)
 class Contender:
-    """`make(**inputs)` gives the step; it holds about `per_pair` * pairs^power bytes."""
+    """An implementation: `make(**inputs)` returns the computation to time.
+
+    It is expected to take about per_pair * pairs^power bytes.
+    """
 
     name: str
     make: Callable[..., by.Computation]
@@ -102,7 +105,7 @@ def ours(step: Callable[..., by.Computation]) -> tuple[Contender, Contender]:
 
 
 def plain(step: Callable[..., by.Computation], per_pair: float) -> tuple[Contender, ...]:
-    """By hand in float32; on CUDA also compiled and in bf16."""
+    """Contenders of the formula in plain torch: in float32; on CUDA also compiled and in bf16."""
     return (
         Contender("plain torch", step, per_pair),
         Contender("plain, compiled", by.compiled(step), per_pair, device="cuda"),
@@ -268,7 +271,7 @@ CASES = {c.name: c for c in (NT_XENT, SUPCON, SUPCON_IN, CLIP, INFO_NCE, HARD, U
 
 
 def chosen(only: Sequence[str]) -> list[Case]:
-    """The cases named, or all; UserError that names the nearest for an unknown one."""
+    """The cases with these names, or all; UserError with the nearest name for an unknown one."""
     for name in only:
         if name not in CASES:
             raise UserError(f"bench --only {name}: no case {unknown(name, CASES)}")

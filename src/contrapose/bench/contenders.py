@@ -1,6 +1,6 @@
-"""How each library computes what is compared: a function of the inputs gives the step to time.
+"""The contenders of the benchmark: functions of the inputs that return the computation to time.
 
-Peers are imported where they are used. Formulas are written as one writes them by hand.
+Other libraries are imported where they are used. Plain forms are written as by hand.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a contender cannot do here, and what it would need too much of."""
+"""Limits of the benchmark: contenders that cannot run here, or would take too long or too much."""
 
 import importlib.util
 import statistics
@@ -22,7 +22,7 @@ DEADLINE = 60.0  # seconds: a contender that has not ended its first step by the
 def unfit(
     case: Case, contender: Contender, size: int, device: str, before: Sequence[Measured]
 ) -> str | None:
-    """Why it is not measured at this size; None where it is. `before`: at smaller sizes."""
+    """The reason not to measure a contender at this size, or None. before: at smaller sizes."""
     if contender.needs and not present(contender.needs):
         module = contender.needs.partition(".")[0]
         return f"not installed: pip install {PACKAGES.get(module, module)}"
@@ -41,5 +41,5 @@ def unfit(
 
 
 def present(module: str) -> bool:
-    """Whether the package it is part of is installed; imports nothing."""
+    """True if the package of the module is installed; imports nothing."""
     return importlib.util.find_spec(module.partition(".")[0]) is not None

@@ -1,7 +1,7 @@
-"""What one process measures: peak memory of a step, or times of all contenders in turn.
+"""Measurements of one process: peak memory of a computation, or times of all contenders in turn.
 
-These functions run in processes of their own, forked from one that has the libraries imported and
-has computed nothing: each is fresh, and costs no start.
+These functions run in processes of their own. They are forked from one that has imported the
+libraries and computed nothing, so that each is fresh and starts quickly.
 """
 
 import ctypes
@@ -54,7 +54,8 @@ class Settings:
 def memory(
     case: str, contender: str, size: int, settings: Settings, limit: int
 ) -> tuple[int | None, float, str | None]:
-    """Extra bytes of one step in this process, its seconds, and what it asked for in vain."""
+    """(extra bytes of one computation in this process, its seconds, a failed allocation or
+    None)."""
     prepare(settings)
     give_back_what_is_freed()
     chosen, of = CASES[case], contender_of(CASES[case], contender)
@@ -76,7 +77,7 @@ def memory(
 
 
 def times(case: str, names: Sequence[str], size: int, settings: Settings) -> list[Measured]:
-    """All contenders in turn, `repeats` times after one that warms up and gives the values."""
+    """Times of all contenders in turn, `repeats` times after a first one for warm-up and values."""
     prepare(settings)
     chosen = CASES[case]
     exact = in_float64(chosen, size, settings.device) if chosen.pairs(size) <= EXACT else None
@@ -104,7 +105,7 @@ def times(case: str, names: Sequence[str], size: int, settings: Settings) -> lis
 
 
 def once(case: str, names: Sequence[str], size: int, settings: Settings) -> list[Measured]:
-    """A single step of each, where even that takes long."""
+    """A single computation of each contender, for those that take long."""
     prepare(settings)
     chosen, found = CASES[case], []
     for name in names:
@@ -167,9 +168,9 @@ def run_step(step: Computation, learned: Sequence[Tensor]) -> Tensor:
 
 
 def along(learned: Sequence[Tensor], value: Tensor) -> Tensor:
-    """Gradients without their part along the rows, which is lost where rows are normalised.
+    """Gradients without their component along the rows, which normalisation removes.
 
-    Where nothing is learned, the values.
+    Without inputs that get a gradient, the values.
     """
     parts = [value.double()] if not learned else []
     for x in learned:

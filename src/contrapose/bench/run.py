@@ -1,6 +1,6 @@
-"""From the request to the files: what is measured, in which order, in which processes.
+"""The run of the benchmark: cases, sizes and contenders in order, each in fresh processes.
 
-Every size is written as soon as it is done; a kill leaves what was measured until then.
+The files are written after every size, so that a kill leaves the results until then.
 """
 
 import itertools

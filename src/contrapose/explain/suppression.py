@@ -31,7 +31,7 @@ def suppression_of(
     by cross-entropy, in place of its loss and head: the same network, views, optimiser and steps.
     Controls lie in RUN/controls and are trained once; the other control is the network before
     training. Writes suppression.json into the run. Cost: a training for each feature. Raises
-    ValueError for features that the images do not have.
+    UserError for features that the images do not have.
     """
     with written_about(run, images, device, recipe) as subject:
         return _suppression(subject, features)

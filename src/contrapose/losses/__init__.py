@@ -1,9 +1,9 @@
-"""Contrastive losses, a function each: exact, differentiable, the same on one process or many.
+"""Contrastive losses, each a function: exact, differentiable, the same on one process or several.
 
-Rows of one group are positives of each other. Groups are whole numbers of any integer type, or
-bool. A negative number (-1) means "no label": such a row is alone in its group, whatever other rows
-have that number, on this process and on others. It is a negative of every row and, having no
-positive, it is counted and left out of the mean; in `large_margin_softmax` it is left out alone.
+Rows of one group are positives of each other. Groups are integers of any type, or bool. A negative
+number (-1) means "no label": each such row is alone in its group, also if other rows, on any
+process, have the same number. It is a negative of every other row; since it has no positive, it is
+left out of the mean and counted in a warning. `large_margin_softmax` leaves such rows out entirely.
 
 A batch may be empty, on some processes or on all: the loss is then 0, with a graph. On a CPU, rows
 that hold NaN or infinity, or whose products would leave float32, raise UserError; rows that are

@@ -1,10 +1,10 @@
 """At most k positives for each anchor (SupCon, arXiv 2004.11362, table 5).
 
-Surplus positives leave the numerator and the denominator. Which are kept follows from the ids of
-the images alone, without chance: first the anchor's other views, then the images of its class that
-come after its own in the order of their ids, and from the first again after the last, beginning
-with the view that the anchor is of its image. Every row then serves as many anchors; and since
-batches are drawn at random, so are neighbours.
+Further positives are left out of the numerator and the denominator. Those that are kept follow from
+the ids of the images, without random numbers: first the other views of the anchor's image, then the
+images of its class that come next in the cyclic order of ids, beginning with the view that has the
+anchor's number. So every row is a positive of equally many anchors, and since batches are drawn at
+random, so are these positives.
 """
 
 import math
@@ -67,14 +67,14 @@ def kept_positives(
 
 
 def _differs(x: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
-    """Whether a row is the first or differs from the one before."""
+    """True for the first row and for rows that differ from the one before."""
     differs = torch.ones_like(x, dtype=torch.bool)
     differs[1:] = x[1:] != x[:-1]
     return differs
 
 
 def _runs(first: Bool[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """For each row where its run begins and how long it is, from where runs begin."""
+    """(start, length) of the run of each row. first: True where a run begins."""
     number = first.long().cumsum(0) - 1
     length = torch.zeros_like(number).index_add_(0, number, torch.ones_like(number))
     begin = length.cumsum(0) - length

@@ -1,6 +1,6 @@
-"""What every loss refuses, and what it counts and reports.
+"""Checks of arguments for all losses: errors for invalid rows, warnings with counts for others.
 
-Values are looked at on a CPU only: reading one from an accelerator would stall it at every step.
+Values are checked only on a CPU, since reading a value from a GPU would wait for it in every step.
 """
 
 import math
@@ -62,7 +62,7 @@ def check_towers(
 
 @alone
 def check_keys(name: str, key: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-    """Keys of a bank or a queue, which need not be of unit length, in float32 at least.
+    """Keys of a bank or a queue in float32 or float64; they need not be of unit length.
 
     Raises RowsOutOfRange, on a CPU, for keys that hold NaN, infinity or entries above LONGEST.
     """
@@ -125,9 +125,9 @@ def mean_over_anchors(
     lacking: str = "a positive",
     among: Bool[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Global mean of `loss` over the anchors in `where`; the others are counted in a warning.
+    """Mean of `loss` over the anchors `where` of all processes; others are counted in a warning.
 
-    `among`: the rows that were meant to be anchors, all if None.
+    among: the rows that should be anchors, by default all.
     """
     if among is None:
         if where.device.type == "cpu" and where.all():

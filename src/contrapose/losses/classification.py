@@ -21,7 +21,7 @@ def cross_entropy(
     logits: f, of any size. label: the class of each row, so that q is 1 there and 0 elsewhere, or q
     itself, the shares of each class that MixUp and CutMix give; a row's shares sum to 1.
     label_smoothing: s in q <- (1 - s) q + s / C (arXiv 1512.00567, section 7). Rows without a label
-    (below 0, or shares of 0) are counted and left out. Raises ValueError for a label that is no
+    (below 0, or shares of 0) are counted and left out. Raises UserError for a label that is no
     class, and for a smoothing outside [0, 1).
     """
     name = "cross_entropy"

@@ -1,4 +1,4 @@
-"""Losses that choose or weigh negatives by how hard they are, and the two limits of temperature.
+"""Losses that choose or weight negatives by their hardness, and the two limits of temperature.
 
 Notation and conventions as in `softmax.py`, with p_i = mean_{p in P(i)} s_ip. S1 is "Understanding
 the Behaviour of Contrastive Loss" (Wang & Liu, CVPR 2021).
@@ -201,7 +201,7 @@ def against(
     nearest: Float[Tensor, "N k"],
     temperature: float | Float[Tensor, ""],
 ) -> Float[Tensor, " N"]:
-    """log(e^{p/t} + sum over chosen negatives e^{s/t}) - p/t; negatives of -inf are none."""
+    """log(e^{p/t} + sum over chosen negatives e^{s/t}) - p/t; a negative of -inf is left out."""
     none = nearest == -math.inf  # left out before the division: -inf / t has no derivative in t
     gaps = (torch.where(none, 0.0, nearest) - similarity[:, None]) / temperature
     gap = safe_logsumexp(torch.where(none, -math.inf, gaps))

@@ -21,7 +21,7 @@ def supcon_shared(
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  mean_{p in P(i)} s_ip/t
     with P(i) the other rows of i's group (views of one image) and those with a label in common.
     labels: 1 = has it; 0 and -1 (unknown) are no label in common. O(N M) memory for N rows and the
-    M of all processes: sharing is no partition, so that no sum over groups says it.
+    M of all processes, since rows that share labels are no partition into groups.
     Raises UserError for a matrix that is not one row of labels for each row of z.
     """
     z, group = check_groups("supcon_shared", z, group)

@@ -2,7 +2,10 @@
 
     contrapose train cifar10 --recipe cross_entropy
 
-The control of every other recipe: what the same network, views and steps learn from labels alone.
+Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 1 min on 2 cores. Larger sets were
+not run.
+
+It is the supervised control of all other recipes, with the same network, views and steps.
 """
 
 from dataclasses import replace

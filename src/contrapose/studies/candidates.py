@@ -89,7 +89,9 @@ def candidates(images: ImageSet) -> list[Candidate]:
     return found
 
 
-def against(policy: Callable[..., Tensor], images: ImageSet, found: Sequence[Candidate]) -> Any:
+def with_suggestions(
+    policy: Callable[..., Tensor], images: ImageSet, found: Sequence[Candidate]
+) -> Any:
     """The policy, or both of its branches, with the suggestions of these candidates on top."""
     return augment.on_each_branch(policy, partial(_against, images=images, found=found))
 

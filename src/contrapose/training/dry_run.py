@@ -93,7 +93,7 @@ def _try_contrast(
             held = source.contrast(len(z), entries)
     with _part("batches"):
         batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
-        if sizes := batches.rehearse(recipe):
+        if sizes := batches.possible_sizes(recipe):
             part = torch.arange(2 * min(sizes)) // min(sizes)
             held = in_batch(torch.arange(len(part)), part, recipe.number_of_views)
             z = _random_rows(len(part) * recipe.number_of_views, width)
@@ -130,7 +130,8 @@ def _random_rows(rows: int, width: int) -> Tensor:
 
 
 def _fitting(recipe: Recipe, contrast: Contrast) -> None:
-    """Refuse a loss whose arguments are not what it will be given, with names of those that fit."""
+    """UserError, with the losses that fit, if the loss does not have the arguments of the
+    contrast."""
     if isinstance(contrast, Matched) and recipe.of_labels:
         raise UserError(
             f"positives={recipe.positives} with keys of which one is an image's positive: classes "

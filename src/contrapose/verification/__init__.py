@@ -1,7 +1,7 @@
-"""Proof on demand: every loss, from every source of keys, on many processes, in every precision.
+"""`contrapose verify`: every loss, with every source of keys, on several processes, by precision.
 
-A check compares a loss and its gradient with what one process finds in float64 by the definition
-(`similarity.dense`, whole matrices). That the definition is the paper's formula is tested against
+A check compares a loss and its gradient with the result of one process in float64 by the definition
+(`similarity.dense`, whole matrices). Tests compare the definition with the formulas of papers, by
 oracles that share no code with it.
 """
 

@@ -1,4 +1,4 @@
-"""Which checks there are, and when one has passed."""
+"""The checks of the verification, and their tolerances."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ LAST_PLACE = {"fp64": 0.0, "fp32": 0.0, "bf16": 2**-8, "fp16": 2**-10}
 
 @dataclass(frozen=True)
 class RankLayout:
-    """How the rows are spread over processes: in proportion to `shares`."""
+    """The distribution of rows over processes, in proportion to `shares`."""
 
     name: str
     shares: tuple[int, ...]
@@ -40,7 +40,7 @@ class RankLayout:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the record: a loss, where its keys came from, on which processes, how precise."""
+    """One check: a loss, its source of keys, the processes, the precision, and the errors."""
 
     loss: str
     keys: str
@@ -57,7 +57,7 @@ class Check:
 
 
 def layouts(world: int) -> list[RankLayout]:
-    """One process, all that there are up to three, uneven shares, one process without rows."""
+    """One process; up to three with equal shares; uneven shares; one process without rows."""
     found = [RankLayout("1 rank", (1,))]
     for w in sorted({2, 3, world}):
         if 1 < w <= world:
@@ -72,7 +72,7 @@ def layouts(world: int) -> list[RankLayout]:
 
 
 def tolerances(precision: str, temperature: float) -> tuple[float, float]:
-    """Of the loss and of its gradient; an error of s_ij counts 1/t times where t is small."""
+    """Tolerances of the loss and of its gradient, which grow as 1/t at a low temperature t."""
     arithmetic = ARITHMETIC[precision] * max(1, 0.05 / temperature)
     return arithmetic, arithmetic + LAST_PLACE[precision]
 

@@ -1,7 +1,7 @@
-"""What a loss is given, by the names of its parameters: the tests and `contrapose verify` use it.
+"""Arguments for a loss by the names of its parameters, for tests and `contrapose verify`.
 
-A loss whose parameters have these names is verified by existing; a parameter of another name needs
-a value in VALUES, or a line in `data`.
+A loss whose parameters have these names is verified without further code; a parameter with another
+name needs a value in VALUES, or a line in `data`.
 """
 
 import inspect
@@ -74,6 +74,6 @@ def data(
 
 
 def the_same_everywhere(parameters: Parameters) -> set[str]:
-    """Which of the data are not rows of the batch: every process holds all of them."""
+    """The names of the data that are the same on every process, not rows of the batch."""
     bank = {"key"} if {"match", "key_group"} & set(parameters) else set()
     return bank | {"key_group"} & set(parameters) | ({"classes", "support"} & set(parameters))

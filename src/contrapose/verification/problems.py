@@ -1,4 +1,4 @@
-"""A loss with its operands: solved by one process in float64, or by many in any precision."""
+"""A loss with its operands, computed by one process in float64 or by several in any precision."""
 
 import contextlib
 import warnings
@@ -20,7 +20,7 @@ from contrapose.verification.stored import sources_of, stored_data, stored_losse
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows on the sphere in groups of one, two, three and five, in no order."""
+    """Rows on the sphere in groups of one, two, three and five, in random order."""
 
     name: str
     rows: int
@@ -48,7 +48,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Form:
-    """A way to call a loss: other settings, and what it is told of every row besides."""
+    """A way to call a loss: other settings, and further arguments with one entry a row."""
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
@@ -118,12 +118,12 @@ class Problem:
         return given | dict(self.form.settings)
 
     def expected(self, precision: torch.dtype) -> Outcome:
-        """By definition: whole matrices, float64, one process. Operands are rounded before."""
+        """By definition: whole matrices, float64, one process, with operands rounded before."""
         with using(dense):
             return self.solved(precision, compute=torch.float64)
 
     def plain(self, precision: torch.dtype) -> Outcome:
-        """What whole matrices give in this precision, on one process."""
+        """With whole matrices in this precision, on one process."""
         with using(dense):
             return self.solved(precision)
 
@@ -136,7 +136,8 @@ class Problem:
         device: torch.device | str = "cpu",
         compute: torch.dtype | None = None,
     ) -> Outcome:
-        """What a process finds with some of the rows; the others of `group` hold the rest."""
+        """The outcome of a process with some of the rows; other processes of `group` have the
+        rest."""
 
         def operand(name: str, x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -175,9 +176,9 @@ class Problem:
         )
 
     def joined(self, parts: Sequence[Outcome]) -> Outcome:
-        """What the processes found, put together as DDP does it: by the mean over processes.
+        """The outcomes of the processes combined as in DDP, by the mean over processes.
 
-        Of a row, which one process holds, that is its gradient over the number of processes.
+        For a row, which only one process has, this is its gradient over the number of processes.
         """
         gradient = {}
         for name in parts[0].gradient:

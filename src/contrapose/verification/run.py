@@ -1,4 +1,4 @@
-"""All checks, on all processes: each process solves its part, the first one judges."""
+"""The run of all checks: each process computes its rows, the first process compares."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ class RankStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Record:
-    """What was checked, what was not and why, and how long it took."""
+    """The checks, losses that were left out with reasons, and the time."""
 
     checks: list[Check]
     left_out: dict[str, str]

@@ -1,7 +1,7 @@
 """Losses whose keys outlive the batch: three steps with a queue, a bank or a memory.
 
-Keys are pushed between the steps, so that the loss of a later one is right only where every process
-holds the state that one process would.
+Keys are stored between the steps, so that the loss of a later step is right only if every process
+has the same state as a single process.
 """
 
 from collections.abc import Callable, Iterator
