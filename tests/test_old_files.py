@@ -1,5 +1,6 @@
 """What version 0.1.0 wrote opens still, or one sentence says what to do."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import contrapose
-from contrapose import api, experiments, recipes
+from contrapose import api, experiments, partials, recipes
 from contrapose.errors import UserError
 from contrapose.experiments.running.engine import reproduce
 from contrapose.report import write_experiment, write_report
@@ -56,3 +57,16 @@ def test_an_old_recipe_file_still_makes_a_recipe() -> None:
 def test_an_old_experiment_file_says_where_its_imports_are_now() -> None:
     with pytest.raises(UserError, match=r"it is contrapose\.experiments\.measures\.knn now"):
         experiments.experiment(str(OLD / "experiment.py"))
+
+
+def test_every_name_that_moved_is_where_the_table_says() -> None:
+    for now in partials.MOVED.values():
+        module, _, name = now.rpartition(".")
+        assert hasattr(importlib.import_module(module), name) or importlib.util.find_spec(now), now
+
+
+def test_a_file_of_ones_own_with_an_earlier_name_is_told_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from contrapose.similarity import everyone\n")
+    with pytest.raises(UserError, match=r"it is contrapose\.similarity\.gather_rows now"):
+        recipes.recipe_for(file, 8, 1)

@@ -60,6 +60,9 @@ MOVED = {  # names that older recipes, encoder files and job folders hold, and w
     "contrapose.tuning": "contrapose.studies.tuning",
     "contrapose.similarity.everyone": "contrapose.similarity.gather_rows",
     "contrapose.augment.chance": "contrapose.augment.bernoulli",
+    "contrapose.augment.Step": "contrapose.augment.Operation",
+    "contrapose.evaluation.local.told": "contrapose.evaluation.local.uncertainty_coefficient",
+    "contrapose.training.rehearsal": "contrapose.training.dry_run",
     **{
         f"contrapose.{before}.felt": "contrapose.studies.tuning.effective_negatives"
         for before in ("tuning", "studies.tuning")

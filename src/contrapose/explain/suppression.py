@@ -26,12 +26,12 @@ def suppression_of(
 ) -> dict[str, Suppression]:
     """{feature: suppression score}: how much of each feature the run's encoder suppresses.
 
-    features: of those that the images have, by default all; a plain set's label is `image`. The
-    control of a feature is the run's recipe with a linear classifier of that feature on h, trained
-    by cross-entropy, in place of its loss and head: the same network, views, optimiser and steps.
-    Controls lie in RUN/controls and are trained once; the other control is the network before
-    training. Writes suppression.json into the run. Cost: a training for each feature. Raises
-    UserError for features that the images do not have.
+    features: of those that the images have, by default all; a set with one label calls it `image`.
+    A feature is read by linear probes on the run's h, on h before training, and on h of a
+    supervised control: the run's recipe with a linear classifier of this feature on h, trained by
+    cross-entropy, as its loss and head, with the same network, views, optimiser and steps. Controls
+    are trained once and kept in RUN/controls, which costs one training for each feature. Writes
+    suppression.json into the run. Raises UserError for features that the images do not have.
     """
     with written_about(run, images, device, recipe) as subject:
         return _suppression(subject, features)
