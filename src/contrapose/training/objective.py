@@ -1,13 +1,13 @@
-"""What a training step optimises: which rows are embedded, and the loss of what came out.
+"""The objective of a training step: the rows that are embedded, and the loss of their outputs.
 
-An objective is made once a run (`objective_of`); its state is part of every checkpoint.
+An objective is made once for a run (`objective_of`); its state is part of every checkpoint.
 
     contrastive      the recipe's `loss` of the embeddings z, compared with each other or with keys
     classification   a `loss` of the logits W h + b of a linear classifier and the labels
     joint            both: the encoder descends  L + w L_c  and the classifier  L_c,  where L_c is
                      the recipe's `classifier` and w its `classifier_weight`
 
-Which one a recipe asks for is read from the names of its losses' arguments (`recipe.classifies`).
+The names of the arguments of a recipe's losses decide which one it is (`recipe.classifies`).
 """
 
 import inspect
@@ -36,7 +36,7 @@ ABOVE_CLASSES = 2**23  # more classes than there are; with as many images again 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The images of one step, as they are stored, and what is known of them."""
+    """The images of one step, as they are stored, with their positions and labels."""
 
     image: UInt8[Tensor, "B C S S"]
     index: Int[Tensor, " B"]  # which images of the set
@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What the encoder is to embed, N rows: Q views of B images, view by view."""
+    """The N rows to embed: Q views of B images, view by view."""
 
     image: Float[Tensor, "N C S S"]
     view: Float[Tensor, "V B C S S"]  # all views, those of keys among them
@@ -57,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """What the rows are held against: other rows and keys, or labels."""
+    """What the rows are compared with: other rows and keys, or labels."""
 
     contrast: Contrast | None = None
     entries: Entries | None = None  # for the source of the keys to take in
@@ -69,18 +69,18 @@ class Objective(Protocol):
     """One step is `rows`, the encoder, `compare`, `loss`, an update of the weights, `update`."""
 
     def rows(self, batch: Batch, generator: Generator) -> Rows:
-        """What is embedded: views, drawn by the generator."""
+        """The rows to embed: views, drawn by the generator."""
 
     def compare(self, encoder: Encoder, rows: Rows, h: Tensor, z: Tensor) -> Compared:
-        """From the rows' representations h [N F] and embeddings z [N D], in autocast."""
+        """The comparison for h [N, F] and z [N, D] of the rows; called in autocast."""
 
     def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]: ...
 
     def update(self, encoder: Encoder, compared: Compared) -> None:
-        """After the weights changed."""
+        """Called after the update of the weights."""
 
     def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
-        """What means something for this objective, before `update`."""
+        """The signals of this objective, called before `update`."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -88,7 +88,7 @@ class Objective(Protocol):
 
 
 def objective_of(recipe: Recipe, encoder: Encoder, images: int) -> Objective:
-    """The recipe's objective for this encoder, on its device, and as many images."""
+    """The recipe's objective for this encoder, on its device, and this number of images."""
     classes = len(encoder.classes)
     if classifies(recipe.loss):
         return Classification(recipe, recipe.loss, classes)
@@ -100,7 +100,7 @@ def objective_of(recipe: Recipe, encoder: Encoder, images: int) -> Objective:
 
 
 class Contrastive:
-    """Embeddings of views against each other, or against keys from elsewhere."""
+    """Contrast of the embeddings of views with each other, or with keys of a source."""
 
     def __init__(self, recipe: Recipe, source: KeySource | None = None) -> None:
         self.recipe, self.source = recipe, source
@@ -130,7 +130,7 @@ class Contrastive:
             self.source.update(encoder, compared.entries)
 
     def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
-        """The loss of equal embeddings, agreement with positives, temperature in force."""
+        """The loss at chance, alignment and accuracy of positives, the temperature in force."""
         assert compared.contrast is not None
         return {
             "chance": self._loss_at_chance(z, compared.contrast),
@@ -139,9 +139,9 @@ class Contrastive:
         }
 
     def _loss_at_chance(self, z: Float[Tensor, "N D"], contrast: Contrast) -> float:
-        """The loss of an encoder that gives every image the same embedding: ln(2B-1) for NT-Xent.
+        """The loss if all embeddings, also those of keys, are equal: ln(2B - 1) for NT-Xent.
 
-        With keys, theirs are the same embedding too: ln(n) for InfoNCE against a bank of n.
+        For InfoNCE with a bank of n keys it is ln(n).
         """
         same = torch.zeros_like(z)
         same[:, 0] = 1.0
@@ -164,9 +164,9 @@ class Contrastive:
 
 
 class Classification:
-    """Logits of the encoder's classifier against labels; images and labels mixed where asked.
+    """A linear classifier on h, trained with labels; images and labels are mixed if asked for.
 
-    weight: what of the gradient reaches the encoder; at 0 the classifier alone learns.
+    weight: the factor of its gradient for the encoder; at 0 only the classifier learns.
     """
 
     def __init__(self, recipe: Recipe, loss: Loss, classes: int, weight: float = 1.0) -> None:
@@ -185,7 +185,7 @@ class Classification:
         return replace(rows, image=image, target=share)
 
     def labelled(self, rows: Rows) -> Rows:
-        """The rows with the label of each."""
+        """The rows with their labels."""
         batch = rows.batch
         assert batch.label is not None, "checked before training"
         return replace(rows, target=batch.label.repeat(len(rows.image) // len(batch.image)))
@@ -204,7 +204,7 @@ class Classification:
     def update(self, encoder: Encoder, compared: Compared) -> None: ...
 
     def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
-        """The loss of equal logits, and how often the largest logit is that of the label."""
+        """The loss at chance (equal logits), and the accuracy of the classifier on the batch."""
         of = compared.classified
         blank = of | {name: torch.zeros_like(of[name]) for name in ("logits", "x")}
         chance = float(self.loss(Compared(classified=blank), z))
@@ -222,7 +222,7 @@ class Classification:
 
 
 class Joint:
-    """L + w L_c: contrast of z, and a classifier of h beside it, on the same rows."""
+    """L + w L_c: contrast of z, and a linear classifier on h, for the same rows."""
 
     def __init__(self, contrastive: Contrastive, classification: Classification) -> None:
         self.contrastive, self.classification = contrastive, classification
@@ -235,7 +235,7 @@ class Joint:
         return replace(self.contrastive.compare(encoder, rows, h, z), classified=classified)
 
     def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        """The sum of both; how much of the second the encoder feels is its `weight`."""
+        """The sum of both losses; the gradient of the second reaches the encoder times `weight`."""
         return self.contrastive.loss(compared, z) + self.classification.loss(compared, z)
 
     def update(self, encoder: Encoder, compared: Compared) -> None:
@@ -255,7 +255,7 @@ class Joint:
 
 
 def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> KeySource | None:
-    """What the recipe's `keys` makes for this encoder and as many images; None: the batch."""
+    """The source of keys of the recipe, for this encoder and number of images, or None."""
     if recipe.keys is None:
         return None
     weight = next(encoder.parameters())
@@ -272,7 +272,7 @@ def in_batch(
     views: int,
     labels: Int8[Tensor, "B K"] | None = None,
 ) -> InBatch:
-    """What V views of B images are compared with: all others, or those of their part."""
+    """The contrast of V views of B images: with all others, or with those of their part."""
     of = torch.arange(len(group), device=group.device).repeat(views)
     if labels is not None:
         return SharedLabels(group.repeat(views), of, labels.repeat(views, 1))
@@ -282,8 +282,10 @@ def in_batch(
 
 
 def learned_label(recipe: Recipe, images: ImageSet) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
-    """The label of each image that the recipe learns from, -1 without one, and names of its values:
-    the class, or the feature that `positives` names. Raises UserError for images without it.
+    """(the label of each image that the recipe learns from, the names of its values).
+
+    It is the class, or the feature that `positives` names; -1 is an image without a label. Raises
+    UserError for images without it.
     """
     name = recipe.positives.removeprefix(FEATURE)
     if name == recipe.positives:
@@ -308,10 +310,10 @@ def learned_label(recipe: Recipe, images: ImageSet) -> tuple[Int[Tensor, " N"], 
 def positive_groups(
     recipe: Recipe, label: Int[Tensor, " B"] | None, batch: int, device: torch.device
 ) -> Int[Tensor, " B"]:
-    """Which images are positives of each other: each alone, or those of one class (or value of a
-    feature). Those that share one of several labels form no groups: here each is alone.
+    """Equal numbers for images that are positives of each other: by image, class or feature.
 
-    A class keeps its number. An image without a label (-1) is alone in its group.
+    Classes keep their numbers. An image without a label (-1) is alone in its group. With several
+    labels, which form no groups, each image is alone.
     """
     alone = torch.arange(batch, device=device)
     if not recipe.of_labels:
@@ -323,7 +325,7 @@ def positive_groups(
 def lasting_groups(
     recipe: Recipe, label: Int[Tensor, " B"] | None, index: Int[Tensor, " B"]
 ) -> Int[Tensor, " B"]:
-    """`positive_groups` by names that mean the same in every batch, for keys that outlive one.
+    """As `positive_groups`, with numbers that mean the same in every batch, for stored keys.
 
     An image without a label has a number of its own, above those of classes.
     """

@@ -117,7 +117,7 @@ class Recipe:
             object.__setattr__(self, "warmup", shorter)
 
     def _check_classification(self) -> None:
-        """UserError where fields of a contrast stand beside a classifier's loss, or the reverse."""
+        """UserError for fields of a contrast with a classifier's loss, or the reverse."""
         if self.classifier is not None and not classifies(self.classifier):
             raise UserError(
                 f"classifier={_named(self.classifier)}: a loss of logits and labels belongs there, "
@@ -148,27 +148,27 @@ class Recipe:
 
     @property
     def of_labels(self) -> bool:
-        """Whether positives follow from a label: the class, or a feature."""
+        """True if positives are by a label: the class, or a feature."""
         return self.positives not in ("image", "shared")
 
     @property
     def learns_from_labels(self) -> bool:
-        """Whether anything that is trained takes a label of each image."""
+        """True if a part of the training uses labels of images."""
         return self.of_labels or self.needs_classifier
 
     @property
     def needs_classifier(self) -> bool:
-        """Whether the encoder has a linear classifier on h."""
+        """True if the encoder has a linear classifier on h."""
         return self.classifier is not None or classifies(self.loss)
 
     @property
     def classifier_bias(self) -> bool:
-        """Whether the classifier's logits are W h + b: its loss takes them, not h and W alone."""
+        """True if the logits are W h + b, for losses of logits; others take h and W."""
         return "logits" in given(self.loss if self.classifier is None else self.classifier)
 
     @property
     def temperature(self) -> float | None:
-        """The loss's; None where it has none, or one that follows from a perplexity."""
+        """The temperature of the loss; None without one, and if it follows from a perplexity."""
         found = getattr(self.loss, "keywords", {}).get("temperature")
         return None if found is None else float(found)
 
@@ -179,11 +179,10 @@ class Recipe:
 
 
 def supervised(recipe: Recipe, positives: str = "class") -> Recipe:
-    """What labels teach: the recipe with a linear classifier on h in place of its loss and head.
+    """The supervised control of a recipe: a linear classifier on h in place of its loss and head.
 
-    Same views, backbone, optimiser and steps; each view is an example, and the loss is
-    cross-entropy of the logits W h + b. positives: the label, class or feature:NAME. It is the
-    control of what contrast without labels, or with them, does not teach.
+    Views, backbone, optimiser and steps stay; each view is an example, and the loss is
+    cross-entropy of the logits W h + b. positives: the label, class or feature:NAME.
     """
     return replace(
         recipe, name=f"{recipe.name}-supervised", head=partial(none), loss=partial(cross_entropy),
@@ -193,7 +192,7 @@ def supervised(recipe: Recipe, positives: str = "class") -> Recipe:
 
 
 def classifies(loss: Callable[..., Any]) -> bool:
-    """Whether the loss names logits or inputs of a classifier, and labels, as its arguments."""
+    """True if the arguments of the loss are logits, or inputs of a classifier, and labels."""
     wanted = {*given(loss)}
     return "label" in wanted and wanted <= {"logits", "label", "x", "classes"}
 

@@ -1,7 +1,7 @@
-"""Where the weights of a run start: drawn, of another run, of a file, or published ones.
+"""The initial weights of a run: drawn, of another run, of a file, or published ones.
 
-The part that must fit is the backbone. Head and classifier are taken where they fit too, and drawn
-anew where not. What was taken, and the fingerprint of the file, stand in recipe.json.
+The backbone must fit. Head and classifier are used if they fit, and drawn otherwise. recipe.json
+records which parts were used, and the fingerprint of the file.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """Weights to start from, by the names that they have there."""
+    """Weights to start from, by their names in the file."""
 
     name: str  # as it was asked for
     weights: Weights
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Start:
-    """What an encoder took from a source: the record of it in recipe.json."""
+    """The record in recipe.json of which weights an encoder took from a source."""
 
     source: str
     sha256: str
@@ -51,8 +51,9 @@ class Start:
 
 
 def source_of(start: str, backbone: Callable[..., Any]) -> Source:
-    """The weights that `start` names: a run folder, a file of weights, or PUBLISHED ones for this
-    backbone. Raises FileNotFoundError, or UserError for what cannot be read.
+    """The weights that `start` names: of a run folder, of a file, or PUBLISHED for this backbone.
+
+    Raises FileNotFoundError, or UserError for what cannot be read.
     """
     if start == PUBLISHED:
         return _published(backbone)
@@ -77,9 +78,9 @@ def source_of(start: str, backbone: Callable[..., Any]) -> Source:
 
 
 def begin_from(encoder: Encoder, source: Source) -> Start:
-    """Set the encoder's weights to those of the source, where they fit; its whitening too.
+    """Set the encoder's weights, mean and std to those of the source, as far as they fit.
 
-    Raises UserError where the backbone does not fit, with the first weight that does not.
+    Raises UserError, with the first weight that does not fit, if the backbone does not.
     """
     own = source.architecture is not None
     prefix = "backbone." if own else _prefix(encoder.backbone, source.weights)
@@ -113,7 +114,7 @@ def begin_from(encoder: Encoder, source: Source) -> Start:
 
 
 def _take(part: torch.nn.Module, weights: Weights, prefix: str) -> set[str]:
-    """Set the part's weights to those of the file; their names there."""
+    """Set the weights of a part to those of the file; returns their names in the file."""
     there = {n: f"{prefix}{n}" for n in part.state_dict() if f"{prefix}{n}" in weights}
     part.load_state_dict({name: weights[other] for name, other in there.items()}, strict=False)
     return {*there.values()}
@@ -133,8 +134,9 @@ def _misfit(part: torch.nn.Module, weights: Weights, prefix: str) -> str:
 
 
 def _prefix(part: torch.nn.Module, weights: Weights) -> str:
-    """What stands before the names of the backbone's weights in a file of another library, such as
-    `module.encoder_q.`: the one under which most of them are there, in the shapes that they have.
+    """The prefix of the backbone's weights in a file of another library, as `module.encoder_q.`.
+
+    It is the prefix with which most weights are found in the right shape.
     """
     own = part.state_dict()
     before = {""} | {
@@ -150,8 +152,10 @@ def _prefix(part: torch.nn.Module, weights: Weights) -> str:
 
 
 def _of_pickle(path: Path) -> Weights:
-    """Tensors of a .pt or .pth file, read without executing code; those under `state_dict` or
-    `model` where the file holds more than weights."""
+    """The tensors of a .pt or .pth file, read without executing code.
+
+    If the file has more than weights, they are those under `state_dict` or `model`.
+    """
     try:
         found = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file makes the reader raise anything
@@ -166,7 +170,7 @@ def _of_pickle(path: Path) -> Weights:
 
 
 def _published(backbone: Callable[..., Any]) -> Source:
-    """Weights trained by others, from the local cache of timm or torch, or from the network."""
+    """Published weights, from the local cache of timm or torch, or from the network."""
     function = getattr(backbone, "func", backbone)
     keywords = getattr(backbone, "keywords", {})
     name = keywords.get("name") if function.__name__ == "timm" else function.__name__
