@@ -13,6 +13,8 @@ from contrapose import api, experiments, partials, recipes
 from contrapose.errors import UserError
 from contrapose.experiments.running.engine import reproduce
 from contrapose.report import write_experiment, write_report
+from contrapose.report.run_folder import read_run
+from contrapose.training.run import Run
 
 OLD = Path(__file__).parent / "old"
 
@@ -29,6 +31,9 @@ def test_an_old_run_opens_is_resumed_and_reported(run: Path) -> None:
     api.resume(run, device="cpu")
     assert (run / "encoder.safetensors").read_bytes() == before, "a finished run is left as it is"
     assert contrapose.evaluate(run, device="cpu")[0].value > 0.5
+    assert "chance" in (run / "metrics.jsonl").read_text()
+    assert all("loss_at_chance" in row for row in Run.open(run).metrics())
+    assert {"loss", "loss_at_chance"} < read_run(run).curves.keys()
     assert write_report([run]).is_file()
 
 

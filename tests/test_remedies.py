@@ -238,7 +238,9 @@ def test_a_shortcut_is_found_and_the_run_resumes_bit_for_bit(tmp_path):
     whole = contrapose.train(conditionally(), images, out=tmp_path / "whole")
     sizes = [row["part_size"] for row in whole.metrics()]
     assert sizes[0] == 128 and sizes[-1] in SIZES
-    assert whole.metrics()[-1]["chance"] == pytest.approx(math.log(2 * sizes[-1] - 1), abs=1e-4)
+    assert whole.metrics()[-1]["loss_at_chance"] == pytest.approx(
+        math.log(2 * sizes[-1] - 1), abs=1e-4
+    )
 
     def stop(progress):
         if progress.step == 3 * 14 + 5:  # within an epoch, after the groups were made

@@ -110,7 +110,7 @@ def test_keys_are_chosen_on_the_command_line_and_a_loss_that_does_not_fit_is_nam
     )
     written = run.read("recipe.json")["recipe"]
     assert written["keys"]["momentum"] == 0.7 and written["loss"]["temperature"] == 0.2
-    assert run.metrics()[-1]["chance"] == pytest.approx(math.log(len(digits)), abs=1e-5)
+    assert run.metrics()[-1]["loss_at_chance"] == pytest.approx(math.log(len(digits)), abs=1e-5)
     with pytest.raises(ValueError, match="classes would go unseen"):
         labelled = [*bank, "positives=class", "loss=info_nce"]
         contrapose.train(quick(), digits, out=tmp_path / "no", changes=labelled)
@@ -343,7 +343,9 @@ def test_metrics_hold_every_signal_and_are_json(tmp_path, digits):
     run = contrapose.train(quick(epochs=1), digits, out=tmp_path / "run")
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
-    assert last["chance"] == pytest.approx(torch.tensor(2 * 128 - 1.0).log().item(), abs=1e-5)
+    assert last["loss_at_chance"] == pytest.approx(
+        torch.tensor(2 * 128 - 1.0).log().item(), abs=1e-5
+    )
     signals = {"loss", "lr", "gradient_norm", "contrastive_accuracy", "alignment", "uniformity"}
     signals |= {"effective_rank_h", "effective_rank_z", "effective_negatives", "tolerance", "knn"}
     assert signals <= last.keys()

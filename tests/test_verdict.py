@@ -21,7 +21,7 @@ def rows(n: int = 40, **signals: Any) -> list[dict[str, Any]]:
     """A healthy run, changed where a test says so; a callable is given the share of the run."""
     healthy = {
         "loss": lambda t: 4.0 - 1.0 * min(t, 0.5),
-        "chance": 6.2,
+        "loss_at_chance": 6.2,
         "contrastive_accuracy": lambda t: 0.2 + 0.5 * t,
         "effective_rank_z": 40.0,
         "effective_rank_h": 60.0,
@@ -135,9 +135,13 @@ def test_what_neighbours_share_is_said_beside_the_most_common_class():
 def test_at_chance_is_said_against_the_untrained_encoder_and_not_against_one_point():
     signals = {"images": 400, "task_accuracy": 0.3, "task_accuracy_untrained": 0.05}
     signals["task_gain_p"] = 1e-9
-    cold = rows(loss=lambda t: 9.5 - 3 * t, chance=6.2)  # a cold loss that fell, above ln(2B - 1)
+    cold = rows(
+        loss=lambda t: 9.5 - 3 * t, loss_at_chance=6.2
+    )  # a cold loss that fell, above ln(2B - 1)
     assert states(cold)[0] == states(cold, signals=signals)[0] == "learning"
-    still = rows(loss=5.85, chance=6.2, contrastive_accuracy=0.06)  # never trained, below it
+    still = rows(
+        loss=5.85, loss_at_chance=6.2, contrastive_accuracy=0.06
+    )  # never trained, below it
     assert states(still)[0] == "at chance"
     assert states(still, signals=signals | {"task_accuracy": 0.06})[0] == "at chance"
     easy = signals | {"task_accuracy": 0.99, "task_accuracy_untrained": 0.99}

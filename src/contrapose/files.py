@@ -174,6 +174,14 @@ _WORDS = {
 # ---- folders -------------------------------------------------------------------------------------
 
 
+RENAMED_SIGNALS = {"chance": "loss_at_chance"}  # name in rows of version 0.1 -> present name
+
+
+def present_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl with the present names of its signals."""
+    return {RENAMED_SIGNALS.get(name, name): value for name, value in row.items()}
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """A context that locks an existing folder, after removing what a killed process left half done.

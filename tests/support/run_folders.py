@@ -108,7 +108,7 @@ def metrics(*, labelled: bool, temperature: float, seed: int, steps: int) -> lis
             "epoch": step / 11,
             "seconds": 0.29 * step,
             "loss": 5.54 - (1.1 + 1.2 * (1 - temperature)) * t + noise[0],
-            "chance": math.log(2 * 128 - 1),
+            "loss_at_chance": math.log(2 * 128 - 1),
             "lr": 0.002 * 0.5 * (1 + math.cos(math.pi * step / 220)) * min(1, step / 22),
             "gradient_norm": 1.8 * math.exp(-3 * t) + 0.25 + abs(noise[1]),
             "contrastive_accuracy": min(0.99, 0.02 + 0.82 * t + noise[2]),

@@ -155,7 +155,9 @@ def _task(
     The loss at chance decides little: at a low temperature an encoder that learns can have a higher
     loss than equal embeddings, and an untrained encoder a lower one.
     """
-    loss, chance, accuracy = (last.get(n) for n in ("loss", "chance", "contrastive_accuracy"))
+    loss, chance, accuracy = (
+        last.get(n) for n in ("loss", "loss_at_chance", "contrastive_accuracy")
+    )
     evidence = (
         f"loss {number_text(loss)}, {number_text(rows[0].get('loss'))} at first, one embedding for "
         f"all would give {number_text(chance)}"

@@ -43,7 +43,7 @@ def curve_chart(
             x, y = _thinned(run.curves[name], by_epoch=by_epoch)
             colour = (
                 "var(--muted)"
-                if name == "chance"
+                if name == "loss_at_chance"
                 else run_colour(r)
                 if several or k == 0
                 else "var(--second)"
@@ -57,7 +57,7 @@ def curve_chart(
                     "name": plot_text(f"{run.name}: {words}" if several else words),
                     "line": {
                         "color": colour,
-                        "width": 1.2 if name == "chance" else 2,
+                        "width": 1.2 if name == "loss_at_chance" else 2,
                         "dash": dash,
                     },
                     "marker": {"color": colour, "size": 7},

@@ -41,7 +41,7 @@ QUANTITIES = (
         reading="Should fall from where it began. The dotted line is the loss of one embedding "
         "for all images: at a low temperature an encoder that learns may stay above it.",
         equation="chance for NT-Xent: ln(2B − 1)",
-        lines=(("loss", "loss", "solid"), ("chance", "chance", "dot")),
+        lines=(("loss", "loss", "solid"), ("loss_at_chance", "chance", "dot")),
     ),
     _Quantity(
         id="contrastive_accuracy",
@@ -153,7 +153,7 @@ def training_panels(runs: Sequence[Run]) -> list[Panel]:
     panels = []
     for q in QUANTITIES:
         recorded = any(
-            name in run.curves for run in runs for name, _, _ in q.lines if name != "chance"
+            name in run.curves for run in runs for name, _, _ in q.lines if name != "loss_at_chance"
         )
         if not (recorded or q.missing):
             continue

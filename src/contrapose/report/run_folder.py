@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from contrapose.errors import UserError
-from contrapose.files import conform, read_json, read_object, was_killed
+from contrapose.files import conform, present_names, read_json, read_object, was_killed
 from contrapose.report.pictures import Pictures, read_pictures
 
 FORMAT = 1  # the run-folder version that this package reads
@@ -265,7 +265,7 @@ def _metrics_row(line: str) -> Json | None:
         return None
     if not isinstance(row, dict) or not _number(row.get("step")) or not math.isfinite(row["step"]):
         return None
-    return row
+    return present_names(row)
 
 
 def _curve(rows: list[Json], name: str) -> Curve:

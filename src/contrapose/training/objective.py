@@ -133,7 +133,7 @@ class Contrastive:
         """The loss at chance, alignment and accuracy of positives, the temperature in force."""
         assert compared.contrast is not None
         return {
-            "chance": self._loss_at_chance(z, compared.contrast),
+            "loss_at_chance": self._loss_at_chance(z, compared.contrast),
             **agreement(z, compared.contrast),
             **temperature_signals(self.recipe, z, compared.contrast),
         }
@@ -213,7 +213,7 @@ class Classification:
         label = label if label.ndim == 1 else label.argmax(dim=1)
         right = (of["logits"].argmax(dim=1) == label)[known]
         accuracy = {"classifier_accuracy": float(right.float().mean())} if len(right) else {}
-        return {"chance": chance, **accuracy}
+        return {"loss_at_chance": chance, **accuracy}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}  # the classifier is the encoder's
@@ -245,7 +245,7 @@ class Joint:
         beside = self.classification.signals(compared, z)
         beside["classifier_loss"] = float(self.classification.loss(compared, z))
         of_z = self.contrastive.signals(compared, z)
-        return beside | of_z | {"chance": of_z["chance"] + beside["chance"]}
+        return beside | of_z | {"loss_at_chance": of_z["loss_at_chance"] + beside["loss_at_chance"]}
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.contrastive.state_dict()

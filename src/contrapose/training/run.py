@@ -29,6 +29,7 @@ from contrapose.files import (
     conform,
     finite,
     held,
+    present_names,
     read_json,
     read_object,
     remove,
@@ -348,7 +349,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     try:
-        return dict(conform(row, {"step": float, str: float | None}, "row"))
+        return present_names(conform(row, {"step": float, str: float | None}, "row"))
     except UserError:
         return None
 
