@@ -170,6 +170,7 @@ def _prepared(
         held_out = request.held_out or (HELD_OUT if untested else 0.0)
     request = dataclasses.replace(request, held_out=held_out)
     data = request.as_json(source)
+    request.check_groups(source)
     source = request.seen(chosen.seed, source)
     loop.check(chosen, source)
     network, begun = adapt.build(chosen, source), None

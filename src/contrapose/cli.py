@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -80,6 +81,7 @@ def main() -> None:
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _warning
     try:
         check_platform()
         app(standalone_mode=True)
@@ -109,6 +111,11 @@ def main() -> None:
             "please report it with the lines above",
             70,
         )
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as a line, without the place in the code that gave it."""
+    return f"warning: {message}\n"
 
 
 def _of_memory(error: Exception) -> bool:

@@ -173,7 +173,9 @@ def beside_size(name: str, made: Made) -> str:
     for path, value in here.items():
         unlike = path in there and value != there[path]
         if unlike and has.get(path) == value and path.split(".")[0] not in ("size", "backbone"):
-            shown = path.removesuffix(".call").split(".")[-1].replace("_", " ")
+            parts = path.removesuffix(".call").split(".")
+            shown = " ".join(parts[parts[0] in ("loss", "optimizer") and len(parts) > 1 :])
+            shown = shown.replace("_", " ")
             shown = "learning rate" if shown == "lr" else shown
             words.append(f"{shown} {_said(value)} ({_said(there[path])})")
     if not words:

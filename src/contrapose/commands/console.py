@@ -4,7 +4,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -68,7 +68,8 @@ def a_line_a_minute(words: Callable[[], str]) -> Iterator[None]:
 
     def beat() -> None:
         while not over.wait(EVERY):
-            console.print(Text(f"  {words()}"), soft_wrap=True)
+            with suppress(OSError, ValueError):  # nobody reads what is written any more
+                console.print(Text(f"  {words()}"), soft_wrap=True)
 
     threading.Thread(target=beat, name="progress", daemon=True).start()
     try:

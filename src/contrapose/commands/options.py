@@ -84,7 +84,7 @@ def about_images(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         how = {name: given.pop(name) for name in OF_IMAGES}
-        command(**given, how={name: v for name, v in how.items() if v not in (None, False)})
+        command(**given, how={n: v for n, v in how.items() if v is not None and v is not False})
 
     del run.__wrapped__
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]

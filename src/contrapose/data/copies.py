@@ -6,6 +6,7 @@ descriptor is the image averaged to 16 x 16 px, minus its mean, of unit length. 
 than COMPARED images only this many are compared.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None
     also: images that the table may list too. Raises UserError for a pattern that is invalid or
     matches no name.
     """
-    path = Path(told).expanduser()
+    path = Path(os.path.expanduser(told))
     if is_table(told):
         names = images.files + ([] if also is None else also.files)
         number, _, _ = read_labels(path, names)

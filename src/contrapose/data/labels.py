@@ -6,6 +6,7 @@ the words in `NO_LABEL`. This is the same for every way to give labels.
 
 import decimal
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def given_labels(
         raise UserError(f"label_column={column!r}: these labels have no columns; it is for a .csv")
     if not isinstance(labels, str | Path):
         return labels, "labels", {}
-    path = Path(labels).expanduser()
+    path = Path(os.path.expanduser(labels))
     what = f"labels={str(path)!r}"
     if not path.exists():
         raise FileNotFoundError(f"labels={str(labels)!r}: no such file; use a .npy or a .csv")

@@ -1,6 +1,7 @@
 """`open_images`: an `ImageSet` from a name, a path, an array or a composed set."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -135,10 +136,12 @@ def _from_name(
     read: ReadParquet,
     channels: int | None,
 ) -> tuple[str, Listing]:
+    if not source:
+        raise UserError("images: an empty name; for the folder you are in, write .")
     where = data_root(root)
     if source in NAMED:
         return from_named(source, split, where, download, read)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # Path's own raises for a user that there is not
     if not path.exists() and (where / source).exists():
         path = where / source
     if not path.exists():
@@ -168,7 +171,7 @@ def _from_path(path: Path, split: str, read: ReadParquet, channels: int | None) 
 
 
 def _there(source: str, root: str | Path | None) -> bool:
-    return Path(source).expanduser().exists() or (data_root(root) / source).exists()
+    return Path(os.path.expanduser(source)).exists() or (data_root(root) / source).exists()
 
 
 def _from_values(source: object, split: str, channels: int | None) -> Listing:

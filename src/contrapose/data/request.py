@@ -148,6 +148,16 @@ class Request:
             group = joined(group, np.stack([np.arange(len(images)), told], axis=1))
         return None if len(np.unique(group)) == len(group) else torch.from_numpy(group)
 
+    def check_groups(self, train: ImageSet) -> None:
+        """UserError where `groups` cannot be read: before training, which does not need them."""
+        if self.groups is None:
+            return
+        try:
+            also = self.like(train).open("test")
+        except NoSuchSplit:
+            also = None
+        groups_told(train, self.groups, also)
+
     def like(self, train: ImageSet) -> "Request":
         """This request with the size, channels and range of values of the images `train`."""
         if not self.named:

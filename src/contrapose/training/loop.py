@@ -55,7 +55,7 @@ def check(recipe: Recipe, images: ImageSet) -> None:
     if len(images) < recipe.batch_size:
         raise UserError(
             f"{images.name} has {len(images)} images, fewer than a batch of {recipe.batch_size}; "
-            f"use --batch-size {max(2, len(images) // 4)} or so"
+            f"use --batch-size (or --set batch_size=) {max(2, len(images) // 4)} or so"
         )
     if recipe.positives == "shared" and images.labels is None:
         raise UserError(

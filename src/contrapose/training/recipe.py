@@ -82,10 +82,13 @@ class Recipe:
             ("size", 1, "pixels"),
             ("batch_size", 2, "every image needs another one as a negative"),
             ("warmup", 0, "epochs"),
+            ("seed", 0, "and less than 2^63"),
         ]
         for name, low, why in at_least:
             if getattr(self, name) is not None and not getattr(self, name) >= low:
                 raise UserError(f"{name}={getattr(self, name)}: use at least {low} ({why})")
+        if self.seed >= 2**63:
+            raise UserError(f"seed={self.seed}: use a whole number from 0 to less than 2^63")
         for name, value in (("epochs", self.epochs), ("lr", self.lr), ("clip", self.clip)):
             if value is not None and not (0 < value < math.inf):
                 raise UserError(f"{name}={value}: use a positive number")
