@@ -11,9 +11,10 @@ SRC = Path(__file__).parent.parent / "src" / "contrapose"
 GROUND = {"version", "errors", "files", "progress", "partials", "machine", "threads", "processes"}
 GROUND |= {"paired"}
 MACHINERY = {
-    f"experiments.{n}" for n in ("form", "evidence", "charts", "trained", "measures", "running")
+    f"experiments.{n}"
+    for n in ("form", "evidence", "charts", "noise", "trained", "measures", "running")
 }
-LABS = {"experiments.suppression", "experiments.temperature"}
+LABS = {"experiments.suppression", "experiments.supervised", "experiments.temperature"}
 # every name at the top level of the package, from the bottom up: a layer may import those before it
 LAYERS = [
     GROUND,

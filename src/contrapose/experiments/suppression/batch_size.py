@@ -17,7 +17,7 @@ from typing import Any
 
 from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
-from contrapose.experiments.suppression.noise import noise
+from contrapose.experiments.noise import noise
 from contrapose.experiments.suppression.protocol import READABLE, UNTRAINED, job
 
 MIDDLE = {"smoke": 64, "cpu": 128, "paper": 256}  # the middle of three batches

@@ -12,7 +12,7 @@ from typing import Any
 from contrapose.evaluation.suppression import Suppression
 from contrapose.experiments import evidence
 from contrapose.experiments.form import Results, Verdict
-from contrapose.experiments.suppression.noise import decided, difference
+from contrapose.experiments.noise import decided, difference
 from contrapose.experiments.suppression.protocol import (
     SIMCLR,
     SUPERVISED,

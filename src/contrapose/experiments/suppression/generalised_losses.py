@@ -21,7 +21,7 @@ from contrapose.experiments import evidence
 from contrapose.experiments.charts import Chart, chart
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.measures import uniformity
-from contrapose.experiments.suppression.noise import noise
+from contrapose.experiments.noise import noise
 from contrapose.experiments.suppression.protocol import (
     DECOUPLED,
     NT_XENT,

@@ -1,0 +1,6 @@
+"""Experiments of "Supervised Contrastive Learning" (arXiv 2004.11362), source S2.
+
+What labels add to contrast, beside cross-entropy with the same network, views, steps and tuning.
+"""
+
+EXPERIMENTS = ("few_labels", "in_and_out", "methods", "positives", "stability")

@@ -1,0 +1,269 @@
+"""What the experiments of this lab share: methods as recipes, jobs, measures, and verdicts.
+
+Every method has the same network, views, optimiser, batch and epochs; what differs is what the
+step optimises. Accuracy is that of the method's own second stage: the classifier that was trained
+(cross-entropy and its kin), or a linear probe of h, solved, in place of the paper's stage of 90 or
+100 epochs on a frozen encoder (contrast). Both are measured where a run has both.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from contrapose import augment, losses, recipes
+from contrapose.data import few_labels
+from contrapose.encoders import mlp, small_conv
+from contrapose.evaluation import probes
+from contrapose.evaluation.calibration import calibration
+from contrapose.evaluation.corruptions import BENCHMARK, CORRUPTIONS
+from contrapose.evaluation.robustness import robustness
+from contrapose.experiments.charts import Chart, chart
+from contrapose.experiments.form import Job, Results, Verdict
+from contrapose.experiments.noise import decided, difference
+from contrapose.experiments.trained import Measure, Trained, trained
+from contrapose.training import optim
+from contrapose.training.recipe import Recipe, supervised
+
+TAU = 0.1  # S2: everywhere [P]
+CROSS_ENTROPY, SUPCON, SUPCON_IN, SIMCLR = "cross-entropy", "SupCon", "SupCon in", "SimCLR"
+MIXUP, CUTMIX, MARGIN, JOINT = "MixUp", "CutMix", "max-margin", "joint"
+PLAIN_VIEWS = "cross-entropy, crop and flip"
+
+MEASURES = {
+    "accuracy": "test accuracy of the method's own second stage",
+    "ece": "expected calibration error of the same, 15 bins",
+    "probe": "test accuracy of a linear probe of h",
+    "probe_ece": "expected calibration error of that probe, 15 bins",
+    "classifier": "test accuracy of the classifier that was trained, where there is one",
+    "classifier_ece": "expected calibration error of that classifier, 15 bins",
+    "parameters": "weights of backbone, head and classifier",
+    "n_train": "training images",
+    "n_test": "test images",
+    "train_seconds": "s of training",
+    "measure_seconds": "s of measuring",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What differs between the protocol and a run that two cores finish."""
+
+    data: str
+    size: int | None = None  # px
+    images: int | None = None  # training images; None: all
+    tested: int | None = None  # test images; None: all
+    width: int | None = None  # of small_conv; None: ResNet-50
+    epochs: float = 350
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
+
+
+SMALL = {"optimizer": partial(optim.adamw, weight_decay=1e-4), "scaling": optim.no_scaling}
+SCALES = {
+    "smoke": Scale(
+        data="digits", images=256, tested=128, width=16, epochs=2,
+        changes=SMALL | {"batch_size": 64, "lr": 2e-3, "warmup": 0.2},
+    ),
+    "cpu": Scale(
+        data="cifar10", size=16, images=5000, tested=10_000, width=64, epochs=20,
+        changes=SMALL | {"batch_size": 128, "lr": 2e-3, "warmup": 2.0},
+    ),
+    "paper": Scale(data="cifar10", epochs=1000, changes={"batch_size": 1024, "lr": 0.5}),
+}  # fmt: skip
+
+
+def views_of(channels: int) -> Callable[..., Any]:
+    """SupCon's policy on CIFAR-10 [C]; crops alone for glyphs, whose colour says nothing."""
+    return partial(augment.digits) if channels == 1 else partial(augment.supcon_cifar)
+
+
+def recipe(
+    size: int,
+    channels: int,
+    *,
+    scale: str,
+    method: str,
+    temperature: float = TAU,
+    max_positives: int | None = None,
+    views: Callable[..., Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a method, scaled down as SCALES says.
+
+    temperature: of SupCon and SimCLR. max_positives: of an anchor of SupCon. views: in place of
+    `views_of`. changes: other fields of the recipe, which outrank those of the scale.
+    """
+    at = SCALES[scale]
+    found = recipes.recipe_for("simclr", size, channels)
+    if at.width is not None:
+        net = partial(small_conv, channels=channels, width=at.width)
+        found = dataclasses.replace(found, backbone=net, head=partial(mlp, dim=64))
+    found = dataclasses.replace(
+        found,
+        views=views or views_of(channels),
+        loss=partial(losses.nt_xent, temperature=temperature),
+        epochs=at.epochs,
+        **{**at.changes, **(changes or {})},
+    )
+    if method == SIMCLR:
+        return found
+    supcon = partial(losses.supcon, temperature=temperature)
+    if max_positives is not None:
+        supcon = partial(losses.supcon, temperature=temperature, max_positives=max_positives)
+    contrast = dataclasses.replace(found, name="supcon", loss=supcon, positives="class")
+    by_labels = supervised(found)
+    made = {
+        SUPCON: contrast,
+        SUPCON_IN: dataclasses.replace(
+            contrast, loss=partial(losses.supcon_in, temperature=temperature)
+        ),
+        JOINT: dataclasses.replace(
+            contrast, classifier=partial(losses.cross_entropy), classifier_weight=1.0
+        ),
+        CROSS_ENTROPY: by_labels,
+        PLAIN_VIEWS: dataclasses.replace(
+            by_labels,
+            views=by_labels.views if channels == 1 else partial(augment.crop_flip, area=(0.2, 1)),
+        ),
+        MIXUP: dataclasses.replace(by_labels, mixing=partial(augment.mixup, alpha=1.0)),
+        CUTMIX: dataclasses.replace(by_labels, mixing=partial(augment.cutmix, alpha=1.0, p=0.5)),
+        MARGIN: dataclasses.replace(
+            by_labels, loss=partial(losses.large_margin_softmax, m=2, blend=1.0)
+        ),
+    }
+    return made[method]
+
+
+def job(
+    *,
+    scale: str,
+    seed: int,
+    name: str,
+    facts: Mapping[str, Any],
+    method: str,
+    measures: Sequence[Measure] = (),
+    labels: int | None = None,
+    subset: int | None = None,
+    epochs: float = 1.0,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Job:
+    """One run with `classified` and these measures; `options` go to `recipe`.
+
+    labels: so many training images have one, for training and for the probe. subset: so many
+    images in place of the scale's. epochs: a multiple of the scale's.
+    """
+    at = SCALES[scale]
+    call = partial(
+        trained,
+        images=at.data,
+        size=at.size,
+        subset=at.images if subset is None else subset,
+        test_subset=at.tested,
+        recipe=partial(recipe, scale=scale, method=method, **options),
+        epochs=at.epochs * epochs,
+        batch_size=batch_size,
+        seed=seed,
+        labels=labels,
+        measures=(partial(classified, labels=labels), *measures),
+    )
+    words = name.replace(" ", "-").replace(",", "")
+    return Job(name=f"{words}-seed{seed}", call=call, facts={**facts, "method": method}, seed=seed)
+
+
+def classified(of: Trained, *, labels: int | None = None) -> dict[str, float]:
+    """MEASURES of a probe of h, and of the classifier where training made one.
+
+    labels: the probe knows as many, those that training knew.
+    """
+    known = of.train if labels is None else few_labels(of.train, labels)
+    label = of.labels(known)
+    kept = label >= 0
+    single = int(torch.unique(label[kept], return_counts=True)[1].min()) < 10
+    l2 = 1.0 if single else probes.DECADES  # too few of a class to hold some out
+    probe = probes.linear_probe(
+        of.of_train.h.to(label.device)[kept], label[kept], l2=l2, seed=of.seed
+    )
+    h, wanted = of.of_test.h.to(of.device), of.labels(of.test)
+    found = _judged("probe", probe.scores(h), wanted)
+    if of.encoder.classifier is not None:
+        with torch.no_grad():
+            found |= _judged("classifier", of.encoder.logits(h), wanted)
+    own = "classifier" if of.encoder.classifier is not None else "probe"
+    found |= {"accuracy": found[own], "ece": found[f"{own}_ece"]}
+    return found | {"parameters": float(sum(p.numel() for p in of.encoder.parameters()))}
+
+
+def corrupted(of: Trained, *, images: int) -> dict[str, Any]:
+    """Accuracy and calibration under the 15 corruptions of ImageNet-C at five severities, of the
+    classifier or of a probe of h, on as many test images; the constants are those for 32 px."""
+    few = of.test.subset(torch.arange(min(images, len(of.test))))
+    probe = probes.linear_probe(of.of_train.h.to(of.device), of.labels(of.train), seed=of.seed)
+
+    def predict(image: torch.Tensor) -> torch.Tensor:
+        h = of.encoder(image)[0]
+        return of.encoder.logits(h) if of.encoder.classifier is not None else probe.scores(h)
+
+    fitting = {
+        n for n, c in CORRUPTIONS.items() if c.channels is None or few.channels in c.channels
+    }
+    names = [name for name in BENCHMARK if name in fitting]
+    seen = robustness(
+        predict, few, size=of.recipe.size, names=names, seed=of.seed, device=of.device
+    )
+    by: dict[int, list[Any]] = {}
+    for each in seen.corrupted:
+        by.setdefault(each.severity, []).append(each.before)
+    rows = {s: (_mean([b.accuracy for b in v]), _mean([b.ece for b in v])) for s, v in by.items()}
+    return {
+        "corrupted_accuracy": _mean([a for a, _ in rows.values()]),
+        "corrupted_ece": _mean([e for _, e in rows.values()]),
+        "accuracy_by_severity": [a for _, (a, _) in sorted(rows.items())],
+        "ece_by_severity": [e for _, (_, e) in sorted(rows.items())],
+    }
+
+
+def above(
+    results: Results, here: Mapping[str, Any], there: Mapping[str, Any], *, by: float = 0.0
+) -> Verdict:
+    """Whether the accuracy is higher here than there by more than `by`, beyond the noise of test
+    images and seeds."""
+    for facts in (here, there):
+        if not results.where(**facts).rows:
+            return Verdict.not_tested(f"no result at {facts}")
+    one, two = (results.by_seed("accuracy", **facts) for facts in (here, there))
+    n = results.mean("n_test", **here)
+    gap, error = difference(one, two, n)
+    means = [sum(side.values()) / len(side) for side in (one, two)]
+    words = (
+        f"{_short(here)} {means[0]:.3f}, {_short(there)} {means[1]:.3f}: {gap:+.3f} ({error:.3f}), "
+        f"{len(one)} seed{'s' * (len(one) != 1)}, n = {n:,.0f}"
+    )
+    return decided(gap - by, error, words)
+
+
+def bars(results: Results, measure: str, along: str, title: str) -> Chart:
+    """The mean over seeds of a measure for every value of a fact, highest first."""
+    means = results.means(measure, along)
+    order = sorted(means, key=lambda name: means[name])
+    trace = {
+        "type": "bar", "orientation": "h", "x": [means[n] for n in order],
+        "y": [str(n) for n in order], "text": [f"{means[n]:.3f}" for n in order],
+    }  # fmt: skip
+    return chart([trace] if means else [], title, "")
+
+
+def _judged(name: str, logits: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+    found = calibration(logits.float().cpu(), label.cpu(), resamples=100)
+    return {name: found.accuracy, f"{name}_ece": found.ece}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _short(facts: Mapping[str, Any]) -> str:
+    return ", ".join(str(v) if isinstance(v, str) else f"{n} {v}" for n, v in facts.items())

@@ -1,0 +1,131 @@
+"""The supervised lab: its recipes, the gradient's closed form, claims on constructed results."""
+
+import math
+
+import pytest
+import torch
+
+from contrapose import experiments
+from contrapose.experiments.form import Results
+from contrapose.experiments.supervised import (
+    EXPERIMENTS,
+    few_labels,
+    in_and_out,
+    methods,
+    positives,
+    stability,
+)
+from contrapose.experiments.supervised.protocol import (
+    CROSS_ENTROPY,
+    JOINT,
+    SIMCLR,
+    SUPCON,
+    above,
+    recipe,
+)
+from contrapose.partials import describe
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])
+def test_every_job_has_a_recipe_that_can_be_written(name, scale):
+    jobs = experiments.experiment(name).jobs(scale, (0, 1))
+    assert len({job.name for job in jobs}) == len(jobs)
+    for job in jobs:
+        make = job.call.keywords.get("recipe")
+        if make is not None:
+            size, channels = (8, 1) if scale == "smoke" else (16, 3)
+            assert describe(make(size=size, channels=channels))["loss"]["call"]
+
+
+def test_methods_differ_in_what_the_step_optimises_alone():
+    made = {m: recipe(16, 3, scale="cpu", method=m) for m in methods.METHODS}
+    same = ("backbone", "optimizer", "schedule", "batch_size", "epochs", "lr", "size", "warmup")
+    for method, one in made.items():
+        for name in same:
+            assert describe(getattr(one, name)) == describe(getattr(made[SIMCLR], name)), method
+        assert one.learns_from_labels == (method != SIMCLR)
+    assert made[JOINT].classifier_weight == 1.0 and made[JOINT].positives == "class"
+    views = {m: describe(one.views) for m, one in made.items() if m != methods.PLAIN_VIEWS}
+    assert len({str(v) for v in views.values()}) == 1
+
+
+def test_the_closed_form_of_the_gradient_is_the_derivative(tmp_path):
+    found = in_and_out.gradients(tmp_path, seed=3)
+    assert found["error_out"] < 1e-12 and found["error_in"] < 1e-12
+    w = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)).double()
+    label = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    wrong = in_and_out.closed_form(w, label.flip(0).roll(1), "out")
+    right = in_and_out.closed_form(w, label, "out")
+    assert (wrong - right).norm() > 1e-3  # the check can fail
+
+
+def row(seed=0, **values):
+    return {"seed": seed, "n_test": 10_000} | values
+
+
+def test_a_verdict_is_decided_beyond_the_noise_alone():
+    a, b = {"method": SUPCON}, {"method": SIMCLR}
+
+    def of(x, y):
+        return above(Results(rows=[row(accuracy=x, **a), row(accuracy=y, **b)]), a, b).holds
+
+    assert of(0.60, 0.50) is True and of(0.50, 0.60) is False and of(0.501, 0.50) is None
+    assert (
+        above(Results(rows=[row(accuracy=0.6, **a)], missing=[{"seed": 0} | b]), a, b).holds is None
+    )
+
+
+def test_more_positives_level_off():
+    def of(*values):
+        rows = [
+            row(positives=k, accuracy=v, method=SUPCON)
+            for k, v in zip(positives.KEPT, values, strict=True)
+        ]
+        return [claim.test(Results(rows=rows)).holds for claim in positives.EXPERIMENT.claims]
+
+    assert of(0.69, 0.76, 0.78, 0.784, 0.783, 0.785) == [True, True]
+    assert of(0.78, 0.76, 0.70, 0.69, 0.69, 0.69)[0] is False
+    assert of(0.50, 0.51, 0.52, 0.55, 0.6, 0.7)[1] is False
+
+
+def test_a_smaller_spread_and_a_tuned_rate_are_told():
+    def of(supcon, other):
+        rows = [
+            row(method=m, change=c, accuracy=v)
+            for m, values in ((SUPCON, supcon), (CROSS_ENTROPY, other))
+            for c, v in zip(
+                [stability.AS_IT_IS, *(f"rate x{r:g}" for r in stability.RATES)],
+                values,
+                strict=True,
+            )
+        ]
+        return [claim.test(Results(rows=rows)).holds for claim in stability.EXPERIMENT.claims]
+
+    assert of([0.60, 0.61, 0.60, 0.59, 0.60], [0.55, 0.40, 0.30, 0.50, 0.52]) == [True, True]
+    assert of([0.60, 0.40, 0.30, 0.59, 0.60], [0.65, 0.64, 0.65, 0.66, 0.64]) == [False, False]
+
+
+def test_published_numbers_are_of_jobs_that_there_are():
+    for name in EXPERIMENTS:
+        found = experiments.experiment(name)
+        facts = [dict(job.facts) for job in found.jobs("paper", (0,))]
+        for number in found.published:
+            assert any(dict(number.at).items() <= f.items() for f in facts), number
+            assert 0 < number.value < 1 and "[P]" in number.source
+
+
+def test_few_labels_are_those_that_the_probe_knows(tmp_path):
+    jobs = {job.name: job for job in few_labels.jobs("smoke", (0,))}
+    found = jobs["SupCon-2-all-seed0"].call(tmp_path / "run")
+    assert found["n_train"] == 256 and found["n_test"] == 128
+    assert 0.15 < found["accuracy"] < 0.9 and not math.isnan(found["ece"])
+    assert "classifier" not in found
+
+
+def test_a_classifier_is_judged_beside_a_probe_and_under_corruptions(tmp_path):
+    jobs = {job.name: job for job in methods.jobs("smoke", (0,))}
+    found = jobs["joint-seed0"].call(tmp_path / "run")
+    assert found["accuracy"] == found["classifier"] != found["probe"]
+    assert len(found["accuracy_by_severity"]) == 5
+    assert found["accuracy_by_severity"][0] > found["accuracy_by_severity"][-1] - 0.05
