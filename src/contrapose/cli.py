@@ -21,6 +21,7 @@ from contrapose.commands.evaluate import evaluate
 from contrapose.commands.list_ import list_
 from contrapose.commands.report import report
 from contrapose.commands.reproduce import reproduce
+from contrapose.commands.robustness import robustness
 from contrapose.commands.shortcuts import shortcuts
 from contrapose.commands.show import show
 from contrapose.commands.train import train
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 for command in (
     train, evaluate, diagnose, embed, report, demo, verify, reproduce, tune_temperature, shortcuts,
-    show, bench,
+    show, bench, robustness,
 ):  # fmt: skip
     app.command()(command)
 app.command(name="list")(list_)

@@ -114,16 +114,20 @@ class Robustness:
             }
             for each in (self.clean, *self.corrupted)
         ]
-        full = set(self.errors()) >= set(BENCHMARK)
         return {
             "source": self.source,
             "seed": self.seed,
             "temperature": self.temperature,
             "notes": list(self.notes),
             "mean_error": self.mean_error() if set(self.errors()) & set(BENCHMARK) else None,
-            "mce": mce(self.errors()) if full else None,
+            "mce": mce(self.errors()) if complete(self.errors()) else None,
             "measured": rows,
         }
+
+
+def complete(errors: Mapping[str, Mapping[int, float]]) -> bool:
+    """Whether there are the 15 corruptions at five severities that mCE is of."""
+    return all(set(errors.get(name, {})) >= set(SEVERITIES) for name in BENCHMARK)
 
 
 def mce(errors: Mapping[str, Mapping[int, float]]) -> float:
@@ -382,7 +386,7 @@ def _notes(images: ImageSet, labelled: int) -> tuple[str, ...]:
 
 
 def _five(errors: Mapping[str, Mapping[int, float]], name: str) -> list[float]:
-    if set(errors.get(name, {})) < set(SEVERITIES):
+    if not set(errors.get(name, {})) >= set(SEVERITIES):
         raise UserError(f"mCE needs {name} at the five severities; measure it first")
     return [errors[name][severity] for severity in SEVERITIES]
 

@@ -44,7 +44,8 @@ from contrapose.training.recipe import Recipe, recipe_from
 Weights = dict[str, torch.Tensor]
 FORMAT = 1
 FINDINGS = (  # files about the encoder as it is saved
-    "evaluation*.json", "diagnosis*.json", "suppression.json", "pictures.npz", "report.html",
+    "evaluation*.json", "diagnosis*.json", "suppression.json", "robustness*.json", "pictures.npz",
+    "report.html",
 )  # fmt: skip
 START_FILE = "start.safetensors"
 KEPT = 2  # checkpoints
