@@ -21,7 +21,9 @@ OPERATIONS = (
     "solarize", "solarize_add", "color", "contrast", "brightness", "sharpness",
 )  # fmt: skip
 KINDS = (("identity",), GEOMETRY, *((name,) for name in OPERATIONS[6:]))  # made in one go
+KIND_OF = [next(kind for kind in KINDS if name in kind) for name in OPERATIONS]
 CODE = {name: code for code, name in enumerate(OPERATIONS)}
+LARGE = 96 * 96  # px from which a CPU takes images one by one, so that each stays in its cache
 FIXED = 65536  # a source position is a whole number of these parts of a pixel, as Pillow's is
 
 
@@ -59,53 +61,69 @@ class ImageOperations:
             check_rgb(image, self.rgb, "ImageOperations")
         if not len(image):
             return
-        level = whole(image.mul_(255).round_())
-        if image.device.type == "cpu":
-            level = self._by_operation(level)
-        else:
+        matrix = inverse_matrix(self.code, self.argument, *image.shape[2:])
+        if image.device.type != "cpu":
+            level = whole(image.mul_(255).round_())
             for k in range(self.code.shape[1]):
-                level = self._everywhere(level, k)
-        image.copy_(level).div_(255)
+                level = self._everywhere(level, matrix, k)
+            image.copy_(level).div_(255)
+        elif image[0, 0].numel() >= LARGE:
+            codes = self.code.tolist()
+            for b in range(len(image)):
+                alone = slice(b, b + 1)
+                level = whole(image[alone].mul_(255).round_())
+                for k, code in enumerate(codes[b]):
+                    level = self._made(KIND_OF[code], level, alone, matrix, k)
+                image[alone].copy_(level).div_(255)
+        else:
+            image.copy_(self._by_operation(whole(image.mul_(255).round_()), matrix)).div_(255)
 
-    def _by_operation(self, level: UInt8[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
+    def _by_operation(
+        self, level: UInt8[Tensor, "B C H W"], matrix: Int[Tensor, "B K 2 3"]
+    ) -> UInt8[Tensor, "B C H W"]:
         """Images are sorted by their k-th operation, so that those that share one are a slice."""
         order = torch.arange(len(level))
         for k in range(self.code.shape[1]):
             by = self.code[order, k].argsort()
-            order = order[by]
-            code, argument, place = (x[order, k] for x in (self.code, self.argument, self.place))
-            ends = torch.bincount(code, minlength=len(OPERATIONS)).cumsum(0).tolist()
-            level, made, start = level.index_select(0, by), [], 0
+            order, level = order[by], level.index_select(0, by)
+            counted = torch.bincount(self.code[:, k], minlength=len(OPERATIONS))
+            ends, made, start = counted.cumsum(0).tolist(), [], 0
             for names in KINDS:
                 rows = slice(start, start := ends[CODE[names[-1]]])
                 if rows.stop > rows.start:
-                    made.append(
-                        self._made(names, level[rows], code[rows], argument[rows], place[rows])
-                    )
+                    made.append(self._made(names, level[rows], order[rows], matrix, k))
             level = torch.cat(made)
         return level.index_select(0, order.argsort())
 
-    def _everywhere(self, level: UInt8[Tensor, "B C H W"], k: int) -> UInt8[Tensor, "B C H W"]:
+    def _everywhere(
+        self, level: UInt8[Tensor, "B C H W"], matrix: Int[Tensor, "B K 2 3"], k: int
+    ) -> UInt8[Tensor, "B C H W"]:
         """Every operation is made of every image, and kept where it was drawn: on an accelerator
         to ask which image has which would be a wait.
         """
-        code, argument, place = self.code[:, k], self.argument[:, k], self.place[:, k]
+        code = self.code[:, k]
         for names in KINDS[1:]:
             drawn = (code >= CODE[names[0]]) & (code <= CODE[names[-1]])
-            made = self._made(names, level, code, argument, place)
+            made = self._made(names, level, slice(None), matrix, k)
             level = torch.where(drawn[:, None, None, None], made, level)
         return level
 
     def _made(
-        self, names: tuple[str, ...], level: Tensor, code: Tensor, argument: Tensor, place: Tensor
-    ) -> Tensor:
-        """These operations of these images."""
+        self,
+        names: tuple[str, ...],
+        level: UInt8[Tensor, "b C H W"],
+        rows: Tensor | slice,
+        matrix: Int[Tensor, "B K 2 3"],
+        k: int,
+    ) -> UInt8[Tensor, "b C H W"]:
+        """The k-th operation, one of these, of the images whose places in the batch are `rows`."""
         if names == ("identity",):
             return level
         if names == GEOMETRY:
-            return moved(level, inverse_matrix(code, argument, *level.shape[2:]), self.fill)
+            return moved(level, matrix[rows, k], self.fill)
+        argument = self.argument[rows, k]
         if names == ("cutout",):
-            return hidden(level, argument, place, self.fill)
+            return hidden(level, argument, self.place[rows, k], self.fill)
         change = COLOURS[names[0]]
         if self.rgb is None:
             return change(level, argument[:, None, None, None])
@@ -120,9 +138,10 @@ def whole(x: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
 
 
 def inverse_matrix(
-    code: Int[Tensor, "B"], argument: Float[Tensor, "B"], height: int, width: int
-) -> Int[Tensor, "B 2 3"]:
-    """Where the output pixel (x, y) comes from: x' = (a x + b y + c) / FIXED and y' likewise.
+    code: Int[Tensor, "B K"], argument: Float[Tensor, "B K"], height: int, width: int
+) -> Int[Tensor, "B K 2 3"]:
+    """Where the output pixel (x, y) comes from: x' = (a x + b y + c) / FIXED and y' likewise; the
+    pixel itself for an operation that is none of GEOMETRY.
 
     x' = cos x - sin y, y' = sin x + cos y about the centre (rotate); x' = x + m y, y' = y + m x
     about the corner (shear; the middle of a pixel is at 1/2); x' = x - t, y' = y - t (translate).
@@ -130,19 +149,15 @@ def inverse_matrix(
     m = as_float64(argument)
     code = code.to(m.device)
     angle = m.deg2rad() * (code == CODE["rotate"])
-    shift = m.trunc()
     cos, sin = angle.cos(), angle.sin()
-    zero = torch.zeros_like(m)
-    across = torch.where(code == CODE["shear_x"], m, zero) - sin
-    down = torch.where(code == CODE["shear_y"], m, zero) + sin
-    middle_x, middle_y = width / 2, height / 2
-    left = middle_x - cos * middle_x + sin * middle_y
-    top = middle_y - sin * middle_x - cos * middle_y
-    left = left - torch.where(code == CODE["translate_x"], shift, zero)
-    top = top - torch.where(code == CODE["translate_y"], shift, zero)
-    left, top = left + (cos + across) / 2, top + (down + cos) / 2
-    rows = torch.stack([cos, across, left, down, cos, top], dim=1)
-    return (rows * FIXED + 0.5).floor().long().view(-1, 2, 3).to(argument.device)
+    across = m * (code == CODE["shear_x"]) - sin
+    down = m * (code == CODE["shear_y"]) + sin
+    shift, middle_x, middle_y = m.trunc(), width / 2, height / 2
+    left = middle_x - cos * middle_x + sin * middle_y - shift * (code == CODE["translate_x"])
+    top = middle_y - sin * middle_x - cos * middle_y - shift * (code == CODE["translate_y"])
+    rows = [cos, across, left + (cos + across) / 2, down, cos, top + (down + cos) / 2]
+    fixed = (torch.stack(rows, dim=-1) * FIXED + 0.5).floor()
+    return fixed.long().view(*argument.shape, 2, 3).to(argument.device)
 
 
 def moved(
