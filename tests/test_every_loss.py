@@ -145,6 +145,34 @@ def test_no_less_precise_than_plain_torch(name, dtype):
     assert error <= plain_error + slack * grad.norm()
 
 
+def near_pairs(distance, dim=32):
+    """Two views of 64 images in float32, at most so far from each other."""
+    generator = torch.Generator().manual_seed(1)
+    image = normalize(torch.randn(64, dim, generator=generator), dim=1).repeat(2, 1)
+    noise = normalize(torch.randn(128, dim, generator=generator), dim=1)
+    return normalize(image + distance / 2 * noise, dim=1)
+
+
+@pytest.mark.parametrize("distance", [1e-3, 0.03, 0.3])
+@pytest.mark.parametrize("temperature", [0.02, 0.07])
+@pytest.mark.parametrize("name", TEMPERED)
+def test_no_less_precise_than_plain_torch_however_close_the_positives(name, temperature, distance):
+    """A loss near 0 is not the difference of two numbers of size 1/t, and its gradient neither."""
+    x, group = near_pairs(distance), torch.arange(64).repeat(2)
+    loss, grad = value_and_gradient(name, x.double(), group, ORACLE[name], temperature)
+    plain, plain_grad = value_and_gradient(name, x, group, ORACLE[name], temperature)
+    ours, ours_grad = value_and_gradient(name, x, group, temperature=temperature)
+    slack = 8 * torch.finfo(torch.float32).eps / temperature  # rounding of s_ij / t
+    if not loss.isinf():
+        least = (
+            1e-14  # the last digit of float64 beside 1: the formula as it is written has no more
+        )
+        assert (ours - loss).abs() <= (plain - loss).abs() + slack * loss.abs() + least
+        error, plain_error = ((g.double() - grad).norm() for g in (ours_grad, plain_grad))
+        assert error <= plain_error + slack * grad.norm() + least
+    assert ours >= 0 or loss < 0
+
+
 HARD_CASES = {
     "equal": torch.ones(12, 5),
     "opposite": torch.ones(12, 5) * torch.tensor([1.0, -1.0]).repeat(6)[:, None],

@@ -61,14 +61,15 @@ def assert_near(found, expected, share):
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 @pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS.keys())
 @pytest.mark.parametrize("same", [True, False], ids=["rows with themselves", "with other keys"])
-def test_logsumexp_is_the_definition(same, pairs, scale, dtype):
+@pytest.mark.parametrize("match", [None, torch.arange(N).roll(7)], ids=["", "without a match"])
+def test_logsumexp_is_the_definition(match, same, pairs, scale, dtype):
     results = []
     for implementation in (dense, fused):
         wide = torch.float64 if implementation is dense else None
         query = rows(N, dtype, 0).to(wide or dtype).requires_grad_()
         key = query if same else rows(N, dtype, 1).to(wide or dtype).requires_grad_()
         factor = torch.tensor(scale, dtype=wide or torch.float32, requires_grad=True)
-        lse = implementation.logsumexp(query, key, scale=factor, pairs=pairs)
+        lse = implementation.logsumexp(query, key, scale=factor, pairs=pairs, match=match)
         torch.where(lse.isfinite(), lse * torch.arange(N), 0.0).sum().backward()
         results.append((lse.detach(), query.grad, key.grad, factor.grad))
     (lse, *gradients), (expected, *others_) = results[1], results[0]
@@ -80,14 +81,15 @@ def test_logsumexp_is_the_definition(same, pairs, scale, dtype):
         assert_near(found, wanted, near if DEVICE == "cpu" else 8e-3)
 
 
+@pytest.mark.parametrize("match", [None, torch.arange(N) // 2], ids=["", "without a match"])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_rows_and_columns_and_spans_of_columns(monkeypatch, parts):
+def test_rows_and_columns_and_spans_of_columns(monkeypatch, parts, match):
     monkeypatch.setattr(fused, "PROGRAMS", 5 * parts)  # few rows: the columns are divided
     results = []
     for implementation, dtype in ((dense, torch.float64), (fused, torch.float32)):
         query = rows(N, torch.float32, 0).to(dtype).requires_grad_()
         key = rows(M, torch.float32, 1).to(dtype).requires_grad_()
-        down, right = implementation.logsumexp_both(query, key, scale=7.0)
+        down, right = implementation.logsumexp_both(query, key, scale=7.0, match=match)
         ((down * torch.arange(N)).sum() + (right * torch.arange(M)).sum()).backward()
         results.append((down.detach(), right.detach(), query.grad, key.grad))
     for found, wanted in zip(*reversed(results), strict=True):

@@ -17,6 +17,7 @@ from contrapose.similarity import (
     others,
     passes,
     positives,
+    positives_of,
     tiled,
     tiles,
 )
@@ -31,6 +32,11 @@ PAIRS = {
     "duplicates": Pairs(row_id=GROUP, col_id=GROUP),  # an image that is in the batch twice
     "same, duplicates": Pairs("same", GROUP // 2, GROUP // 2, GROUP, GROUP),
 }
+MATCHES = {
+    "": None,
+    "without a match": torch.tensor([1, 1, 0, 6, 3, 3, 2]),
+    "without each other": torch.tensor([2, 1, 0, 6, 5, 4, 3]),  # 1 is its own
+}
 WARM, COLD = 5.0, 2000.0
 
 
@@ -44,15 +50,18 @@ def z() -> torch.Tensor:
 @pytest.mark.parametrize("scale", [WARM, COLD])
 @pytest.mark.parametrize("tile", [1, 3, 64])
 @pytest.mark.parametrize("same", [True, False], ids=["rows with themselves", "with other keys"])
+@pytest.mark.parametrize("match", MATCHES.values(), ids=MATCHES.keys())
 @pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS.keys())
-def test_logsumexp_is_the_definition(z, pairs, same, tile, scale):
+def test_logsumexp_is_the_definition(z, pairs, match, same, tile, scale):
     results = []
     for implementation in (dense, tiled):
         options = {"tile": tile} if implementation is tiled else {}
         query = z.clone().requires_grad_()
         key = query if same else z.flip(0).clone().requires_grad_()
         factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
-        lse = implementation.logsumexp(query, key, scale=factor, pairs=pairs, **options)
+        lse = implementation.logsumexp(
+            query, key, scale=factor, pairs=pairs, match=match, **options
+        )
         weight = torch.arange(1.0, 8.0)
         torch.where(lse.isfinite(), lse * weight, 0.0).sum().backward()
         results.append((lse.detach(), query.grad, key.grad, factor.grad))
@@ -68,15 +77,16 @@ def test_two_rules_in_one_pass_are_two_passes(z, tile):
     )
 
 
+@pytest.mark.parametrize("match", [None, torch.tensor([6, 0, 0, 3, 2])])
 @pytest.mark.parametrize("scale", [WARM, COLD])
 @pytest.mark.parametrize("tile", [2, 64])
-def test_rows_and_columns_in_one_pass_are_two_passes(z, tile, scale):
+def test_rows_and_columns_in_one_pass_are_two_passes(z, tile, scale, match):
     results = []
     for implementation in (dense, tiled):
         options = {"tile": tile} if implementation is tiled else {}
         query, key = z[:5].clone().requires_grad_(), z.flip(0).clone().requires_grad_()
         factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
-        rows, cols = implementation.logsumexp_both(query, key, scale=factor, **options)
+        rows, cols = implementation.logsumexp_both(query, key, scale=factor, match=match, **options)
         ((rows * torch.arange(5)).sum() + (cols * torch.arange(7)).sum()).backward()
         results.append((rows.detach(), cols.detach(), query.grad, key.grad, factor.grad))
     torch.testing.assert_close(results[1], results[0])
@@ -301,6 +311,19 @@ def test_gradient_of_the_similarity_to_positives(z, group):
         return similarity.positive_similarity(z, group)[0]
 
     assert torch.autograd.gradcheck(f, z.requires_grad_())
+
+
+@pytest.mark.parametrize(
+    "group", [[40, 2, 40, 2, 7], [3, 3], [0], [], [1, 0, 0, 1], [0, 1, 0, 1], [5, 6]]
+)
+def test_the_only_positive_is_the_other_row_of_the_group(group):
+    *_, only = positives_of(torch.zeros(len(group), 2), torch.tensor(group, dtype=torch.long))
+    found = only.tolist()
+    for i, j in enumerate(found):
+        same = [k for k, name in enumerate(group) if name == group[i] and k != i]
+        assert j == (same[0] if same else i)
+    for three in ([0, 1, 0, 0], [0, 1, 0, 1, 0, 1]):
+        assert positives_of(torch.zeros(len(three), 2), torch.tensor(three))[2] is None
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])

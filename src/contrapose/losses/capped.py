@@ -34,10 +34,11 @@ def capped_supcon(
     s = torch.stack([paired(z, every[column]) for column in index.unbind(dim=1)], dim=1)
     logits = s / (t[:, None] if isinstance(t, Tensor) and t.ndim else t)
     (push,) = tempered_logsumexps(z, every, t, (negatives(group),))
-    push = torch.logaddexp(push, safe_logsumexp(torch.where(kept, logits, -math.inf)))
     count = kept.sum(dim=1)
     pull = torch.where(kept, logits, 0.0).sum(dim=1) / count.clamp(min=1)
-    return torch.where(count > 0, push - pull, 0.0), count
+    # over the mean of the positives: 0 for a single one, whatever the rounding
+    above = safe_logsumexp(torch.where(kept, logits - pull[:, None], -math.inf))
+    return torch.where(count > 0, torch.logaddexp(push - pull, above), 0.0), count
 
 
 def kept_positives(

@@ -16,7 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
-from contrapose.similarity import gather_rows, logsumexp, others, positive_similarity
+from contrapose.losses.terms import supcon_terms
+from contrapose.similarity import (
+    gather_rows,
+    logsumexp,
+    others,
+    positive_similarity,
+    positives_of,
+)
 
 
 def gcl_coupled(
@@ -26,7 +33,11 @@ def gcl_coupled(
 
     mean over i of  -mean_{p in P(i)} s_ip  +  t log sum_{a != i} e^{s_ia/t}
     """
-    return _log_sum_exp("gcl_coupled", z, group, temperature, temperature)
+    check_positive("gcl_coupled", temperature=temperature)
+    z, group = check_groups("gcl_coupled", z, group)
+    every = gather_rows(z)
+    loss, count = supcon_terms(z, every, temperature, *positives_of(z, group, every))
+    return mean_over_anchors("gcl_coupled", temperature * loss, where=count > 0)
 
 
 def gcl_decoupled(
@@ -40,7 +51,13 @@ def gcl_decoupled(
 
     mean over i of  -mean_{p in P(i)} s_ip  +  weight log sum_{a != i} e^{s_ia/t}
     """
-    return _log_sum_exp("gcl_decoupled", z, group, temperature, weight)
+    check_positive("gcl_decoupled", temperature=temperature)
+    z, group = check_groups("gcl_decoupled", z, group)
+    every = gather_rows(z)
+    similarity, count = positive_similarity(z, group, every)
+    push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
+    loss = torch.where(count > 0, weight * push - similarity, 0.0)
+    return mean_over_anchors("gcl_decoupled", loss, where=count > 0)
 
 
 def gcl_notebook(
@@ -109,18 +126,6 @@ def gcl_swd_hypercube(
     uniform = torch.rand(every.shape, generator=generator, device=_device(z, generator))
     prior = 2 * uniform.to(z) - 1
     return _swd("gcl_swd_hypercube", z, group, every, prior, weight, generator)
-
-
-def _log_sum_exp(
-    name: str, z: Tensor, group: Tensor, temperature: float | Tensor, weight: float | Tensor
-) -> Tensor:
-    check_positive(name, temperature=temperature)
-    z, group = check_groups(name, z, group)
-    every = gather_rows(z)
-    similarity, count = positive_similarity(z, group, every)
-    push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
-    loss = torch.where(count > 0, weight * push - similarity, 0.0)
-    return mean_over_anchors(name, loss, where=count > 0)
 
 
 def _sliced_wasserstein(

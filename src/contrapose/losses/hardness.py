@@ -12,6 +12,7 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
+from contrapose.losses.terms import softplus
 from contrapose.similarity import (
     gather_rows,
     logsumexp,
@@ -124,9 +125,7 @@ def ifm(
     push = logsumexp(z, every, scale=1 / temperature, pairs=negatives(group))
     where = (count > 0) & (push > -math.inf)
     gap = torch.where(where, push - similarity / temperature, 0.0)
-    losses = [
-        torch.logaddexp(g, torch.zeros_like(g)) for g in (gap, gap + 2 * epsilon / temperature)
-    ]
+    losses = [softplus(g) for g in (gap, gap + 2 * epsilon / temperature)]
     return mean_over_anchors("ifm", (losses[0] + losses[1]) / 2, where, lacking=BOTH)
 
 
@@ -205,7 +204,7 @@ def against(
     none = nearest == -math.inf  # left out before the division: -inf / t has no derivative in t
     gaps = (torch.where(none, 0.0, nearest) - similarity[:, None]) / temperature
     gap = safe_logsumexp(torch.where(none, -math.inf, gaps))
-    return torch.logaddexp(gap, torch.zeros_like(gap))
+    return softplus(gap)
 
 
 def _debiased(
@@ -230,7 +229,7 @@ def _debiased(
     corrected = push + torch.log1p(-torch.where(inside, excess, -1.0).exp()) - math.log1p(-tau_plus)
     floor = log_n - 1 / temperature
     gap = torch.where(inside & (corrected > floor), corrected, floor) - pull
-    loss = torch.where(where, torch.logaddexp(gap, torch.zeros_like(gap)), 0.0)
+    loss = torch.where(where, softplus(gap), 0.0)
     return mean_over_anchors(name, loss, where, lacking=BOTH)
 
 

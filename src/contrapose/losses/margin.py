@@ -20,6 +20,7 @@ from contrapose.losses.checks import (
     mean_over_anchors,
     warn_of_rows_left_out,
 )
+from contrapose.losses.terms import softplus
 from contrapose.similarity import (
     Pairs,
     anchor_mean,
@@ -202,7 +203,7 @@ def nt_logistic_semi_hard(
     z, group = check_groups("nt_logistic_semi_hard", z, group)
     d, same, different = _distances(z, group)
     s, chosen = 1 - d / 2, 1 - _semi_hard(d, different) / 2
-    terms = _softplus(-s / temperature) + _softplus(chosen / temperature)
+    terms = softplus(-s / temperature) + softplus(chosen / temperature)
     loss = torch.where(same, terms, 0.0).sum(dim=1) / same.sum(dim=1).clamp(min=1)
     return _mean("nt_logistic_semi_hard", loss, same, different)
 
@@ -250,7 +251,7 @@ def large_margin_softmax(
     target = size * (blend * cosine + psi) / (blend + 1)
     wrong = Pairs(row_id=label, col_id=torch.arange(len(classes), device=label.device))
     gap = logsumexp(x, classes, pairs=wrong) - target
-    return mean_over_anchors(name, _softplus(gap), known, lacking="a label")
+    return mean_over_anchors(name, softplus(gap), known, lacking="a label")
 
 
 def _distances(
@@ -290,10 +291,6 @@ def _semi_hard_triplets(
     hinge = (d - _semi_hard(d, different) + margin).relu()
     loss = torch.where(same, hinge, 0.0).sum(dim=1) / same.sum(dim=1).clamp(min=1)
     return _mean(name, loss, same, different)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _mean(name: str, loss: Tensor, same: Tensor, different: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
-from contrapose.similarity import gather_rows, logsumexp, others
+from contrapose.losses.terms import supcon_terms
+from contrapose.similarity import gather_rows, others
 
 
 def supcon_shared(
@@ -40,6 +41,8 @@ def supcon_shared(
     count = positive.sum(dim=1)
     with torch.autocast(z.device.type, enabled=False):
         mean = positive.to(z.dtype) @ every / count.clamp(min=1)[:, None]
-    pull = (z * mean).sum(dim=1) / temperature
-    push = logsumexp(z, every, scale=1 / temperature, pairs=rules)
-    return mean_over_anchors("supcon_shared", push - pull, count > 0)
+    only = None
+    if z.device.type == "cpu" and len(z) and not bool((count > 1).any()):
+        only = torch.where(count > 0, positive.int().argmax(dim=1), rules.row_id)
+    loss, _ = supcon_terms(z, every, temperature, (z * mean).sum(dim=1), count, only)
+    return mean_over_anchors("supcon_shared", loss, count > 0)

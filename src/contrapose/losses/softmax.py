@@ -25,6 +25,7 @@ from contrapose.errors import UserError
 from contrapose.losses.capped import capped_supcon
 from contrapose.losses.checks import check_groups, check_positive, mean_over_anchors
 from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
+from contrapose.losses.terms import softplus, supcon_terms
 from contrapose.similarity import (
     gather_rows,
     logsumexp,
@@ -33,6 +34,7 @@ from contrapose.similarity import (
     positive_count,
     positive_similarity,
     positives,
+    positives_of,
     safe_logsumexp,
     softplus_sum,
     whole_numbers,
@@ -106,10 +108,10 @@ def supcon_in(
     z, group = check_groups("supcon_in", z, group)
     every = gather_rows(z)
     t = _temperature("supcon_in", z, every, group, temperature, perplexity, per)
-    rules = others(len(z), z.device), positives(group)
-    push, pull = tempered_logsumexps(z, every, t, rules)
+    push, pull = tempered_logsumexps(z, every, t, (negatives(group), positives(group)))
     count = positive_count(group)
-    loss = push - torch.where(count > 0, pull - count.clamp(min=1).to(z.dtype).log(), 0.0)
+    gap = torch.where(count > 0, push - pull, 0.0)
+    loss = softplus(gap) + count.clamp(min=1).to(z.dtype).log()
     return mean_over_anchors("supcon_in", loss, where=count > 0)
 
 
@@ -223,10 +225,8 @@ def _supcon(
     z, group = check_groups(name, z, group)
     every = gather_rows(z)
     t = _temperature(name, z, every, group, temperature, perplexity, per)
-    similarity, count = positive_similarity(z, group, every)
-    pull = similarity / t
-    (push,) = tempered_logsumexps(z, every, t, (others(len(z), z.device),))
-    return mean_over_anchors(name, push - pull, count > 0, among=anchor)
+    loss, count = supcon_terms(z, every, t, *positives_of(z, group, every))
+    return mean_over_anchors(name, loss, count > 0, among=anchor)
 
 
 def _one_positive(

@@ -94,11 +94,12 @@ def tempered_logsumexps(
     key: Float[Tensor, "M D"],
     temperature: float | Float[Tensor, "..."],
     rules: tuple[Pairs, ...],
+    match: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], ...]:
     """log sum_j e^{s_ij / t} for each rule about j, with one temperature or one for each row."""
     if isinstance(temperature, Tensor) and temperature.ndim:
-        return logsumexps(query / temperature[:, None], key, rules=rules)
-    return logsumexps(query, key, scale=1 / temperature, rules=rules)
+        return logsumexps(query / temperature[:, None], key, rules=rules, match=match)
+    return logsumexps(query, key, scale=1 / temperature, rules=rules, match=match)
 
 
 def temperature_at(

@@ -23,6 +23,7 @@ from contrapose.losses.checks import (
 )
 from contrapose.losses.hardness import against
 from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
+from contrapose.losses.terms import softplus
 from contrapose.similarity import (
     EVERY,
     Pairs,
@@ -30,9 +31,11 @@ from contrapose.similarity import (
     gather_rows,
     logsumexp,
     logsumexp_both,
+    negatives,
     others,
     paired,
     positive_similarity,
+    row_ids,
     softplus_sum,
     topk,
     whole_numbers,
@@ -70,10 +73,8 @@ def info_nce(
         positives=lambda: (paired(query, key[match]).detach(), torch.ones_like(match).bool()),
     )  # fmt: skip
     pull = paired(query, key[match]) / t
-    (push,) = tempered_logsumexps(query, key, t, (pairs,))
-    if pairs is not EVERY:
-        push = torch.where(_counted(pairs, match), push, torch.logaddexp(push, pull))
-    return anchor_mean(push - pull)
+    (push,) = tempered_logsumexps(query, key, t, (pairs,), match)
+    return anchor_mean(softplus(push - pull))
 
 
 def hard_info_nce(
@@ -162,14 +163,21 @@ def supcon_memory(
             f"supcon_memory: rows of shape {tuple(z.shape)} but keys of shape {tuple(key.shape)} "
             f"with groups of shape {tuple(key_group.shape)}; give keys [M {z.shape[1]}], M groups"
         )
+    key_group = whole_numbers("supcon_memory", "groups of keys", key_group)
+    key_group = torch.where(key_group < 0, NOBODYS, key_group)
     key, every = check_keys("supcon_memory", key), gather_rows(z)
-    push = logsumexp(z, every, scale=1 / temperature, pairs=others(len(z), z.device))
-    push = torch.logaddexp(push, logsumexp(z, key, scale=1 / temperature))
     in_batch, count = positive_similarity(z, group, every)
     in_memory, more = _group_similarity(z, group, key, key_group)
     both = count + more
     pull = (in_batch * count + in_memory) / both.clamp(min=1) / temperature
+    alone = z.device.type == "cpu" and not bool((both > 1).any())  # one positive at most
+    rules = others(len(z), z.device), EVERY
+    apart = negatives(group), Pairs("different", group, key_group)  # gathered by every process
+    of_rows, of_keys = apart if alone else rules
+    push = logsumexp(z, every, scale=1 / temperature, pairs=of_rows)
+    push = torch.logaddexp(push, logsumexp(z, key, scale=1 / temperature, pairs=of_keys))
     loss = torch.where(both > 0, push - pull, 0.0)
+    loss = torch.where(both > 0, softplus(loss), 0.0) if alone else loss
     return mean_over_anchors("supcon_memory", loss, where=both > 0)
 
 
@@ -185,14 +193,14 @@ def clip(
     check_positive("clip", scale=scale)
     if len(image) != len(text):
         raise UserError(f"clip: {len(image)} images but {len(text)} texts; give pairs of rows")
-    match = scale * paired(image, text)
+    pull, own = scale * paired(image, text), row_ids(len(image), image.device)[0]
     every_image, every_text = gather_rows(image), gather_rows(text)
     if every_text is text:  # one matrix serves both directions
-        to_text, to_image = logsumexp_both(image, text, scale=scale)
+        to_text, to_image = logsumexp_both(image, text, scale=scale, match=own)
     else:
-        to_text = logsumexp(image, every_text, scale=scale)
-        to_image = logsumexp(text, every_image, scale=scale)
-    return anchor_mean((to_text + to_image) / 2 - match)
+        to_text = logsumexp(image, every_text, scale=scale, match=own)
+        to_image = logsumexp(text, every_image, scale=scale, match=own)
+    return anchor_mean(softplus(torch.stack([to_text, to_image]) - pull).mean(dim=0))
 
 
 def siglip(
@@ -239,7 +247,9 @@ def nnclr(
         raise UserError(f"nnclr: {len(z)} rows but a support of none; push keys into it first")
     nearest = support[topk(z, support, 1)[1][:, 0]] if len(support) else support
     pull = paired(nearest, prediction) / temperature
-    return anchor_mean(logsumexp(nearest, gather_rows(prediction), scale=1 / temperature) - pull)
+    every, own = gather_rows(prediction), row_ids(len(z), z.device)[0]
+    push = logsumexp(nearest, every, scale=1 / temperature, match=own)
+    return anchor_mean(softplus(push - pull))
 
 
 def n_pairs(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
@@ -253,7 +263,8 @@ def n_pairs(query: Float[Tensor, "N D"], key: Float[Tensor, "N D"]) -> Float[Ten
     for rows in (query, key):
         check_lengths("n_pairs", rows, unit=False)
     query, key = widen(query), widen(key)
-    return anchor_mean(logsumexp(query, gather_rows(key)) - paired(query, key))
+    push = logsumexp(query, gather_rows(key), match=row_ids(len(query), query.device)[0])
+    return anchor_mean(softplus(push - paired(query, key)))
 
 
 def relation_distillation(
@@ -355,8 +366,6 @@ def _group_similarity(
     z: Tensor, group: Tensor, key: Tensor, key_group: Tensor
 ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
     """Sum of each row's similarities to the keys of its group, and how many they are. O(N + M)."""
-    key_group = whole_numbers("supcon_memory", "groups of keys", key_group)
-    key_group = torch.where(key_group < 0, NOBODYS, key_group)
     names, number = torch.cat([group, key_group]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
     mine, theirs = number[: len(group)], number[len(group) :]
     total = key.new_zeros(len(names), key.shape[1]).index_add(0, theirs, key)

@@ -24,15 +24,17 @@ def logsumexp(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     pairs: Pairs = EVERY,
+    match: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, " N"]:
     """log sum_j exp(scale * query_i . key_j) over the pairs that count; -inf where none does.
 
     Differentiable in query, key and scale. Sums are kept in float32 or float64, whatever the
     precision of the operands. Memory grows with N + M. If `query` and `key` are the same object
-    (rows against themselves) the matrix is symmetric, and half the work is saved. Raises UserError
-    if `pairs` describe other numbers of rows.
+    (rows against themselves) the matrix is symmetric, and half the work is saved. match: the index
+    of one key for each query that does not count, such as its positive, at no cost. Raises
+    UserError if `pairs` describe other numbers of rows.
     """
-    return _chosen(query).logsumexp(query, key, scale=scale, pairs=pairs)  # type: ignore[no-any-return]
+    return _chosen(query).logsumexp(query, key, scale=scale, pairs=pairs, match=match)  # type: ignore[no-any-return]
 
 
 def logsumexps(
@@ -41,9 +43,10 @@ def logsumexps(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     rules: tuple[Pairs, ...],
+    match: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], ...]:
     """`logsumexp` for several `rules`, each a `Pairs`, in one pass: one result for each rule."""
-    return _chosen(query).logsumexps(query, key, scale=scale, rules=rules)  # type: ignore[no-any-return]
+    return _chosen(query).logsumexps(query, key, scale=scale, rules=rules, match=match)  # type: ignore[no-any-return]
 
 
 def logsumexp_both(
@@ -51,9 +54,13 @@ def logsumexp_both(
     key: Float[Tensor, "M D"],
     *,
     scale: float | Float[Tensor, ""] = 1.0,
+    match: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
-    """Log-sum-exps of the rows [N] and of the columns [M] of scale * query @ key.T."""
-    return _chosen(query).logsumexp_both(query, key, scale=scale)  # type: ignore[no-any-return]
+    """Log-sum-exps of the rows [N] and of the columns [M] of scale * query @ key.T.
+
+    The pairs (i, match_i) count in neither.
+    """
+    return _chosen(query).logsumexp_both(query, key, scale=scale, match=match)  # type: ignore[no-any-return]
 
 
 def softplus_sum(

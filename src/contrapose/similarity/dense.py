@@ -19,9 +19,10 @@ def logsumexp(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     pairs: Pairs = EVERY,
+    match: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, " N"]:
     """log sum_j exp(scale * query_i . key_j) over the pairs that count; -inf where none does."""
-    return safe_logsumexp(_logits(query, key, scale, pairs))
+    return safe_logsumexp(_logits(query, key, scale, pairs, match))
 
 
 def logsumexps(
@@ -30,9 +31,10 @@ def logsumexps(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     rules: tuple[Pairs, ...],
+    match: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], ...]:
     """`logsumexp` for each of several rules about which pairs count."""
-    return tuple(logsumexp(query, key, scale=scale, pairs=pairs) for pairs in rules)
+    return tuple(logsumexp(query, key, scale=scale, pairs=r, match=match) for r in rules)
 
 
 def logsumexp_both(
@@ -40,10 +42,11 @@ def logsumexp_both(
     key: Float[Tensor, "M D"],
     *,
     scale: float | Float[Tensor, ""] = 1.0,
+    match: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
     """Log-sum-exps of the rows and of the columns of scale * query . key."""
-    rows = logsumexp(query, key, scale=scale)
-    return rows, logsumexp(key, query, scale=scale)
+    logits = _logits(query, key, scale, EVERY, match)
+    return safe_logsumexp(logits), safe_logsumexp(logits.T)
 
 
 def softplus_sum(
@@ -81,8 +84,15 @@ def safe_logsumexp(logits: Float[Tensor, "N M"]) -> Float[Tensor, " N"]:
     return torch.where(empty, -math.inf, lse)
 
 
-def _logits(query: Tensor, key: Tensor, scale: float | Tensor, pairs: Pairs) -> Tensor:
+def _logits(
+    query: Tensor,
+    key: Tensor,
+    scale: float | Tensor,
+    pairs: Pairs,
+    match: Int[Tensor, " N"] | None = None,
+) -> Tensor:
     pairs.check(len(query), len(key))
     logits = scale * (query @ key.T)
     mask = pairs.mask()
-    return logits if mask is None else torch.where(mask, logits, -math.inf)
+    logits = logits if mask is None else torch.where(mask, logits, -math.inf)
+    return logits if match is None else logits.scatter(1, match[:, None], -math.inf)

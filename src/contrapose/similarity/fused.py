@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 import triton
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.similarity import kernels, tiled
@@ -40,9 +40,10 @@ def logsumexp(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     pairs: Pairs = EVERY,
+    match: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, " N"]:
     """log sum_j exp(scale * query_i . key_j) over the pairs that count; -inf where none does."""
-    return logsumexps(query, key, scale=scale, rules=(pairs,))[0]
+    return logsumexps(query, key, scale=scale, rules=(pairs,), match=match)[0]
 
 
 def logsumexps(
@@ -51,12 +52,16 @@ def logsumexps(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     rules: tuple[Pairs, ...],
+    match: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], ...]:
     """`logsumexp` for several rules about which pairs count."""
-    if not takes(query, key):
-        return tiled.logsumexps(query, key, scale=scale, rules=rules)
     for pairs in rules:
         pairs.check(query.shape[0], key.shape[0])
+    found = rules if match is None else tuple(r.without(match, key.shape[0]) for r in rules)
+    known = tuple(r for r in found if r is not None)
+    if not takes(query, key) or len(known) < len(rules):
+        return tiled.logsumexps(query, key, scale=scale, rules=rules, match=match)
+    rules = known
     mirrored = query is key and all(r.symmetric for r in rules)
     return _reduce(query, None if mirrored else key, scale, rules, False)
 
@@ -66,11 +71,14 @@ def logsumexp_both(
     key: Float[Tensor, "M D"],
     *,
     scale: float | Float[Tensor, ""] = 1.0,
+    match: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
     """Log-sum-exps of the rows and of the columns of scale * query . key."""
     if not takes(query, key):
-        return tiled.logsumexp_both(query, key, scale=scale)
-    rows, cols = _reduce(query, key, scale, (EVERY,), True)
+        return tiled.logsumexp_both(query, key, scale=scale, match=match)
+    pairs = EVERY if match is None else EVERY.without(match, key.shape[0])
+    assert pairs is not None
+    rows, cols = _reduce(query, key, scale, (pairs,), True)
     return rows, cols
 
 
@@ -104,7 +112,7 @@ class _LogSumExps(torch.autograd.Function):
         key = query if mirrored else key.to(precision).contiguous()
         lse = [_forward(query, key, scale, pairs) for pairs in rules]
         if columns:
-            lse.append(_forward(key, query, scale, EVERY))
+            lse.append(_forward(key, query, scale, _turned(rules[0])))
         ctx.save_for_backward(query, key, scale, *lse)
         ctx.rules, ctx.columns, ctx.mirrored = rules, columns, mirrored
         return tuple(lse)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from contrapose.errors import UserError
+from contrapose.similarity.pairs import two_views
 from contrapose.similarity.sharded import gather_rows, rank_and_world, row_ids
 from contrapose.similarity.wide import widen
 from contrapose.threads import alone
@@ -32,10 +33,24 @@ def positive_similarity(
     It is z_i . (sum over the group - z_i) / count, and 0 for a row that is alone. Sums are float32
     or float64. every: `gather_rows(z)`, if the caller has it already.
     """
+    mean, count, _ = positives_of(z, group, every)
+    return mean, count
+
+
+def positives_of(
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    every: Float[Tensor, "M D"] | None = None,
+) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"] | None]:
+    """What `positive_similarity` gives, and the index of each row's only positive among everyone's.
+
+    A row that is alone has its own index. The index is None if a group has three rows or more, and
+    on an accelerator, where looking at the numbers would stall it.
+    """
     z, every = widen(z), widen(gather_rows(z) if every is None else every)
     members = _members(group)
     mean = _PositiveSimilarity.apply(z, None if every is z else every, members)
-    return mean, members.count()
+    return mean, members.count(), members.only()
 
 
 def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -85,6 +100,25 @@ class _Numbered:
         total = torch.zeros_like(x).index_add_(0, self.every, x)
         return total.index_select(0, self.mine).sub_(mine)
 
+    def divisor(self, dtype: torch.dtype) -> Float[Tensor, " N"]:
+        """What a sum over the other rows is divided by to be their mean."""
+        return self.count().to(dtype).clamp_(min=1)
+
+    def only(self) -> Int[Tensor, " N"] | None:
+        """The one other row of each row's group, or the row itself: see `positives_of`."""
+        if self.every.device.type != "cpu":
+            return None
+        order = self.every.argsort(stable=True)
+        first = self.every[order]
+        same = first[1:] == first[:-1]
+        if bool((same[1:] & same[:-1]).any()):
+            return None
+        other = order.clone()
+        other[:-1] = torch.where(same, order[1:], other[:-1])
+        other[1:] = torch.where(same, order[:-1], other[1:])
+        found = torch.empty_like(order).index_copy_(0, order, other)
+        return found if self.mine is self.every else found[row_ids(len(self.mine))[0]]
+
     def over_all(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
         """For each row of all processes the sum of my x over its group."""
         total = x.new_zeros(len(self.every), x.shape[1]).index_add_(0, self.mine, x)
@@ -100,6 +134,13 @@ class _Views:
 
     def count(self) -> Int[Tensor, " N"]:
         return torch.full_like(self.group, self.views - 1)
+
+    def divisor(self, dtype: torch.dtype) -> float:
+        return max(1.0, self.views - 1.0)
+
+    def only(self) -> Int[Tensor, " N"] | None:
+        n = len(self.group)
+        return two_views(n)[0] if self.views == 2 else torch.arange(n) if self.views == 1 else None
 
     def others(self, x: Float[Tensor, "N D"], mine: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         shape = self.views, -1, x.shape[1]
@@ -132,17 +173,17 @@ class _PositiveSimilarity(torch.autograd.Function):
     @alone
     def forward(ctx, z, every, members):  # type: ignore[no-untyped-def]
         others = members.others(z if every is None else every, z)
-        count = members.count().to(z.dtype).clamp_(min=1)
-        ctx.save_for_backward(z, others, count)
-        ctx.members, ctx.gathered = members, every is not None
+        count = members.divisor(z.dtype)
+        ctx.save_for_backward(z, others)
+        ctx.members, ctx.gathered, ctx.count = members, every is not None, count
         return (others * z).sum(dim=1).div_(count)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @alone
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        z, others, count = ctx.saved_tensors
-        weight = (grad / count)[:, None]
+        z, others = ctx.saved_tensors
+        weight = (grad / ctx.count)[:, None]
         back = weight * z  # to the rows of the group
         if ctx.gathered:
             return (weight * others).sub_(back), ctx.members.over_all(back), None

@@ -7,6 +7,7 @@ the piece of the mask that it needs from them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -78,6 +79,15 @@ class Pairs:
         increasing = self.row_id.diff() > 0
         return bool(increasing.all()) or bool((self.row_id.sort().values.diff() > 0).all())
 
+    def without(self, match: Int[Tensor, " N"], columns: int) -> "Pairs | None":
+        """These pairs less (i, match_i), as groups or ids; None if both are in use."""
+        every = torch.arange(columns, device=match.device)
+        if self.row_id is None:
+            return Pairs(self.relation, self.row_group, self.col_group, match, every)
+        if self.relation == "all":
+            return Pairs("different", match, every, self.row_id, self.col_id)
+        return None
+
     def by_group(self, order: Int[Tensor, " N"] | None) -> "Pairs":
         """These pairs without ids, with rows and columns in `order` (for symmetric pairs only)."""
         if self.row_group is None:
@@ -104,6 +114,15 @@ def positives(group: Int[Tensor, " N"]) -> Pairs:
 def negatives(group: Int[Tensor, " N"]) -> Pairs:
     """Each row of this process with the rows of other groups."""
     return Pairs("different", group, gather_rows(group))
+
+
+@lru_cache(maxsize=8)
+def two_views(n: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Of n rows, two views one after the other: each row's match, and where it is in [n, n]."""
+    with torch.inference_mode(False):
+        row = torch.arange(n)
+        match = row.roll(n // 2)
+        return match, row * n + match
 
 
 class Blocks:

@@ -209,7 +209,7 @@ class SoftplusSum(torch.autograd.Function):
 
 
 class _Logits:
-    """scale * query . key, tile by tile; -inf where a row meets itself."""
+    """scale * query . key, tile by tile; -inf where a row meets itself or its match."""
 
     def __init__(self, tiles: Tiles, query: Tensor, key: Tensor, scale: float | Tensor) -> None:
         scaled, self.alpha = (query * scale, 1.0) if isinstance(scale, Tensor) else (query, scale)
@@ -218,7 +218,7 @@ class _Logits:
 
     def __call__(self, i: int, j: int, out: Tensor) -> Tensor:
         torch.addmm(out, self.rows[i], self.cols[j], beta=0, alpha=self.alpha, out=out)
-        return out.fill_diagonal_(-math.inf) if self.tiles.on_diagonal(i, j) else out
+        return self.tiles.leave_out(i, j, out)
 
 
 class _Gradient:

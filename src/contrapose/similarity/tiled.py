@@ -21,7 +21,7 @@ from torch import Tensor
 
 from contrapose.errors import UserError
 from contrapose.similarity.nearest import TopK
-from contrapose.similarity.pairs import EVERY, Pairs
+from contrapose.similarity.pairs import EVERY, Pairs, two_views
 from contrapose.similarity.passes import DirectLogSumExp, OnlineLogSumExp, SoftplusSum
 from contrapose.similarity.tiles import ALONE, Tiles, workers
 from contrapose.similarity.wide import precision_of, widen
@@ -34,10 +34,11 @@ def logsumexp(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     pairs: Pairs = EVERY,
+    match: Int[Tensor, " N"] | None = None,
     tile: int | None = None,
 ) -> Float[Tensor, " N"]:
     """log sum_j exp(scale * query_i . key_j) over the pairs that count; -inf where none does."""
-    return logsumexps(query, key, scale=scale, rules=(pairs,), tile=tile)[0]
+    return logsumexps(query, key, scale=scale, rules=(pairs,), match=match, tile=tile)[0]
 
 
 def logsumexps(
@@ -46,20 +47,27 @@ def logsumexps(
     *,
     scale: float | Float[Tensor, ""] = 1.0,
     rules: tuple[Pairs, ...],
+    match: Int[Tensor, " N"] | None = None,
     tile: int | None = None,
 ) -> tuple[Float[Tensor, " N"], ...]:
     """`logsumexp` for several rules about which pairs count, in one pass over the tiles."""
     for pairs in rules:
         pairs.check(query.shape[0], key.shape[0])
-    if query is not key or not all(r.symmetric and r.diagonal_is_self for r in rules):
-        return _reduce(query, key, scale, rules, tile)
+    if (
+        query is not key
+        or not all(r.symmetric and r.diagonal_is_self for r in rules)
+        or not _mutual(match)
+    ):
+        return _reduce(query, key, scale, rules, tile, match)
     group = next((r.row_group for r in rules if r.row_group is not None), None)
     if group is None:
-        return _reduce(query, None, scale, tuple(r.by_group(None) for r in rules), tile)
+        return _reduce(query, None, scale, tuple(r.by_group(None) for r in rules), tile, match)
     # Rows of a group next to each other: most tiles are then all of one group or none of it.
     order = group.argsort(stable=True)
     rules = tuple(r.by_group(order) for r in rules)
-    ordered = _reduce(query.index_select(0, order), None, scale, rules, tile)
+    if match is not None:
+        match = order.argsort()[match[order]]
+    ordered = _reduce(query.index_select(0, order), None, scale, rules, tile, match)
     return tuple(torch.zeros_like(x).index_copy(0, order, x) for x in ordered)
 
 
@@ -68,10 +76,11 @@ def logsumexp_both(
     key: Float[Tensor, "M D"],
     *,
     scale: float | Float[Tensor, ""] = 1.0,
+    match: Int[Tensor, " N"] | None = None,
     tile: int | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
     """Log-sum-exps of the rows and of the columns of scale * query . key, in one pass."""
-    rows, cols = _reduce(query, key, scale, (EVERY,), tile, columns=True)
+    rows, cols = _reduce(query, key, scale, (EVERY,), tile, match, columns=True)
     return rows, cols
 
 
@@ -120,19 +129,29 @@ def _reduce(
     scale: float | Tensor,
     rules: tuple[Pairs, ...],
     tile: int | None,
+    match: Tensor | None = None,
     columns: bool = False,
 ) -> tuple[Tensor, ...]:
     """Log-sum-exps of the rows for each rule, then of the columns where they are asked for."""
     precision = precision_of(query, query if key is None else key)
     query, key = widen(query), None if key is None else widen(key)
     factor = _factor(scale, query)
-    tiles = Tiles(query, key, tile, precision)
+    tiles = Tiles(query, key, tile, precision, match)
     bound = _bound(query, key, factor)
     arguments = query, key, factor, rules, columns, tiles
     # sums of exponentials, and their inverses, stay well inside the dtype
     if bound < (60 if query.dtype == torch.float32 else 500):
         return cast(tuple[Tensor, ...], DirectLogSumExp.apply(*arguments, bound))
     return cast(tuple[Tensor, ...], OnlineLogSumExp.apply(*arguments))
+
+
+def _mutual(match: Tensor | None) -> bool:
+    """True if the match of each row's match is that row, as far as a CPU can tell."""
+    if match is None or match.device.type != "cpu":
+        return match is None
+    if len(match) % 2 == 0 and match is two_views(len(match))[0]:
+        return True
+    return torch.equal(match[match], torch.arange(len(match)))
 
 
 def _factor(scale: float | Tensor, query: Tensor) -> float | Tensor:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from contrapose.similarity.pairs import Blocks, Pairs
+from contrapose.similarity.pairs import Blocks, Pairs, two_views
 from contrapose.similarity.wide import instructions_for
 from contrapose.threads import share
 
@@ -31,7 +31,9 @@ class Tiles:
 
     In the second case the tiles below the diagonal are left out, because the matrix is symmetric.
     tile: rows and columns of a tile, default by the sizes. precision: of the products, default the
-    query's. The attribute `parallel` is True if torch's own threads work on the only tile.
+    query's. match: one column of each row that does not count; in a symmetric matrix, the match of
+    a row's match is that row. The attribute `parallel` is True if torch's own threads work on the
+    only tile.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Tiles:
         key: Tensor | None,
         tile: int | None = None,
         precision: torch.dtype | None = None,
+        match: Tensor | None = None,
     ) -> None:
         self.precision = precision or query.dtype
         n, m = query.shape[0], (query if key is None else key).shape[0]
@@ -54,6 +57,8 @@ class Tiles:
         order = _mirrored if self.mirrored else _rectangular
         self.rounds = order(len(self.rows), len(self.cols), max(1, parts))
         self.bytes = math.prod(self.shape) * query.element_size()
+        self.match = match
+        self.matches = {} if match is None else _places(match, self.shape, m)
 
     def by_row(self, x: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
         """x cut along `dim` into the pieces that belong to each block of rows."""
@@ -64,6 +69,17 @@ class Tiles:
 
     def on_diagonal(self, i: int, j: int) -> bool:
         return self.mirrored and i == j
+
+    def leave_out(self, i: int, j: int, logits: Tensor) -> Tensor:
+        """Write -inf into tile (i, j) where a row meets itself or its match."""
+        if self.on_diagonal(i, j):
+            logits.fill_diagonal_(-math.inf)
+        if (places := self.matches.get((i, j))) is not None:
+            logits.view(-1).index_fill_(0, places, -math.inf)
+        elif self.match is not None and logits.device.type != "cpu":
+            cols = torch.arange(self.cols[j].start, self.cols[j].stop, device=logits.device)
+            logits.masked_fill_(self.match[self.rows[i], None] == cols, -math.inf)
+        return logits
 
     def blocks(self, pairs: Pairs) -> Callable[..., Tensor | bool]:
         """The function (i, j) -> mask of that tile, as `Blocks` defines it."""
@@ -105,6 +121,28 @@ class Scratch:
         if self.shape == self.tiles.shape:
             return whole
         return whole.view(-1)[: math.prod(self.shape)].view(self.shape)
+
+
+def _places(match: Tensor, shape: tuple[int, int], columns: int) -> dict[Tile, Tensor]:
+    """For each tile that holds some, where in it (row, match of the row) are, row after row."""
+    if match.device.type != "cpu" or not len(match):  # reading values would stall the device
+        return {}
+    height, width = shape
+    whole = height >= len(match) and width >= columns
+    if whole and len(match) == columns and match is two_views(columns)[0]:
+        return {(0, 0): two_views(columns)[1]}
+    if whole:
+        return {(0, 0): torch.arange(0, len(match) * columns, columns).add_(match)}
+    row = torch.arange(len(match))
+    right = match // width
+    actual = (columns - right * width).clamp(max=width)  # the last tile is narrower
+    place = (row % height) * actual + match % width
+    across = -(-columns // width)
+    tile = (row // height) * across + right
+    order = tile.argsort(stable=True)
+    number, count = tile[order].unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+    pieces = torch.split(place[order], count.tolist())
+    return {divmod(t, across): piece for t, piece in zip(number.tolist(), pieces, strict=True)}
 
 
 def workers(query: Tensor, keys: int, *, few: int) -> int:
