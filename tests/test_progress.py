@@ -72,7 +72,8 @@ def test_on_a_terminal_one_line_changes_and_none_is_left(monkeypatch):
     assert written.getvalue().endswith("\x1b[2K")
 
 
-def test_an_interrupt_after_training_says_what_stands_and_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_training_says_what_stands_and_how_to_go_on(tmp_path, kind):
     x = np.random.default_rng(0).integers(0, 255, (600, 16, 16), dtype=np.uint8)
     np.savez(tmp_path / "noise.npz", x_train=x, y_train=np.arange(600) % 20)
     command = [sys.executable, "-m", "contrapose", "train", "noise.npz", "--epochs", "0.1"]
@@ -85,12 +86,14 @@ def test_an_interrupt_after_training_says_what_stands_and_how_to_go_on(tmp_path)
     while not status.exists() or json.loads(status.read_text())["state"] != "finished":
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "the encoder is trained and saved in run" in err
     assert "contrapose train --resume run" in err and "Traceback" not in err
     assert not (tmp_path / "run" / "report.html").exists()
+    if kind == signal.SIGTERM:
+        return
     done = subprocess.run(
         [*command[:3], "train", "--resume", "run", "--device", "cpu"], cwd=tmp_path,
         capture_output=True, text=True,

@@ -1,5 +1,6 @@
 """`contrapose train`: an encoder from images, then its evaluation, diagnosis and report."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,8 +121,9 @@ def train(
 
 @contextmanager
 def what_stands_is_said(watching: "TrainingProgress", recipe: str | None = None) -> Iterator[None]:
-    """A context in which Ctrl-C, after training, prints that the run is saved and how to
+    """A context in which Ctrl-C or SIGTERM, after training, prints that the run is saved and how to
     continue."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
@@ -131,6 +133,8 @@ def what_stands_is_said(watching: "TrainingProgress", recipe: str | None = None)
         from contrapose.training.loop import trained
 
         raise Interrupted(trained(run) + (f" --recipe {recipe}" if recipe else "")) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explain_run(run: "Run", device: str, recipe: str | None) -> None:

@@ -84,6 +84,7 @@ def examine(
     if steps < 1 or images < LEAST:
         raise UserError(f"--steps {steps} --images {images}: use at least 1 step, {LEAST} images")
     run = Path(data) if isinstance(data, str | Path) and _is_run(Path(data)) else None
+    asked = device
     if run is not None:
         _refuse(run, how, changes)
         subject = explain.Subject.open(run, device=device)
@@ -121,9 +122,9 @@ def examine(
     hard = replace(chosen, views=with_suggestions(chosen.views, source, taken))
     again = None
     if trained is None:
-        trained = api.encoder_in(folder / "as-it-is", chosen, source, device, watch, begin)
+        trained = api.encoder_in(folder / "as-it-is", chosen, source, asked, watch, begin)
         if taken:
-            again = api.encoder_in(folder / "hardened", hard, source, device, watch, begin)
+            again = api.encoder_in(folder / "hardened", hard, source, asked, watch, begin)
     untrained = adapt.untrained(chosen, source, device)
     read = [
         _read(every, some, of, policy, chosen.seed, device)
