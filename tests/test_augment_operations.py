@@ -110,6 +110,9 @@ def test_each_operation_equals_torchvisions_on_pillow_images_bit_for_bit(name, c
             one(name, argument, 4)(ours)
             expected = torch.stack([by_torchvision(each, name, argument) for each in x])
             assert torch.equal((ours * 255).round().to(torch.uint8), expected), (argument, height)
+            alone = x[:1] / 255
+            one(name, argument)(alone)
+            assert torch.equal(alone[0], ours[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -165,6 +165,10 @@ def moved(
 ) -> UInt8[Tensor, "B C H W"]:
     """The pixel that the matrix points to, or the fill: that of a border one px wide."""
     count, channels, height, width = level.shape
+    if count == 1 and level.device.type == "cpu":
+        (a, b, c), (d, e, f) = matrix[0].tolist()
+        if a == e == FIXED and b == d == 0:  # whole px: a copy of what stays inside
+            return _shifted(level, -(f // FIXED), -(c // FIXED), fill)
     wide = width + 2
     x = torch.arange(width, device=level.device, dtype=torch.int32)
     y = torch.arange(height, device=level.device, dtype=torch.int32)[:, None]
@@ -176,6 +180,17 @@ def moved(
     index = down.mul_(wide).add_(across)[:, None] + start
     bordered = F.pad(level, (1, 1, 1, 1), value=fill)
     return bordered.flatten().index_select(0, index.flatten()).view_as(level)
+
+
+def _shifted(level: Tensor, down: int, right: int, fill: int) -> Tensor:
+    height, width = level.shape[2:]
+    out = torch.full_like(level, fill)
+    if abs(down) < height and abs(right) < width:
+        to, since = slice(max(down, 0), height + min(down, 0)), slice(max(-down, 0), None)
+        across, left = slice(max(right, 0), width + min(right, 0)), slice(max(-right, 0), None)
+        stays = level[:, :, since, left]
+        out[:, :, to, across] = stays[:, :, : height - abs(down), : width - abs(right)]
+    return out
 
 
 def hidden(
