@@ -27,7 +27,11 @@ OF_LOGITS = {"cross_entropy"}  # whose columns are classes
 ANY_LENGTH = OF_LOGITS | {
     "n_pairs", "large_margin_softmax", "gcl_swd_normal", "gcl_swd_hypercube",
 }  # fmt: skip
-NEED_NO_POSITIVE = {"align_uniform", *(name for name in EVERY if "swd" in name)}
+NEED_NO_POSITIVE = {
+    "align_uniform",
+    "align_uniform_joined",
+    *(name for name in EVERY if "swd" in name),
+}
 DRAWS_AXES = {name for name in EVERY if "swd" in name}
 DRAWS_NEGATIVES = {"triplet_distance_weighted"}
 LONELY = [name for name in ON_GROUPS if name != "max_margin"]  # whose rows need a positive

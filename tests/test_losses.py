@@ -115,7 +115,7 @@ def test_hard_with_every_negative_is_nt_xent():
 def test_uniformity_of_two_opposite_points_is_minus_eight():  # |x - y|^2 = 4, t = 2
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     aligned = 4.0  # both views of one image, opposite
-    loss = losses.align_uniform(x, torch.tensor([0, 0]))
+    loss = losses.align_uniform_joined(x, torch.tensor([0, 0]))
     assert loss.item() == pytest.approx(aligned - 8)
 
 
@@ -315,3 +315,18 @@ def test_rows_that_share_one_of_several_labels_are_positives():
     )
     none = losses.supcon_shared(x, image, -one, temperature=T)
     torch.testing.assert_close(none, losses.nt_xent(x, image, temperature=T))
+
+
+def test_uniformity_is_over_images_drawn_independently_as_the_authors_code_has_it():
+    """Their lunif is of each view alone; here all pairs of two images, of whichever views."""
+    z = normalize(
+        torch.randn(2 * 400, 6, generator=torch.Generator().manual_seed(0)).double(), dim=1
+    )
+    image = torch.arange(400).repeat(2)
+    authors = [torch.pdist(v).pow(2).mul(-2).exp().mean().log() for v in z.split(400)]
+    ours = losses.align_uniform(z, image) - losses.align_uniform(z, image, weight=0.0)
+    assert float(ours) == pytest.approx(float(sum(authors) / 2), abs=0.01)
+    equal = z[:400].repeat(2, 1)  # two views alike: theirs to the last digit, the joined form not
+    ours, joined = (f(equal, image) for f in (losses.align_uniform, losses.align_uniform_joined))
+    assert float(ours) == pytest.approx(float(authors[0]), rel=1e-12)
+    assert float(joined - ours) > 0.01

@@ -57,9 +57,18 @@ def dcl(z, group, *, temperature):
 
 
 def align_uniform(z, group, *, t=2.0, weight=1.0):
+    p, n, _ = relations(group)
+    return aligned_and_uniform(z, p, n, t, weight)
+
+
+def align_uniform_joined(z, group, *, t=2.0, weight=1.0):
     p, _, a = relations(group)
+    return aligned_and_uniform(z, p, a, t, weight)
+
+
+def aligned_and_uniform(z, p, apart, t, weight):
     squared = 2 - 2 * z @ z.T
-    return over(pull(squared, p), p.any(1)) + weight * (-t * squared[a]).exp().mean().log()
+    return over(pull(squared, p), p.any(1)) + weight * (-t * squared[apart]).exp().mean().log()
 
 
 def hard(z, group, *, temperature, k):
@@ -400,6 +409,7 @@ ORACLE = {
             dcl,
             dclw,
             align_uniform,
+            align_uniform_joined,
             hard,
             hard_quantile,
             hard_simple,

@@ -38,6 +38,7 @@ from contrapose.losses.margin import triplet_ohem as triplet_ohem
 from contrapose.losses.margin import triplet_semi_hard as triplet_semi_hard
 from contrapose.losses.shared import supcon_shared as supcon_shared
 from contrapose.losses.softmax import align_uniform as align_uniform
+from contrapose.losses.softmax import align_uniform_joined as align_uniform_joined
 from contrapose.losses.softmax import dcl as dcl
 from contrapose.losses.softmax import dclw as dclw
 from contrapose.losses.softmax import nt_xent as nt_xent

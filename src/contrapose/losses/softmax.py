@@ -27,6 +27,7 @@ from contrapose.losses.checks import check_groups, check_positive, mean_over_anc
 from contrapose.losses.temperature import Per, temperature_in_force, tempered_logsumexps
 from contrapose.losses.terms import softplus, supcon_terms
 from contrapose.similarity import (
+    Pairs,
     gather_rows,
     logsumexp,
     negatives,
@@ -197,20 +198,47 @@ def align_uniform(
     """Alignment and uniformity (arXiv 2005.10242, eq. 8 and 9, alpha = 2).
 
     mean over i of mean_{p in P(i)} |z_i - z_p|^2
-      +  weight * log mean_{i != j} e^{-t |z_i - z_j|^2}
-    On the sphere |x - y|^2 = 2 - 2 x.y, for any two different rows of the batch. t = 2 and
-    weight = 1 are the paper's.
+      +  weight * log mean_{i, n in N(i)} e^{-t |z_i - z_n|^2}
+    On the sphere |x - y|^2 = 2 - 2 x.y. Pairs of the second term are of different groups: drawn
+    independently, as in the paper. The authors' code takes them within each of two views and the
+    mean of two logarithms, which is the same but for the draw. t = 2 and weight = 1 are the
+    paper's. `align_uniform_joined` counts the views of one image among them. Rows of a single
+    group have no such pair: the loss is alignment alone.
     """
     z, group = check_groups("align_uniform", z, group)
     check_positive("align_uniform", t=t)
+    return _align_uniform("align_uniform", z, group, t, weight, negatives(group))
+
+
+def align_uniform_joined(
+    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, t: float = 2.0, weight: float = 1.0
+) -> Float[Tensor, ""]:
+    """`align_uniform` whose uniformity is over all pairs of different rows of the batch.
+
+    mean over i of mean_{p in P(i)} |z_i - z_p|^2
+      +  weight * log mean_{i != j} e^{-t |z_i - z_j|^2}
+    Views of one image then repel each other a little: a share 1 / (2 B - 1) of the pairs of two
+    views of B images, whose exponential is near 1. At B = 16 that is most of the sum.
+    """
+    z, group = check_groups("align_uniform_joined", z, group)
+    check_positive("align_uniform_joined", t=t)
+    rule = others(len(z), z.device)
+    return _align_uniform("align_uniform_joined", z, group, t, weight, rule)
+
+
+def _align_uniform(
+    name: str, z: Tensor, group: Tensor, t: float, weight: float, pairs: Pairs
+) -> Float[Tensor, ""]:
     every = gather_rows(z)
     similarity, count = positive_similarity(z, group, every)
-    align = mean_over_anchors("align_uniform", 2 - 2 * similarity, where=count > 0)
-    if len(every) < 2:
+    align = mean_over_anchors(name, 2 - 2 * similarity, where=count > 0)
+    rest = len(every) - 1 - (count if pairs.relation == "different" else torch.zeros_like(count))
+    rows = gather_rows(logsumexp(z, every, scale=2 * t, pairs=pairs))
+    number = gather_rows(rest).sum()
+    if z.device.type == "cpu" and not int(number):
         return align
-    rows = gather_rows(logsumexp(z, every, scale=2 * t, pairs=others(len(z), z.device)))
-    uniform = rows.logsumexp(dim=0) - 2 * t - math.log(len(every) * (len(every) - 1))
-    return align + weight * uniform
+    log_mean = safe_logsumexp(rows[None])[0] - number.to(z.dtype).log() - 2 * t
+    return align + weight * torch.where(number > 0, log_mean, 0.0)
 
 
 def _supcon(
