@@ -178,19 +178,18 @@ def print_choices(run: "Run", choices: dict[str, Any]) -> None:
     where = run.read("environment.json")
     where = (where.get("resumed") or [where])[-1]
     why = where.get("why", {})
-    rows = {
+    rows = choices | {
         "device": [where.get("device"), why.get("device", "")],
         "precision": [where.get("precision"), why.get("precision", "")],
     }
-    beside = choices.get("beside size", "")
     table = Table.grid(padding=(0, 2))
-    for name, (value, reason) in (
-        {n: choices[n] for n in choices if n != "beside size"} | rows
-    ).items():
-        table.add_row(Text(f"  {name.replace('_size', '')}"), Text(str(value)), Text(reason))
+    for name, row in rows.items():
+        if isinstance(row, list):
+            cells = (Text(str(cell)) for cell in row[:2])
+            table.add_row(Text(f"  {name.replace('_size', '')}"), *cells)
     console.print(table)
-    if beside:
-        print_indented(beside)
+    for sentence in (row for row in rows.values() if isinstance(row, str) and row):
+        print_indented(sentence)
 
 
 def print_plan(plan: dict[str, Any] | None) -> None:

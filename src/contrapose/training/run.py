@@ -58,6 +58,8 @@ _RANGE = {"low": ([float], float), "high": ([float], float), "of_bytes?": bool |
 _START = {"source": str, "sha256": str, "taken": [str], "drawn": [str], "unused": int}
 SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
     "command?": str | None,
+    "choices?": ({str: ([str], str)}, None),  # [value, why], but for a sentence on the size
+    "plan?": ({"words": str, "chosen": dict, "reason": str, "otherwise": str}, None),
     "start?": (_START, None),
     "epochs_changed?": [{"from": float, "to": float, "step": (int, None)}],
     "data": {
