@@ -13,12 +13,12 @@ from contrapose.data import open_images
 from contrapose.encoders import Encoder, small_conv
 from contrapose.evaluation.local import local_maps
 from contrapose.evaluation.local_page import write_map_page
+from contrapose.experiments import noise
 from contrapose.experiments.form import Results
 from contrapose.experiments.suppression import (
     batch_size,
     digits_on_images,
     generalised_losses,
-    noise,
     random_bits,
 )
 from contrapose.experiments.suppression import protocol as chen_luo_li

@@ -119,6 +119,7 @@ SOURCES = {
     "bank": lambda e: keys.bank(e, 9, 4, momentum=0.5),
     "queue": lambda e: keys.queue(e, 9, 4, size=7, momentum=0.9),
     "memory": lambda e: keys.memory(e, 9, 4, size=7),
+    "support": lambda e: keys.support(e, 9, 4, size=7),
 }
 
 
@@ -129,6 +130,7 @@ def one_step(source, trained, index, seed):
     entries = source.entries(view, z, index, index % 3)
     contrast = source.contrast(len(z), entries)
     function = losses.supcon_memory if len(contrast.takes) == 4 else losses.info_nce
+    function = losses.nnclr if "support" in contrast.takes else function
     loss = contrast.loss(partial(function, temperature=T), z)
     loss.backward()
     with torch.no_grad():

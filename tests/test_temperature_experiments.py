@@ -25,8 +25,9 @@ from contrapose.experiments.temperature.protocol import (
     loss_of,
     recipe,
 )
-from contrapose.experiments.temperature.relations import FromNeighbours, Neighbours
 from contrapose.keys import Queue
+from contrapose.keys.contrast import Nearest
+from contrapose.keys.sources import FromSupport
 from contrapose.partials import describe
 
 NAMES = ("temperature_limits", "temperature_sweep", "perplexity", "relations")
@@ -90,12 +91,12 @@ def test_the_cold_limit_of_keys_is_the_limit():
 
 
 def test_neighbours_are_compared_both_ways():
-    source = FromNeighbours(Queue(30, 5))
+    source = FromSupport(Queue(30, 5))
     source.support.push(BANK_OF.float(), torch.full((30,), -1))
     z, view, index = Z.float(), torch.zeros(2, 6, 1, 4, 4), torch.arange(6)
     entries = source.entries(source.queries(view), z, index, index)
     contrast = source.contrast(len(z), entries)
-    assert isinstance(contrast, Neighbours)
+    assert isinstance(contrast, Nearest)
     found = contrast.loss(relations.loss_of("NNCLR", 0.2, 128), z)
     nearest = BANK_OF.float()[(z @ BANK_OF.float().T).argmax(1)]
     logits = [nearest[:6] @ z[6:].T / 0.2, nearest[6:] @ z[:6].T / 0.2]

@@ -53,6 +53,7 @@ _FUNCTIONS = {  # (module before, module now) -> functions that moved alone
     ),
 }  # fmt: skip
 MOVED = {  # names that older recipes, encoder files and job folders hold, and where they are now
+    "contrapose.experiments.temperature.relations.neighbours": "contrapose.keys.sources.support",
     "contrapose.experiments.chen_luo_li": "contrapose.experiments.suppression.protocol",
     "contrapose.experiments.wang_liu": "contrapose.experiments.temperature.protocol",
     "contrapose.experiments.temperature_claims": "contrapose.experiments.temperature.claims",

@@ -10,5 +10,6 @@ from contrapose.keys.momentum import momentum_copy as momentum_copy
 from contrapose.keys.sources import bank as bank
 from contrapose.keys.sources import memory as memory
 from contrapose.keys.sources import queue as queue
+from contrapose.keys.sources import support as support
 from contrapose.keys.stores import Bank as Bank
 from contrapose.keys.stores import Queue as Queue

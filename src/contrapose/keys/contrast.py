@@ -122,7 +122,33 @@ class Grouped:
         return torch.cat([z, self.key]), Pairs("different", self.group, every), None
 
 
-Contrast = InBatch | Matched | Grouped
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """Two views compared through nearest neighbours among older keys, the mean of both directions:
+    loss(z, prediction, support)."""
+
+    group: Int[Tensor, " N"]  # the image of each row
+    key: Float[Tensor, "M D"]  # the support
+
+    takes: ClassVar[tuple[str, ...]] = ("z", "prediction", "support")
+    also: ClassVar[tuple[str, ...]] = ()
+
+    def parts(self) -> "list[tuple[Int[Tensor, ' n'] | slice, Nearest]]":
+        """The rows are one part, as in `InBatch`."""
+        return [(slice(None), self)]
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        one, other = z.chunk(2)
+        return (
+            loss(z=one, prediction=other, support=self.key)
+            + loss(z=other, prediction=one, support=self.key)
+        ) / 2
+
+    def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
+        return z, negatives(self.group), None
+
+
+Contrast = InBatch | Matched | Grouped | Nearest
 
 
 def fits(loss: Loss, contrast: Contrast | type[Contrast]) -> bool:

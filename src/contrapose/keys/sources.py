@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from contrapose.encoders import unit
 from contrapose.errors import UserError
-from contrapose.keys.contrast import Contrast, Grouped, Matched
+from contrapose.keys.contrast import Contrast, Grouped, Matched, Nearest
 from contrapose.keys.momentum import MomentumEncoder
 from contrapose.keys.stores import Bank, Queue
 from contrapose.similarity import Pairs
@@ -104,6 +104,40 @@ def memory(encoder: nn.Module, images: int, dim: int, *, size: int = 8192) -> "F
     recipe's positives are images. The memory starts empty. Loss: `supcon_memory`.
     """
     return FromMemory(Queue(size, dim))
+
+
+def support(encoder: nn.Module, images: int, dim: int, *, size: int = 16384) -> "FromSupport":
+    """A queue of the last `size` embeddings, among which `losses.nnclr` finds neighbours (NNCLR,
+    arXiv 2104.14548).
+
+    Two views of an image: each is replaced by its nearest neighbour in the queue and compared with
+    the other view, in both directions. The queue takes in the first view's embeddings after each
+    step and starts full of random directions. The paper's prediction head is left out; its queue
+    is said to hold 98,304. Loss: `nnclr`.
+    """
+    queue = Queue(size, dim)
+    queue.push(unit(torch.randn(size, dim)), torch.full((size,), -1))
+    return FromSupport(queue)
+
+
+class FromSupport(nn.Module):
+    def __init__(self, support: Queue) -> None:
+        super().__init__()
+        self.support = support
+
+    def queries(self, view: Views) -> Float[Tensor, "Q B C S S"]:
+        if len(view) != 2:
+            raise UserError(f"keys.support: {len(view)} views; --set number_of_views=2")
+        return view
+
+    def entries(self, view: Views, z: Any, index: Tensor, group: Tensor) -> Entries:
+        return Entries(z[: len(index)].detach(), index, group)
+
+    def contrast(self, rows: int, entries: Entries) -> Nearest:
+        return Nearest(entries.index.repeat(2), self.support.key)
+
+    def update(self, encoder: nn.Module, entries: Entries) -> None:
+        self.support.push(entries.key, entries.index, entries.group)
 
 
 class FromBank(nn.Module):

@@ -13,18 +13,12 @@ temperatures of one's own (perplexity per anchor); with labels as the upper boun
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
 from contrapose import losses
-from contrapose.encoders import unit
-from contrapose.errors import UserError
 from contrapose.experiments import evidence
 from contrapose.experiments.charts import Chart, chart, finished, on_the_plane
 from contrapose.experiments.evidence import spread
@@ -32,10 +26,7 @@ from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results,
 from contrapose.experiments.temperature import protocol as wang_liu
 from contrapose.experiments.temperature.protocol import ALPHA, CONTRASTIVE, IN_BATCH, SCALES
 from contrapose.experiments.trained import trained
-from contrapose.keys import Queue
-from contrapose.keys.contrast import Negatives
-from contrapose.keys.sources import Entries
-from contrapose.similarity import Pairs
+from contrapose.keys import support
 from contrapose.training.recipe import Recipe
 
 SINGLE = "single temperature"
@@ -79,65 +70,8 @@ def recipe(size: int, channels: int, *, data: str, method: str, value: float, sc
     )
     found = dataclasses.replace(found, loss=loss_of(method, value, found.batch_size))
     if method == "NNCLR":
-        found = dataclasses.replace(found, keys=partial(neighbours, size=SUPPORT))
+        found = dataclasses.replace(found, keys=partial(support, size=SUPPORT))
     return dataclasses.replace(found, positives="class" if method == UPPER else "image")
-
-
-# ---- NNCLR: the nearest of recent embeddings in place of a view ----------------------------------
-
-
-def neighbours(encoder: nn.Module, images: int, dim: int, *, size: int) -> "FromNeighbours":
-    """Keys for `losses.nnclr`: a queue of one view's embeddings, at first random directions.
-
-    The mean of both directions. The paper's prediction head is left out, so that encoder and
-    compute are those of the other losses.
-    """
-    support = Queue(size, dim)
-    support.push(unit(torch.randn(size, dim)), torch.full((size,), -1))
-    return FromNeighbours(support)
-
-
-class FromNeighbours(nn.Module):
-    def __init__(self, support: Queue) -> None:
-        super().__init__()
-        self.support = support
-
-    def queries(self, view: Float[Tensor, "V B C S S"]) -> Float[Tensor, "V B C S S"]:
-        if len(view) != 2:
-            raise UserError(f"neighbours: {len(view)} views; --set number_of_views=2")
-        return view
-
-    def entries(
-        self, view: Tensor, z: Tensor, index: Int[Tensor, " B"], group: Int[Tensor, " B"]
-    ) -> Entries:
-        return Entries(z[: len(index)].detach(), index, group)
-
-    def contrast(self, rows: int, entries: Entries) -> "Neighbours":
-        return Neighbours(entries.index.repeat(2), self.support.key)
-
-    def update(self, encoder: nn.Module, entries: Entries) -> None:
-        self.support.push(entries.key, entries.index, entries.group)
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Two views compared through nearest neighbours in the queue: nnclr(z, prediction, support)."""
-
-    group: Int[Tensor, " N"]  # the image of each row
-    key: Float[Tensor, "M D"]  # the support
-
-    takes: ClassVar[tuple[str, ...]] = ("z", "prediction", "support")
-    also: ClassVar[tuple[str, ...]] = ()
-
-    def loss(self, loss: Callable[..., Tensor], z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        one, other = z.chunk(2)
-        return (
-            loss(z=one, prediction=other, support=self.key)
-            + loss(z=other, prediction=one, support=self.key)
-        ) / 2
-
-    def negatives(self, z: Float[Tensor, "N D"]) -> Negatives:
-        return z, Pairs("different", self.group, self.group), None
 
 
 # ---- the experiment ------------------------------------------------------------------------------
