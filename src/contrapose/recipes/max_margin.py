@@ -2,8 +2,8 @@
 
     contrapose train cifar10 --recipe max_margin
 
-Expect 0.99 linear accuracy on digits (raw pixels 0.95) and as much by its classifier, about 1 min on 2
-cores. Larger sets were not run.
+Expect 0.99 linear accuracy on digits (raw pixels 0.95) and as much by its classifier, about 1 min
+on 2 cores. Larger sets were not run.
 """
 
 from dataclasses import replace
