@@ -1,5 +1,6 @@
 """Identities between losses, limits known in closed form, and the papers' own formulas."""
 
+import inspect
 import math
 import warnings
 
@@ -330,3 +331,66 @@ def test_uniformity_is_over_images_drawn_independently_as_the_authors_code_has_i
     ours, joined = (f(equal, image) for f in (losses.align_uniform, losses.align_uniform_joined))
     assert float(ours) == pytest.approx(float(authors[0]), rel=1e-12)
     assert float(joined - ours) > 0.01
+
+
+MIXED = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])  # groups of several sizes, one row alone
+
+
+@pytest.mark.filterwarnings("ignore:.*are left out of the mean")
+def test_a_mean_over_pairs_is_over_all_of_them_at_once():
+    x = z[:8]
+    d, same = 2 - 2 * x @ x.T, MIXED[:, None] == MIXED
+    terms = []
+    for i in range(8):
+        n = d[i][~same[i]]
+        for p in d[i][same[i] & (torch.arange(8) != i)]:
+            beyond = n[n > p]
+            terms.append((p - (beyond.min() if len(beyond) else n.max()) + 0.3).relu())
+    ours = losses.triplet_semi_hard(x, MIXED, margin=0.3, mean_over="pairs")
+    torch.testing.assert_close(ours, torch.stack(terms).mean())
+    time = torch.tensor([0, 1, 2, 9, 10, 20, 21, 40])
+    by_time = losses.time_contrastive(x, time, near=2, far=5, margin=0.3, mean_over="pairs")
+    torch.testing.assert_close(by_time, ours)  # frames as near as the groups are
+    with pytest.raises(ValueError, match="mean_over='rows'; use 'anchors' or 'pairs'"):
+        inspect.unwrap(losses.triplet_semi_hard)(x, MIXED, margin=0.3, mean_over="rows")
+
+
+@pytest.mark.filterwarnings("ignore:.*are left out of the mean")
+def test_a_mean_over_rows_divides_the_sum_over_anchors_by_all_rows():
+    x, anchor = z[:8], torch.arange(8) < 5
+    mean = losses.supcon(x, MIXED, temperature=T, anchor=anchor)
+    ours = losses.supcon(x, MIXED, temperature=T, anchor=anchor, mean_over="rows")
+    torch.testing.assert_close(ours, mean * 5 / 8)
+
+
+def test_the_weight_of_dclw_may_be_fixed():
+    x = z.clone().requires_grad_()
+    image, given = torch.arange(B).repeat(2), {"temperature": T, "sigma": 0.5}
+    free, fixed = (losses.dclw(x, image, **given, fixed_weight=f) for f in (False, True))
+    assert free == fixed
+    p = (x[:B] * x[B:]).sum(dim=1).repeat(2)
+    weight = 2 - (p / 0.5).exp() / (p / 0.5).exp().mean()
+    far = torch.where(image[:, None] == image, -math.inf, x @ x.T / T).logsumexp(dim=1)
+    expected = (far - weight.detach() * p / T).mean()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (fixed, expected)))
+
+
+def test_negatives_beyond_the_cut_off_are_not_drawn():
+    """On a circle: positives at 0, one negative at 60 degrees (distance 1), many at 180 (2)."""
+    angle = torch.tensor([0.0, 0.0, math.pi / 3] + 30 * [math.pi])
+    x, group = (
+        torch.stack([angle.cos(), angle.sin()], dim=1).double(),
+        torch.tensor([0, 0, *range(1, 32)]),
+    )
+
+    def drawn(**given):
+        generator = torch.Generator().manual_seed(0)
+        with warnings.catch_warnings(action="ignore"):  # rows without a positive
+            return float(
+                losses.triplet_distance_weighted(x, group, margin=4.0, generator=generator, **given)
+            )
+
+    assert drawn(farthest=1.4) == pytest.approx(4.0 - 1.0)  # margin less the squared distance
+    assert drawn(farthest=0.9) == drawn(farthest=0.8) < 1.5  # none inside: all alike
+    with pytest.raises(ValueError, match=r"farthest=0.4, nearest=0.5"):
+        drawn(farthest=0.4)

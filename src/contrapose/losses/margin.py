@@ -7,6 +7,7 @@ that have a positive and a negative of the mean over the anchor's own pairs or t
 """
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +36,8 @@ from contrapose.similarity import (
     whole_numbers,
     widen,
 )
+
+MeanOver = Literal["anchors", "pairs"]
 
 BOTH = "a positive and a negative"
 
@@ -105,15 +108,22 @@ def triplet_ohem(
 
 
 def triplet_semi_hard(
-    z: Float[Tensor, "N D"], group: Int[Tensor, " N"], *, margin: float
+    z: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+    *,
+    margin: float,
+    mean_over: MeanOver = "anchors",
 ) -> Float[Tensor, ""]:
     """Triplet loss with semi-hard negatives (FaceNet; the rule of TensorFlow and of TCN's code).
 
     mean over i of mean_{p in P(i)} of  max(0, d_ip - d_in* + margin)    with n* the nearest
     negative farther than p, and the farthest of all where none is farther than p.
+    mean_over="pairs" is the mean over all (i, p) in its place, as in TensorFlow's code, where
+    large groups weigh more.
     """
     z, group = check_groups("triplet_semi_hard", z, group)
-    return _semi_hard_triplets("triplet_semi_hard", z, *_distances(z, group), margin)
+    distances = _distances(z, group)
+    return _semi_hard_triplets("triplet_semi_hard", *distances, margin, mean_over)
 
 
 def triplet_distance_weighted(
@@ -123,13 +133,21 @@ def triplet_distance_weighted(
     margin: float,
     generator: torch.Generator | None = None,
     nearest: float = 0.5,
+    farthest: float | None = None,
 ) -> Float[Tensor, ""]:
     """Triplet loss with distance-weighted negatives (arXiv 1706.07567, eq. 1 to 3).
 
     mean over i of mean_{p in P(i)} of  max(0, d_ip - d_in + margin)    with n drawn from N(i) in
     proportion to 1/q(D), q(D) = D^{dim-2} (1 - D^2/4)^{(dim-3)/2} the density of distances between
     uniform points of the sphere, D = sqrt(d) no less than `nearest` (0.5 in the paper).
+    `farthest` (1.4 in the released code, not in the paper) leaves out negatives at that distance
+    and beyond; an anchor with no other draws from all of its negatives alike. Raises UserError
+    unless farthest > nearest.
     """
+    if farthest is not None and not farthest > nearest:
+        raise UserError(
+            f"triplet_distance_weighted: farthest={farthest}, nearest={nearest}; give a greater one"
+        )
     z, group = check_groups("triplet_distance_weighted", z, group)
     d, same, different = _distances(z, group)
     with torch.no_grad():
@@ -137,7 +155,12 @@ def triplet_distance_weighted(
         dim = z.shape[1]
         log_q = (dim - 2) / 2 * squared.log() + (dim - 3) / 2 * torch.log1p(-squared / 4)
         lonely = ~different.any(dim=1, keepdim=True)
-        weight = torch.where(different | lonely, -log_q, -math.inf).softmax(dim=1)
+        height = -log_q
+        if farthest is not None:
+            inside = different & (d < farthest**2)
+            none = ~inside.any(dim=1, keepdim=True)
+            height = torch.where(inside, height, torch.where(none, 0.0, -math.inf))
+        weight = torch.where(different | lonely, height, -math.inf).softmax(dim=1)
     if not len(z):
         return anchor_mean(d.sum(dim=1))
     drawn = torch.multinomial(weight, d.shape[1], replacement=True, generator=generator)
@@ -153,11 +176,13 @@ def time_contrastive(
     near: int,
     far: int,
     margin: float,
+    mean_over: MeanOver = "anchors",
 ) -> Float[Tensor, ""]:
     """Single-view time-contrastive triplets (TCN, arXiv 1704.06888): near frames attract.
 
     `triplet_semi_hard` with P(i) = {j: 0 < |time_i - time_j| <= near}, N(i) = {j: |..| > far};
-    frames between are neither. In frames; the released code: near = 6, far = 12, margin = 0.2.
+    frames between are neither. In frames; the released code: near = 6, far = 12, margin = 0.2, and
+    mean_over="pairs": the mean over all (i, p) in place of the mean over anchors of theirs.
     """
     z, _ = check_groups("time_contrastive", z, time)
     time = whole_numbers("time_contrastive", "time", time)
@@ -167,9 +192,8 @@ def time_contrastive(
     apart = (time[:, None] - gather_rows(time)[None, :]).abs()
     other = others(len(z), z.device).mask()
     assert other is not None
-    return _semi_hard_triplets(
-        "time_contrastive", z, d, (apart <= near) & other, apart > far, margin
-    )
+    near_by = (apart <= near) & other
+    return _semi_hard_triplets("time_contrastive", d, near_by, apart > far, margin, mean_over)
 
 
 def nt_logistic(
@@ -286,11 +310,17 @@ def _semi_hard(d: Tensor, different: Tensor) -> Tensor:
 
 
 def _semi_hard_triplets(
-    name: str, z: Tensor, d: Tensor, same: Tensor, different: Tensor, margin: float
+    name: str, d: Tensor, same: Tensor, different: Tensor, margin: float, mean_over: str
 ) -> Tensor:
+    if mean_over not in ("anchors", "pairs"):
+        raise UserError(f"{name}: mean_over={mean_over!r}; use 'anchors' or 'pairs'")
     hinge = (d - _semi_hard(d, different) + margin).relu()
-    loss = torch.where(same, hinge, 0.0).sum(dim=1) / same.sum(dim=1).clamp(min=1)
-    return _mean(name, loss, same, different)
+    loss, count = torch.where(same, hinge, 0.0).sum(dim=1), same.sum(dim=1)
+    if mean_over == "anchors":
+        return _mean(name, loss / count.clamp(min=1), same, different)
+    counts = gather_rows(torch.where(different.any(dim=1), count, 0))
+    per_anchor = counts.sum().to(loss.dtype) / (counts > 0).sum().clamp(min=1)
+    return _mean(name, loss, same, different) / per_anchor.clamp(min=1)
 
 
 def _mean(name: str, loss: Tensor, same: Tensor, different: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ the negatives that repel most, so that nothing collapses. No gradient flows thro
 """
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +39,7 @@ from contrapose.similarity import (
     positives_of,
     safe_logsumexp,
     softplus_sum,
+    unlabelled_apart,
     whole_numbers,
 )
 
@@ -66,6 +68,7 @@ def supcon(
     perplexity: float | None = None,
     per: Per = "batch",
     anchor: Bool[Tensor, " N"] | None = None,
+    mean_over: Literal["anchors", "rows"] = "anchors",
     max_positives: int | None = None,
     image: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -74,13 +77,28 @@ def supcon(
     mean over i of  log sum_{a in A(i)} e^{s_ia/t}  -  mean_{p in P(i)} s_ip/t
     `anchor` keeps only some rows in the mean, all rows stay candidates: the first view of each
     image, or the samples of the current task (Co2L's asymmetric loss, arXiv 2106.14413, eq. 3).
+    mean_over="rows" divides their sum by all rows in its place, as Co2L's released code does: with
+    few rows of the current task the loss then weighs less beside the distillation.
     `max_positives` keeps at most so many positives of an anchor (table 5), its other views first;
     the others leave P(i) and A(i). `image` says which rows are views of one image; `capped.py`
-    says which other positives are kept. With 1 and two views only the other view is. Training
-    gives `image` itself. Raises UserError for max_positives below 1 or without `image`.
+    says which other positives are kept, without chance: this project's choice. With 1 and two
+    views only the other view is. Training gives `image` itself. Raises UserError for max_positives
+    below 1 or without `image`.
     """
+    if mean_over not in ("anchors", "rows"):
+        raise UserError(f"supcon: mean_over={mean_over!r}; use 'anchors' or 'rows'")
+    among = anchor if mean_over == "rows" else None
     if max_positives is None:
-        return _supcon("supcon", z, group, temperature, perplexity, per, anchor)
+        loss = _supcon("supcon", z, group, temperature, perplexity, per, anchor)
+        return (
+            loss
+            if among is None
+            else loss
+            * _share(
+                among
+                & (positive_count(unlabelled_apart(whole_numbers("supcon", "groups", group))) > 0)
+            )
+        )
     if max_positives < 1 or image is None or image.shape != group.shape:
         raise UserError(
             f"supcon: max_positives={max_positives} with image="
@@ -91,7 +109,8 @@ def supcon(
     image = whole_numbers("supcon", "images", image)
     t = _temperature("supcon", z, gather_rows(z), group, temperature, perplexity, per)
     loss, count = capped_supcon(z, group, image, t, max_positives)
-    return mean_over_anchors("supcon", loss, count > 0, among=anchor)
+    mean = mean_over_anchors("supcon", loss, count > 0, among=anchor)
+    return mean if among is None else mean * _share(among & (count > 0))
 
 
 def supcon_in(
@@ -144,12 +163,14 @@ def dclw(
     *,
     temperature: float | Float[Tensor, ""],
     sigma: float,
+    fixed_weight: bool = False,
 ) -> Float[Tensor, ""]:
     """DCLW (arXiv 2110.06848, eq. 7): DCL with positives weighted down where they are close.
 
     mean over i of  log sum_{n in N(i)} e^{s_in/t}  -  w_i p_i/t,    p_i = mean_{p in P(i)} s_ip,
     w_i = 2 - e^{p_i/sigma} / mean_i e^{p_i/sigma}    (the paper: sigma = 0.5)
-    A weight is negative where one pair dominates the mean: such a positive repels.
+    A weight is negative where one pair dominates the mean: such a positive repels. The gradient
+    flows through w_i too, as the equation says; fixed_weight=True stops it there, as lightly does.
     """
     z, group = _check("dclw", z, group, temperature)
     check_positive("dclw", sigma=sigma)
@@ -162,6 +183,7 @@ def dclw(
     log_mean = safe_logsumexp(heights[None])[0] - (heights > -math.inf).sum().to(z.dtype).log()
     log_mean = torch.where(where, log_mean, similarity / sigma)  # rows left out weigh 1
     weight = 2 - (similarity / sigma - log_mean).exp()
+    weight = weight.detach() if fixed_weight else weight
     loss = torch.where(where, push - weight * similarity / temperature, 0.0)
     return mean_over_anchors("dclw", loss, where, lacking="a positive and a negative")
 
@@ -255,6 +277,12 @@ def _supcon(
     t = _temperature(name, z, every, group, temperature, perplexity, per)
     loss, count = supcon_terms(z, every, t, *positives_of(z, group, every))
     return mean_over_anchors(name, loss, count > 0, among=anchor)
+
+
+def _share(where: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Rows in `where` over all rows, of all processes."""
+    every = gather_rows(where)
+    return every.sum() / max(1, len(every))
 
 
 def _one_positive(
