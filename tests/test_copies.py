@@ -11,7 +11,7 @@ from PIL import Image
 import contrapose
 from contrapose import explain
 from contrapose.data import Request, hold_out, open_images
-from contrapose.data.copies import copies, groups_told, repeated
+from contrapose.data.copies import copies, named_groups, repeated
 from contrapose.evaluation.scores import accuracy, effective_number, wilson
 from contrapose.experiments.trained import both_splits
 from contrapose.explain.verdict import verdict
@@ -75,17 +75,17 @@ def test_without_copies_the_parts_are_those_of_before():
 
 def test_groups_are_told_by_a_pattern_or_a_table(tmp_path):
     images = open_images(clips(tmp_path / "x", 90, frames=2))
-    by_name = groups_told(images, r"clip(\d+)_")
+    by_name = named_groups(images, r"clip(\d+)_")
     table = tmp_path / "groups.csv"
     table.write_text("file,group\n" + "".join(f"{f},g{f[6:8]}\n" for f in images.files))
-    for told in (by_name, groups_told(images, table)):
+    for told in (by_name, named_groups(images, table)):
         assert len(np.unique(told)) == 20 and (np.bincount(told) == 2).all()
     with pytest.raises(ValueError, match=r"--groups clip: a pattern has one part in parentheses"):
-        groups_told(images, "clip")
+        named_groups(images, "clip")
     with pytest.raises(ValueError, match=r"fits none of the names, such as 'a/clip00_0\.png'"):
-        groups_told(images, r"patient(\d+)")
+        named_groups(images, r"patient(\d+)")
     with pytest.raises(ValueError, match="no regular expression"):
-        groups_told(images, "clip(")
+        named_groups(images, "clip(")
 
 
 def test_a_run_keeps_groups_together_and_its_intervals_count_them(tmp_path):

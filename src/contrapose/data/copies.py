@@ -28,13 +28,13 @@ NEAR = 0.985  # cosine; at most 0.3 % of CIFAR-10, flowers, Tiny-ImageNet and CO
 NEAR_GLYPHS = 0.997  # of small grey images, which are alike: 0.03 % of MNIST, 0 of digits
 COMPARED = 30_000  # images, as their similarities cost time in proportion to the square
 SIDE = 16  # px of a descriptor
-KEPT = 64  # principal axes in which neighbours are looked for, before all are compared
+KEPT = 64  # principal axes in which neighbours are searched, before all are compared
 NEIGHBOURS = 8  # of each image; longer chains of copies are linked through one another
 FLAT = 2.0  # grey levels: an image of less contrast has no descriptor
 
 
 @dataclass(frozen=True)
-class Looked:
+class Descriptors:
     """Digests of all images and descriptors of some, by which copies are recognised."""
 
     keys: list[bytes]  # of every image
@@ -51,57 +51,57 @@ class Copies:
     group: Int[Tensor, " N"]  # copies have one number
     exact: int  # images that repeat an earlier one byte for byte
     near: int  # further images that nearly repeat one
-    compared: int  # images that were looked at for near copies
+    compared: int  # images that were compared for near copies
 
     @property
     def repeats(self) -> int:
         return self.exact + self.near
 
 
-def looked_at(images: ImageSet) -> Looked | None:
+def descriptors_of(images: ImageSet) -> Descriptors | None:
     """Digests and descriptors of a set; None if it has over COMPARED images, decoded on access."""
     if len(images) > COMPARED and not images.in_memory:
         return None
     chosen = evenly(len(images), COMPARED)
     x, seen = _descriptors(images, chosen)
     near = NEAR_GLYPHS if images.shown == 1 and images.size <= 64 else NEAR
-    return Looked(exact_keys(images), x, chosen[seen], len(chosen), near)
+    return Descriptors(exact_keys(images), x, chosen[seen], len(chosen), near)
 
 
 def copies(images: ImageSet) -> Copies:
     """The copies among the images; none if there are over COMPARED, decoded on access."""
-    look = looked_at(images)
-    return Copies(torch.arange(len(images)), 0, 0, 0) if look is None else copies_in(look)
+    found = descriptors_of(images)
+    return Copies(torch.arange(len(images)), 0, 0, 0) if found is None else copies_in(found)
 
 
-def copies_in(look: Looked) -> Copies:
+def copies_in(found: Descriptors) -> Copies:
     """The copies among images with these digests and descriptors."""
-    n, first = len(look.keys), dict[bytes, int]()
-    group = np.array([first.setdefault(key, i) for i, key in enumerate(look.keys)])
+    n, first = len(found.keys), dict[bytes, int]()
+    group = np.array([first.setdefault(key, i) for i, key in enumerate(found.keys)])
     exact = n - len(first)
-    pairs = _near_pairs(look.x, look.x, look.near, own=True)
-    group = joined(group, look.place[pairs].numpy())
+    pairs = _near_pairs(found.x, found.x, found.near, own=True)
+    group = joined(group, found.place[pairs].numpy())
     near = n - exact - len(np.unique(group))
-    return Copies(torch.from_numpy(group), exact, near, look.compared)
+    return Copies(torch.from_numpy(group), exact, near, found.compared)
 
 
 def repeated(test: ImageSet, train: ImageSet) -> tuple[Int[Tensor, " K"], int]:
     """(positions of test images that repeat a train image, how many of them exactly)."""
     if max(len(test), len(train)) > COMPARED and not (test.in_memory and train.in_memory):
         return torch.empty(0, dtype=torch.long), 0
-    of_test, of_train = looked_at(test), looked_at(train)
+    of_test, of_train = descriptors_of(test), descriptors_of(train)
     assert of_test is not None and of_train is not None
     return repeated_in(of_test, of_train)
 
 
-def repeated_in(test: Looked, train: Looked) -> tuple[Int[Tensor, " K"], int]:
+def repeated_in(test: Descriptors, train: Descriptors) -> tuple[Int[Tensor, " K"], int]:
     """As `repeated`, from digests and descriptors."""
     exact = set(keys_among(test.keys, train.keys))
     near = test.place[_near_pairs(test.x, train.x, train.near, own=False)[:, 0]].tolist()
     return torch.tensor(sorted(exact.union(near)), dtype=torch.long), len(exact)
 
 
-def groups_told(images: ImageSet, told: str | Path, also: ImageSet | None = None) -> np.ndarray:
+def named_groups(images: ImageSet, told: str | Path, also: ImageSet | None = None) -> np.ndarray:
     """The group of each image from a table or a pattern; -1 for an image without a group.
 
     told: a .csv, .tsv or .npy file as for labels, with groups in their place; otherwise a regular

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose.data.composed.spec import absolute
-from contrapose.data.copies import as_places, copies, groups_told, is_table, joined
+from contrapose.data.copies import as_places, copies, is_table, joined, named_groups
 from contrapose.data.decode import DARK, OUTSIDE
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.named import NAMED
@@ -143,7 +143,7 @@ class Request:
             group = copies(images).group.numpy()
         known = [] if images.group is None else [as_places(images.group.numpy())]
         if self.groups is not None:
-            known.append(as_places(groups_told(images, self.groups, also)))
+            known.append(as_places(named_groups(images, self.groups, also)))
         for told in known:
             group = joined(group, np.stack([np.arange(len(images)), told], axis=1))
         return None if len(np.unique(group)) == len(group) else torch.from_numpy(group)

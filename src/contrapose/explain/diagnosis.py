@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrapose import paired
 from contrapose.data import ImageSet
-from contrapose.data.copies import Looked, copies_in, looked_at, repeated_in
+from contrapose.data.copies import Descriptors, copies_in, descriptors_of, repeated_in
 from contrapose.data.split import equal_keys
 from contrapose.errors import UserError
 from contrapose.evaluation import geometry
@@ -54,7 +54,7 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     z, group = embed_views(subject, shown)
     # where images are decoded on access, all of them would be decoded for it
     with stage("copies"):
-        of_train, of_test = looked_at(subject.train), looked_at(subject.test)
+        of_train, of_test = descriptors_of(subject.train), descriptors_of(subject.test)
         equal = equal_keys(of_train.keys) if of_train and subject.train.in_memory else None
         repeats = repeat_signals(subject, of_train, of_test)
     with stage("geometry"):
@@ -144,7 +144,7 @@ def class_signals(label: Int[Tensor, " N"] | None) -> dict[str, float]:
 
 
 def repeat_signals(
-    subject: Subject, of_train: Looked | None, of_test: Looked | None
+    subject: Subject, of_train: Descriptors | None, of_test: Descriptors | None
 ) -> dict[str, int]:
     """Numbers of images that repeat another, within train and between train and test.
 

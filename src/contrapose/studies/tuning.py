@@ -23,7 +23,7 @@ import torch
 
 from contrapose import adapt, experiments, recipes
 from contrapose.data import HELD_OUT, ImageSet, NoSuchSplit, Request, evenly
-from contrapose.data.copies import as_places, groups_told
+from contrapose.data.copies import as_places, named_groups
 from contrapose.errors import UserError
 from contrapose.experiments import measures as standard
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
@@ -153,7 +153,7 @@ def opened(split: str, *, data: Mapping[str, Any], most: int) -> ImageSet:
     request = Request(**data)
     found = request.open("train")
     if request.groups is not None:
-        told = as_places(groups_told(found, request.groups))
+        told = as_places(named_groups(found, request.groups))
         found = replace(found, group=torch.from_numpy(told))
     return found if len(found) <= most else found.subset(evenly(len(found), most))
 
