@@ -1,4 +1,4 @@
-"""A recipe adapted to its images: flags, channels of any number, and its encoder, built."""
+"""A recipe adapted to its images: flags, number of channels, and its encoder."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def changed(
     seed: int | None = None,
     changes: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe with the flags of the command line applied, the general `--set` last."""
+    """The recipe with the flags of the command line applied, `--set` last."""
     if encoder is not None:
         recipe = dataclasses.replace(recipe, backbone=backbone_named(encoder, images))
     if epochs is not None:
@@ -54,8 +54,8 @@ def changed(
 
 
 def with_network_of(start: str, recipe: Recipe, images: ImageSet) -> Recipe:
-    """The recipe with the backbone that the source of its weights has, for these images; as it is
-    where the source names none."""
+    """The recipe with the backbone of the weights it starts from, or unchanged if they name
+    none."""
     if start == PUBLISHED:
         return recipe
     written = source_of(start, recipe.backbone).architecture
@@ -73,9 +73,11 @@ def with_network_of(start: str, recipe: Recipe, images: ImageSet) -> Recipe:
 
 
 def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
-    """The recipe for images with channels that are no picture, such as random bits: its views leave
-    them as they are, and its backbone takes them. Its colour operations change the channels that
-    the images name as `rgb`."""
+    """The recipe adapted to the channels of the images.
+
+    Its views do not change constant channels (such as random bits), its backbone has as many
+    channels as the images, and its colour augmentations change the channels that are `rgb`.
+    """
     if images.rgb is not None:
         named = partial(_with_rgb, rgb=images.rgb)
         recipe = dataclasses.replace(recipe, views=augment.on_each_branch(recipe.views, named))
@@ -97,7 +99,7 @@ def beside_constants(recipe: Recipe, images: ImageSet) -> Recipe:
 
 
 def _with_rgb(views: Callable[..., Any], rgb: RGB) -> Callable[..., Any]:
-    """The policy, and those that it is put on top of, with `rgb` where they take it."""
+    """The policy and the policies inside it with `rgb`, if they have this argument."""
     given = getattr(views, "keywords", {})
     if "views" in given:
         given = given | {"views": _with_rgb(given["views"], rgb)}
@@ -108,7 +110,7 @@ def _with_rgb(views: Callable[..., Any], rgb: RGB) -> Callable[..., Any]:
 
 
 def _leaves_constants(views: Callable[..., Any]) -> bool:
-    """Whether the policy, or one that it is put on top of, is `on_channels`."""
+    """True if the policy, or a policy inside it, is `on_channels`."""
     if getattr(views, "func", None) is augment.on_channels:
         return True
     below = getattr(views, "keywords", {}).get("views")
@@ -131,7 +133,7 @@ def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:
 
 
 def build(recipe: Recipe, images: ImageSet) -> Encoder:
-    """The encoder of a recipe with weights drawn from its seed, whitening these images."""
+    """The untrained encoder of a recipe, by its seed, with mean and std of these images."""
     sample = images.batch(evenly(len(images), max(2, 3 * MEASURED // max(3, images.channels))))
     pixels = sample.float().div(255).transpose(0, 1).flatten(1)
     mean, std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=0.01).tolist()
@@ -148,9 +150,9 @@ def build(recipe: Recipe, images: ImageSet) -> Encoder:
 def drawn_encoder(
     recipe: Recipe, mean: Sequence[float], std: Sequence[float], classes: Sequence[str] | None
 ) -> Encoder:
-    """The encoder of a recipe with weights drawn by torch's generator as it stands.
+    """The encoder of a recipe with weights drawn by the present state of torch's generator.
 
-    classes: what its classifier tells apart, where the recipe trains one.
+    classes: the classes of its classifier, if the recipe trains one.
     """
     return Encoder.build(
         recipe.backbone, recipe.head, mean, std, classes, bias=recipe.classifier_bias
@@ -160,11 +162,11 @@ def drawn_encoder(
 def untrained(
     recipe: Recipe, images: ImageSet, device: str = "cpu", *, like: Encoder | None = None
 ) -> Encoder:
-    """The encoder as it is before training, as a control: what is read of it was not learned.
+    """The encoder before training, a control: what its h shows was not learned.
 
-    In evaluation mode, with statistics of batch normalisation estimated over views of the images,
-    as those of a trained encoder are. like: the encoder that it is a control for, whose whitening
-    it then has. The state of torch's generator stays as it was.
+    It is in evaluation mode, with statistics of batch normalisation estimated on views of the
+    images. like: the trained encoder, whose mean and std it has. The state of torch's generator is
+    not changed.
     """
     with torch.random.fork_rng(devices=[]):
         if like is None:

@@ -15,19 +15,19 @@ S = TypeVar("S")
 
 
 def each(function: Callable[[T], R], items: Sequence[T], words: str = "") -> list[R]:
-    """`[function(item) for item in items]` on all cores. An error or Ctrl-C drops what waits.
+    """`[function(item) for item in items]` on all cores; an error or Ctrl-C cancels the rest.
 
-    words: what that is, for whoever listens to its progress; nothing is said without.
+    words: the name of the work for progress messages; without it there are none.
     """
 
-    def told(of: Sequence[S]) -> Iterable[S]:
+    def counted_items(of: Sequence[S]) -> Iterable[S]:
         return counted(of, words) if words else of
 
     if len(items) < 2 or cores() < 2:
-        return [function(item) for item in told(items)]
+        return [function(item) for item in counted_items(items)]
     waiting = [_threads(os.getpid()).submit(function, item) for item in items]
     try:
-        return [future.result() for future in told(waiting)]
+        return [future.result() for future in counted_items(waiting)]
     except BaseException:
         for future in waiting:
             future.cancel()

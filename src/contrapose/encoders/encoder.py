@@ -1,6 +1,6 @@
-"""The encoder: a backbone computes the representation h, a projection head the embedding z, and a
-linear classifier, where there is one, the logits of h.
+"""The encoder: a backbone computes h, a projection head z, and possibly a classifier logits of h.
 
+h is the representation, z the embedding; the classifier is linear.
 Backbones and heads are functions that return modules, so that a recipe can hold them as
 `functools.partial(resnet18, stem="cifar")` and `functools.partial(mlp, dim=128)`. Images stay in
 [0, 1]: the encoder subtracts `mean` and divides by `std` itself.
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
     backbone: a module from [B, C, H, W] to h [B, F], with an attribute `width`, which is F.
     head: a module from [B, F] to [B, D]; its `unit_length` says if z is normalised (see `heads`).
     mean, std: one number per channel, for images in [0, 1].
-    classifier: a dense layer from h to the logits of `classes` [B, C]; None: there is none.
+    classifier: a dense layer from h to the logits [B, C] of `classes`, or None.
     """
 
     mean: Tensor
@@ -74,8 +74,8 @@ class Encoder(nn.Module):
     ) -> "Encoder":
         """The encoder of backbone() and head(width); their names are kept for `to_bytes`.
 
-        classes: names of what a classifier on h tells apart; None: there is no classifier. bias:
-        whether its logits are W h + b, or W h.
+        classes: the classes of a linear classifier on h; None for no classifier. bias: True for
+        logits W h + b, False for W h.
         """
         body = backbone()
         top = head(body.width)
@@ -126,10 +126,10 @@ class Encoder(nn.Module):
         return safetensors_bytes(weights, metadata={"encoder": json.dumps(named or None)})
 
     def freeze(self, parts: Sequence[str]) -> None:
-        """Let training leave these parts as they are: weights and statistics of batch norm.
+        """Freeze parts: training does not change their weights and batch norm statistics.
 
         parts: names of modules, such as `backbone`, `head` or `backbone.layer1`. Raises UserError
-        for a name that there is not, and where nothing would be left to train.
+        for an unknown name, and if nothing is left to train.
         """
         known = {name: part for name, part in self.named_modules() if name}
         for name in parts:
@@ -160,11 +160,11 @@ class Encoder(nn.Module):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the classifier tells apart, in the order of its logits; () without a classifier."""
+        """The classes of the classifier in the order of its logits; () without one."""
         return tuple((self.architecture or {}).get("classes", ()))
 
     def logits(self, h: Float[Tensor, "B F"]) -> Float[Tensor, "B C"]:
-        """W h + b of the classifier, in float32 at least. Raises UserError where there is none."""
+        """The logits of the classifier, in float32 or float64; UserError without a classifier."""
         if self.classifier is None:
             raise UserError(
                 "this encoder has no classifier: train one with --recipe cross_entropy, or beside "

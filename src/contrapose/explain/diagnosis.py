@@ -204,7 +204,7 @@ def embed_views(
 
 
 def positives_of(recipe: Recipe, images: ImageSet) -> Int[Tensor, " B"]:
-    """Which images are positives of each other in the recipe: each alone, or those of a class.
+    """Equal numbers for images that are positives of each other: by image, or by class.
 
     Each alone too where another set lacks that label.
     """

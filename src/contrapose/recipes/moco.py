@@ -1,15 +1,15 @@
-"""MoCo v2 (arXiv 2003.04297): a queue of keys from a slow copy of the encoder; small batches do.
+"""MoCo v2 (arXiv 2003.04297): a queue of keys of a momentum encoder, for small batches.
 
     contrapose train cifar10 --recipe moco
 
 Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 2 min on 2 cores. Larger sets were
 not run.
 
-BatchNorm would tell an encoder by their statistics which keys came with its own batch. The paper's
-devices therefore exchange keys before they embed them. On one device the same is done in parts:
-`chunk` images of the queries in their order, `keys.chunk` of the keys in another, each part with
-statistics of its own. Faster, and 4 points worse for the authors on CIFAR-10 after 800 epochs:
---set chunk=none --set keys.chunk=none
+With batch norm the statistics of a batch would show the encoder which key is of the same batch. So
+the paper shuffles keys between devices before they are embedded. On one device this is done in
+parts: `chunk` images of queries in their order, `keys.chunk` of keys in another, each part with its
+own statistics. Without parts it is faster, and for the authors 4 points worse on CIFAR-10 after 800
+epochs: --set chunk=none --set keys.chunk=none
 """
 
 from dataclasses import replace

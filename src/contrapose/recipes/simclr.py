@@ -6,7 +6,7 @@ Expect 0.98 linear accuracy on digits (raw pixels 0.95), about 1 min on 2 cores;
 3 epochs (3 min); 0.52 on CIFAR-10 with a small network after 8 epochs (10 min). The settings of the
 paper need a GPU and were not run.
 
-Published settings where the paper states them (section and appendix named beside the value); the
+Settings are the paper's where it states them (section or appendix is given with the value); the
 setting for glyphs is this project's own.
 """
 

@@ -1,4 +1,4 @@
-"""Cross-batch memory (arXiv 1912.06798): SupCon that also sees the last batches' embeddings.
+"""Cross-batch memory (arXiv 1912.06798): SupCon with the embeddings of the last batches as keys.
 
     contrapose train cifar10 --recipe xbm
 

@@ -48,7 +48,7 @@ def step(
     """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights.
 
     The objective is left as it was: `objective.update(encoder, seen.compared)` takes the batch in.
-    label: the class of each image, for whoever measures.
+    label: the class of each image, for measures.
     """
     seen = objective.rows(batch, generator)
     rows = seen.image.contiguous(memory_format=torch.channels_last)

@@ -5,8 +5,8 @@
 Expect at scale cpu accuracies of 0.42, 0.44 and 0.42 with batches of 32, 128 and 512, each at its
 best rate, after about 9 min on 2 cores.
 
-SimCLR with LARS at batches a factor of four apart, each at rates a factor of two apart, so that a
-rate carried over by the square root of the batch, and one carried over linearly, are among them.
+SimCLR is trained with LARS at batches a factor of four apart, each at rates a factor of two apart.
+So rates scaled by the square root of the batch, and linearly, are among them.
 """
 
 import math

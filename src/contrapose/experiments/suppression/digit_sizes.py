@@ -5,8 +5,8 @@
 Expect at scale cpu an accuracy of 0.19 for the small digit beside one of 16 px and of 0.13 beside
 one of 28 px, which itself is read with 0.77, after about 9 min on 2 cores.
 
-One digit keeps its size, the other grows. Supervised controls learn the class of either, and an
-encoder before training says what random weights let one read.
+One digit keeps its size, the other grows. The controls are encoders trained with the labels of
+either digit, and an untrained encoder.
 """
 
 import statistics

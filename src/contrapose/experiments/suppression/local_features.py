@@ -5,8 +5,8 @@
 Expect at scale cpu that clusters of SimCLR's maps agree with known digits by 0.18 (pixels 0.39),
 and that clusters split as K grows (0.79, shuffled 0.06), after about 4 min on 2 cores.
 
-With numbers: on canvases of digits it is known what lies where, and clusters of more and of fewer
-can be compared. With pictures: each run on photographs writes pages to browse beside its results.
+Canvases of digits have a known digit at each position, so that clusters of different numbers can be
+compared with it. Runs on photographs write pages with pictures of the clusters.
 """
 
 import math

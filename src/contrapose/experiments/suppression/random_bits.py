@@ -1,4 +1,4 @@
-"""S0: a few random bits that the views share crowd out everything else.
+"""S0: a few random bits that the views share suppress everything else.
 
     contrapose reproduce random_bits --scale cpu --jobs 2
 

@@ -5,8 +5,8 @@
 Expect at scale cpu about 55 min a seed on 2 cores; the changes were not measured one by one yet. A
 port that missed them was off by 0.11 of accuracy at 5 bits.
 
-Most of what decides there is a library's default, so a port to another library changes it without
-a word. Cells: 0, 5 and 10 bits at temperature 0.05, where the printed accuracies are far apart.
+Most of these details are defaults of a library, so a port to another library changes them silently.
+The cells are 0, 5 and 10 bits at temperature 0.05, whose printed accuracies differ most.
 """
 
 import statistics

@@ -5,13 +5,13 @@
 Expect at scale cpu all 15 accuracies within 0.02 of the printed ones, such as 0.33 at 10 bits and
 temperature 0.05, after about 33 min a seed on 2 cores.
 
-An image of MNIST gets b constant channels, the binary digits of a hash of the image. They pass the
-augmentation untouched, so they tell an image from up to 2^b others with no look at the digit. A
-linear classifier on h, trained along, says how much of the digit the encoder still shows.
+An image of MNIST gets b constant channels, the binary digits of a hash of the image. Augmentation
+does not change them, so they distinguish up to 2^b images without the digit. A linear classifier on
+h, trained jointly, shows how much of the digit can be read from the encoder.
 
-Everything is the notebook's: TensorFlow's crops, Keras's layers and Adam, the order of TensorFlow
-Datasets in the same batches every epoch, one pass for each view. `Details` lists what a port
-easily misses; `contrapose reproduce random_bits_details` changes them one by one.
+All details are the notebook's: TensorFlow's crops, Keras's layers and Adam, the order of TensorFlow
+Datasets with the same batches in every epoch, one forward pass for each view. `Details` lists those
+that a port can easily miss; `contrapose reproduce random_bits_details` changes them one by one.
 """
 
 import itertools

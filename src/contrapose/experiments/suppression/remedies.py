@@ -5,10 +5,10 @@
 Expect at scale cpu, at 10 bits, an accuracy of the digit of 0.92 with `conditional` and of 0.29
 with the plain loss, and of 0.96 with both at 0 bits, after about 75 min a seed on 2 cores.
 
-The network, views, batches and steps of `random_bits_notebook` at temperature 0.1, images drawn
-anew every epoch. Bits that the views share crowd the digit out. Each remedy changes the loss or
-which images share a batch, and none is told which channels hold the bits. A remedy is worth
-something if the digit comes back at 10 bits and nothing is lost at none.
+The network, views, batches and steps are those of `random_bits_notebook` at temperature 0.1, with
+batches drawn in every epoch. Bits that the views share suppress the digit. Each remedy changes the
+loss or the composition of batches, and none knows which channels have the bits. A remedy is useful
+if the digit can be read again at 10 bits and nothing is lost at none.
 
 `conditional` is this project's own: see `contrapose.training.conditional`.
 """

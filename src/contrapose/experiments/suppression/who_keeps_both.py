@@ -6,10 +6,11 @@ Expect at scale cpu, with random bits, an accuracy of the digit of 0.77 with `co
 0.11 with the plain loss, and no difference of the two on the other benches, after about 20 min on 2
 cores.
 
-Random bits on digits, digits on photographs and on faint ones, a small digit beside a large one;
-and plain digits, where a remedy must cost nothing. Every remedy is a recipe of `contrapose train`
-at S0's protocol, with as many steps on as many images. None is told which feature is easy; `few
-labels` is told the class of one image in ten. `remedies` has more of them, on the notebook's bench.
+The benches are random bits on digits, digits on photographs and on faint ones, a small digit beside
+a large one, and plain digits, on which a remedy must cost nothing. Every remedy is a recipe of
+`contrapose train` at S0's protocol, with the same numbers of steps and images. None knows which
+feature is easy; `few labels` has the class of one image in ten. `remedies` has further remedies, on
+the notebook's bench.
 """
 
 import math
