@@ -156,7 +156,7 @@ class Request:
             also = self.like(train).open("test")
         except NoSuchSplit:
             also = None
-        groups_told(train, self.groups, also)
+        named_groups(train, self.groups, also)
 
     def like(self, train: ImageSet) -> "Request":
         """This request with the size, channels and range of values of the images `train`."""
