@@ -18,6 +18,7 @@ def print_inventory() -> None:
     """Print all names that can be used on the command line."""
     from contrapose import augment, encoders, experiments, keys, losses, recipes
     from contrapose.data import COMPOSED, NAMED
+    from contrapose.evaluation.corruptions import CORRUPTIONS
     from contrapose.keys.contrast import Grouped, InBatch, Matched, fits
     from contrapose.partials import alike, public_functions
     from contrapose.training import batches, optim
@@ -60,8 +61,14 @@ def print_inventory() -> None:
     section("losses of other inputs (in Python)", first_lines(others))
     section("batches (--set batches=...)", first_lines(list(alike(batches.conditional).values())))
     section("views (--set views=...)", first_lines(list(alike(augment.simclr).values())))
+    section("mixing (--set mixing=...)", first_lines(list(alike(augment.mixup).values())))
     section("optimisers (--set optimizer=...)", first_lines(optim.OPTIMISERS))
     section("schedules (--set schedule=...)", first_lines(optim.SCHEDULES))
+    corrupting = {
+        name: (made.change.__doc__ or "").strip().partition("\n")[0]
+        for name, made in CORRUPTIONS.items()
+    }
+    section("corruptions (contrapose robustness RUN --only ...)", corrupting)
     found = {name: experiments.experiment(name) for name in experiments.names()}
     described = {name: f"{e.title} ({', '.join(e.costs)})" for name, e in found.items()}
     section("experiments (contrapose reproduce)", described)

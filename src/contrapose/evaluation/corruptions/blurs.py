@@ -20,12 +20,12 @@ from contrapose.evaluation.corruptions.filters import (
 
 
 def gaussian_blur(x: Image, c: float, generator: Generator) -> Tensor:
-    """A Gaussian of c px."""
+    """Gaussian blur of c px."""
     return gaussian(x, c)
 
 
 def defocus_blur(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
-    """A disk of radius c[0] px, its rim softened by a Gaussian of c[1] px."""
+    """Defocus: a disk of radius c[0] px, its rim softened by a Gaussian of c[1] px."""
     radius, rim = c
     reach = 8 if radius <= 8 else int(radius)
     tap = torch.arange(-reach, reach + 1)
@@ -48,8 +48,10 @@ def defocus_blur(x: Image, c: tuple[float, float], generator: Generator) -> Tens
 
 
 def glass_blur(x: Image, c: tuple[float, int, int], generator: Generator) -> Tensor:
-    """A Gaussian of c[0] px, c[2] rounds in which pixels take the colour of one at most c[1] px
-    away, and the Gaussian again.
+    """Frosted glass: a Gaussian blur, pixels shuffled with near ones, and the blur again.
+
+    The Gaussian has c[0] px; in each of c[2] rounds pixels take the colour of one at most c[1] px
+    away.
     """
     sigma, reach, rounds = c
     count, _, height, width = x.shape
@@ -95,14 +97,15 @@ def shuffled(
 
 
 def motion_blur(x: Image, c: tuple[int, float], generator: Generator) -> Tensor:
-    """Along a line of 2 c[0] + 1 px with weights of a Gaussian of c[1] px, in a direction of
-    U(-45, 45) degrees.
+    """Motion blur along a line, in a direction of U(-45, 45) degrees.
+
+    The line has 2 c[0] + 1 px, with weights of half a Gaussian of c[1] px.
     """
     return motion(x, *c, uniform(len(x), -45.0, 45.0, generator))
 
 
 def zoom_blur(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
-    """The mean of the image and of its middle enlarged 1, 1 + c[1], ... times, below c[0] times."""
+    """Zoom blur: the mean of the image and of its middle enlarged 1, 1 + c[1], ... < c[0] times."""
     factors = np.arange(1, *c)
     total = x.clone()
     for factor in factors.tolist():
@@ -112,9 +115,11 @@ def zoom_blur(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
 
 
 def elastic_transform(x: Image, c: tuple[float, float, float], generator: Generator) -> Tensor:
-    """An affine map that moves three points by U(-c[2], c[2]), then a displacement: U(-1, 1) in
-    every pixel, smoothed by a Gaussian of c[1], times c[0]. All as shares of the side, which
-    counts as 244 px for the 224 of ImageNet-C, as in the published code.
+    """Elastic transform: a random affine map, then a smooth random displacement.
+
+    The map moves three points by U(-c[2], c[2]); the displacement is U(-1, 1) in every pixel,
+    smoothed by a Gaussian of c[1], times c[0]. All as shares of the side, which counts as 244 px
+    for the 224 of ImageNet-C, as in the published code.
     """
     count, _, height, width = x.shape
     span = max(height, width) * (244 / 224 if max(height, width) > 64 else 1.0)

@@ -28,14 +28,16 @@ TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0
 
 
 def contrast(x: Image, c: float, generator: Generator) -> Tensor:
-    """(x - mean) c + mean, the mean that of a channel."""
+    """Contrast: (x - mean) c + mean, the mean that of a channel."""
     mean = x.mean(dim=(2, 3), keepdim=True)
     return (x - mean) * c + mean
 
 
 def saturate(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
-    """S' = S c[0] + c[1] in HSV, where S = 1 - min / max: V - (V - x) S' / S. Gray pixels count as
-    red, whose hue they have.
+    """Saturation: S becomes S' = S c[0] + c[1] in HSV.
+
+    With S = 1 - min / max the colour is V - (V - x) S' / S. Gray pixels count as red, whose hue
+    they have.
     """
     value, low = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
     saturation = torch.where(value > 0, (value - low) / value.clamp_min(1e-12), 0.0)
@@ -46,7 +48,7 @@ def saturate(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
 
 
 def pixelate(x: Image, c: float, generator: Generator) -> Tensor:
-    """Shrunk c times with a box filter, each pass rounded to 255ths, and enlarged to squares."""
+    """Pixels: shrunk c times with a box filter, as 8 bits, and enlarged to squares."""
     height, width = x.shape[2:]
     small = [max(int(side * c), 1) for side in (height, width)]
     rows, columns = (box_matrix(n, k).to(x) for n, k in zip((height, width), small, strict=True))
@@ -70,8 +72,10 @@ def box_matrix(side: int, small: int) -> Float[Tensor, "small side"]:
 
 
 def jpeg_compression(x: Image, c: int, generator: Generator) -> Tensor:
-    """What a JPEG of quality c leaves: 8 x 8 cosine transform, rounded to multiples of the tables
-    of the standard, colour at half the resolution; nothing is encoded. One channel has no colour.
+    """JPEG: what is left of an image that was encoded at quality c.
+
+    8 x 8 cosine transforms, rounded to multiples of the standard's tables, colour at half the
+    resolution; nothing is encoded. One channel has no colour.
     """
     height, width = x.shape[2:]
     size = [math.ceil(side / 16) * 16 for side in (height, width)]

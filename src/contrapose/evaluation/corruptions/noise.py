@@ -7,23 +7,23 @@ from contrapose.evaluation.corruptions.filters import Image
 
 
 def gaussian_noise(x: Image, c: float, generator: Generator) -> Tensor:
-    """x + N(0, c^2)."""
+    """Gaussian noise: x + N(0, c^2)."""
     return x + c * _normal(x, generator)
 
 
 def shot_noise(x: Image, c: float, generator: Generator) -> Tensor:
-    """Poisson(c x) / c: c photons in a white pixel."""
+    """Photon noise: Poisson(c x) / c, c photons in a white pixel."""
     return torch.poisson(x * c, generator=generator) / c
 
 
 def impulse_noise(x: Image, c: float, generator: Generator) -> Tensor:
-    """A share c of all values is replaced, by 1 or 0 as likely."""
+    """Salt and pepper: a share c of all values is replaced, by 1 or 0 as likely."""
     hit, salt = (_uniform(x, generator) for _ in range(2))
     return torch.where(hit < c, (salt < 0.5).to(x.dtype), x)
 
 
 def speckle_noise(x: Image, c: float, generator: Generator) -> Tensor:
-    """x + x N(0, c^2)."""
+    """Multiplicative noise: x + x N(0, c^2)."""
     return x + x * c * _normal(x, generator)
 
 

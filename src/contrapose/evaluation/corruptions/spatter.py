@@ -17,8 +17,10 @@ Constants = tuple[float, float, float, float, float, int]
 
 
 def spatter(x: Image, c: Constants, generator: Generator) -> Tensor:
-    """Where N(c[0], c[1]) smoothed by c[2] px is above c[3] there is water (c[5] = 0), lighter at
-    its rim and times c[4], or mud (c[5] = 1), its mask smoothed by c[4] px.
+    """Spatter: drops of water, or from severity 4 on of mud, on the lens.
+
+    They are where N(c[0], c[1]) smoothed by c[2] px is above c[3]. Water (c[5] = 0) is lighter at
+    its rim and times c[4]; mud (c[5] = 1) has a mask smoothed by c[4] px.
     """
     shape = (len(x), 1, *x.shape[2:])
     layer = torch.randn(shape, generator=generator, device=x.device) * c[1] + c[0]

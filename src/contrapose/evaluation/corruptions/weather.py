@@ -25,8 +25,10 @@ FROST_STD = ((27, 16, 15), (21, 22, 23), (21, 22, 23), (28, 28, 30), (44, 43, 42
 
 
 def snow(x: Image, c: tuple[float, float, float, float, int, float, float], g: Generator) -> Tensor:
-    """Flakes: N(c[0], c[1]) enlarged c[2] times, those above c[3], driven along U(-135, -45)
-    degrees (radius c[4], sigma c[5]), seen twice, over an image whitened by 1 - c[6].
+    """Snow: flakes driven over a whitened image.
+
+    N(c[0], c[1]) enlarged c[2] times, those above c[3], blurred along U(-135, -45) degrees (radius
+    c[4], sigma c[5]) and seen twice, over an image whitened by 1 - c[6].
     """
     count, _, height, width = x.shape
     layer = torch.randn(count, 1, height, width, generator=g, device=x.device) * c[1] + c[0]
@@ -50,9 +52,10 @@ def snowed(
 
 
 def frost(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
-    """c[0] x + c[1] frost: a random piece of one of six pictures that are synthesised here, since
-    the photographs of the published set are not free to copy. Their colours are those photographs'
-    in mean and spread, their crystals are not: compare frost with published numbers no further.
+    """Frost: c[0] x + c[1] frost, a random piece of one of six pictures synthesised here.
+
+    The photographs of the published sets are not free to copy. The pictures have those photographs'
+    colours in mean and spread, not their crystals: compare frost with published numbers no further.
     """
     count, channels, height, width = x.shape
     size = max(2 * power_of_two(max(height, width)), 256)
@@ -86,8 +89,9 @@ def frost_pictures(size: int) -> Float[Tensor, "6 3 size size"]:
 
 
 def fog(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
-    """(x + c[0] cloud) m / (m + c[0]), m the image's greatest value; the cloud's roughness decays
-    by c[1] a step.
+    """Fog: (x + c[0] cloud) m / (m + c[0]), m the greatest value of the image.
+
+    The cloud is a plasma fractal whose roughness is divided by c[1] at each step.
     """
     count, _, height, width = x.shape
     side = max(power_of_two(max(height, width)), 2)
@@ -97,7 +101,10 @@ def fog(x: Image, c: tuple[float, float], generator: Generator) -> Tensor:
 
 
 def brightness(x: Image, c: float, generator: Generator) -> Tensor:
-    """V + c in HSV, V = max(R, G, B): the colour times (V + c) / V; of one channel x + c."""
+    """Brightness: c is added to the value V = max(R, G, B) of HSV.
+
+    The colour becomes that times (V + c) / V; of one channel x + c.
+    """
     if x.shape[1] == 1:
         return x + c
     value = x.amax(dim=1, keepdim=True)
