@@ -107,8 +107,7 @@ def memory(encoder: nn.Module, images: int, dim: int, *, size: int = 8192) -> "F
 
 
 def support(encoder: nn.Module, images: int, dim: int, *, size: int = 16384) -> "FromSupport":
-    """A queue of the last `size` embeddings, among which `losses.nnclr` finds neighbours (NNCLR,
-    arXiv 2104.14548).
+    """A queue of the last `size` embeddings, for nearest neighbours (NNCLR, arXiv 2104.14548).
 
     Two views of an image: each is replaced by its nearest neighbour in the queue and compared with
     the other view, in both directions. The queue takes in the first view's embeddings after each

@@ -2,7 +2,8 @@
 
     contrapose reproduce stability --scale cpu
 
-Expect, by the paper, a smaller spread of SupCon over the same changes.
+Expect at scale cpu about 20 min a seed on 2 cores; its results were not measured yet. By the paper
+the spread of SupCon over the same changes is smaller.
 """
 
 import statistics
