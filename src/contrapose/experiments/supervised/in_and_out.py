@@ -2,7 +2,8 @@
 
     contrapose reproduce in_and_out --scale cpu
 
-Expect both gradients to equal the paper's closed form to 1e-6, and hard pairs to weigh more.
+Expect both gradients to equal the paper's closed form to 1e-6, and hard pairs to weigh more, after
+about 4 min a seed at scale cpu on 2 cores.
 """
 
 import math
