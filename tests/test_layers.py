@@ -29,6 +29,7 @@ LAYERS = [
     {"plan"},
     {"api"},
     {"explain", "estimator"},
+    {"downstream"},
     {"experiments"} | MACHINERY,
     LABS | {"studies"},
     {"commands"},

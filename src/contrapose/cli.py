@@ -18,6 +18,7 @@ from contrapose.commands.demo import demo
 from contrapose.commands.diagnose import diagnose
 from contrapose.commands.embed import embed
 from contrapose.commands.evaluate import evaluate
+from contrapose.commands.finetune import finetune
 from contrapose.commands.list_ import list_
 from contrapose.commands.report import report
 from contrapose.commands.reproduce import reproduce
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 for command in (
     train, evaluate, diagnose, embed, report, demo, verify, reproduce, tune_temperature, shortcuts,
-    show, bench, robustness,
+    finetune,    show, bench, robustness,
 ):  # fmt: skip
     app.command()(command)
 app.command(name="list")(list_)

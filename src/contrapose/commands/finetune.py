@@ -1,0 +1,82 @@
+"""`contrapose finetune`: a run's encoder with few labels, beside what it is compared with."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from contrapose.commands.console import console
+from contrapose.commands.options import (
+    Device,
+    RecipeAgain,
+    RunFolder,
+    about_images,
+    names_of,
+    others,
+)
+
+
+@about_images
+def finetune(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Argument(help="Other images than the run's own.")] = None,
+    budgets: Annotated[
+        str,
+        typer.Option(
+            metavar="1%,5-per-class", help="How many labels: shares, or so many of each class."
+        ),
+    ] = "1%,10%,100%",
+    draws: Annotated[int, typer.Option(help="Of the labels, for each number but all.")] = 5,
+    protocol: Annotated[str, typer.Option(help="default, or simclr as published.")] = "default",
+    device: Device = "auto",
+    recipe: RecipeAgain = None,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Fine-tune RUN's encoder with few labels, beside the same network from scratch and a probe.
+
+    Every training is a run in RUN/finetune. Stop it at any time: the same command goes on.
+    """
+    from contrapose import downstream
+    from contrapose.commands.console import working
+
+    with working("fine-tuning"):
+        found = downstream.finetune(
+            run, others(data, how), labels=names_of(budgets), draws=draws, protocol=protocol,
+            device=device, recipe=recipe,
+        )  # fmt: skip
+    print_finetuning(found)
+
+
+def print_finetuning(found: dict[str, Any]) -> None:
+    """Print accuracy by number of labels and method, then what pretraining saves."""
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("labels", "left"), ("n", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
+    for name in methods:
+        table.add_column(name, justify="right")
+    words = list(dict.fromkeys(row["labels"] for row in found["rows"]))
+    for word in words:
+        of = {row["method"]: row for row in found["rows"] if row["labels"] == word}
+        cells = [f"{r['value']:.3f} ({r['low']:.3f}-{r['high']:.3f})" for r in of.values()]
+        table.add_row(Text(word), f"{of[methods[0]]['n']:,}", *cells)
+    console.print(table)
+    most = max(len(row["each"]) for row in found["rows"])
+    console.print(
+        Text(f"test accuracy, {found['n_test']:,} images; mean and 95 % interval of {most} draws")
+    )
+    console.print(Text(f"{found['split']}; {found['how']}"), soft_wrap=True)
+    for row in found["saved"]:
+        console.print(Text(saved_words(row)), soft_wrap=True)
+
+
+def saved_words(row: dict[str, Any]) -> str:
+    """How many labels pretraining saves at one budget, in words."""
+    begin = f"{row['labels']} of the labels: from scratch as much takes"
+    if row["factor"] is not None:
+        between = f" ({row['low']:.2g} to {row['high']:.2g} over draws)" * (row["draws"] > 1)
+        return f"{begin} {row['factor']:.2g} times as many{between}"
+    missed = f"in {row['not_reached']} of {row['draws']} draws it never gets there"
+    return f"{begin} more than {row['beyond']:.2g} times as many, or {missed}"
