@@ -113,7 +113,7 @@ def test_labels_are_noticed_and_the_test_split_is_not_touched(tmp_path):
         ({"temperatures": (0.1, -1.0)}, r"--temperatures 0\.1,-1: give two"),
         ({"images": 20}, "fewer than a batch"),
         ({"recipe": "align_uniform"}, "has no 'temperature'"),
-        ({"recipe": "supcon"}, "takes positives from classes"),
+        ({"recipe": "supcon"}, "learns from classes"),
         ({"changes": ("batch_sise=3",)}, "did you mean 'batch_size'"),
         ({"encoder": "resnet19"}, "did you mean 'resnet18'"),
     ],

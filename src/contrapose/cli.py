@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 for command in (
     train, evaluate, diagnose, embed, report, demo, verify, reproduce, tune_temperature, shortcuts,
-    finetune,    show, bench, robustness,
+    finetune, robustness, show, bench,
 ):  # fmt: skip
     app.command()(command)
 app.command(name="list")(list_)

@@ -136,9 +136,9 @@ class TrainingProgress:
         if not run.status():  # what goes on has taken some of it
             print_plan(written.get("plan"))
         if begun := written.get("start"):
-            console.print(Text(f"  starts from {begun_from(begun)}"), soft_wrap=True)
+            print_indented(f"starts from {begun_from(begun)}")
         if frozen := written["recipe"].get("freeze"):
-            console.print(Text(f"  frozen: {', '.join(frozen)}"), soft_wrap=True)
+            print_indented(f"frozen: {', '.join(frozen)}")
         held = written["data"].get("held_out")
         if held:
             console.print(f"  {held:.0%} of the images are held out of training, for evaluation")

@@ -170,8 +170,7 @@ def _study(
                 index = _chosen(train, few)
                 assert few.label is not None
                 fitted = probes.linear_probe(frozen[index], few.label, l2=_l2(few), seed=seed)
-                right = fitted.predict(frozen_test) == test.label
-                seen[word]["probe"].append(float(right.double().mean()))
+                seen[word]["probe"].append(_share(fitted.predict(frozen_test), test))
     rows = [
         {
             "labels": word, "n": budgets[word], "method": m, **_interval(seen[word][m], len(test)),
@@ -263,7 +262,13 @@ def _accuracy(
     h = embed_images(encoder, test, size=recipe.size, device=subject.device).h
     with torch.no_grad():
         named = encoder.logits(h.to(subject.device)).argmax(dim=1).cpu()
-    return float((named == test.label).double().mean())  # numbered as in training
+    return _share(named, test)  # classes are numbered as in training
+
+
+def _share(named: Int[Tensor, " N"], test: ImageSet) -> float:
+    """Share of the images whose class is named."""
+    assert test.label is not None
+    return float(torch.eq(named, test.label).double().mean())
 
 
 def _interval(values: Sequence[float], n: int) -> dict[str, float]:
