@@ -54,26 +54,33 @@ def test_what_scratch_needs_is_read_between_budgets():
 
 
 def test_a_study_has_its_controls_goes_on_and_leaves_runs_with_a_classifier(run):
-    found = finetune(run, labels=("2-per-class", "10-per-class"), draws=2)
-    rows = {(row["labels"], row["method"]): row for row in found["rows"]}
-    assert len(rows) == 6 and found["n_test"] == 359
+    found = finetune(run, labels=("2-per-class",), draws=2)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert set(rows) == {"finetuned", "scratch", "probe"} and found["n_test"] == 359
     for row in rows.values():
         assert len(row["each"]) == 2 and 0 <= row["low"] <= row["value"] <= row["high"] <= 1
-    few, more = (rows[w, "finetuned"]["value"] for w in ("2-per-class", "10-per-class"))
-    assert more > few > 0.2
-    folder = run.path / "finetune" / "10-per-class-draw1"
+    assert rows["finetuned"]["value"] > 0.2
+    folder = run.path / "finetune" / "2-per-class-draw1"
     encoder, scratch = (Encoder.load(folder / m) for m in ("finetuned", "scratch"))
     assert encoder.classes == tuple(map(str, range(10))) == scratch.classes
-    started = Encoder.load(folder / "finetuned" / "start.safetensors")
+    begun = Encoder.load(folder / "finetuned" / "start.safetensors").backbone.state_dict()
     own = Encoder.load(run.path).state_dict()
-    assert all(
-        torch.equal(x, own[f"backbone.{n}"]) for n, x in started.backbone.state_dict().items()
-    )
+    assert all(torch.equal(x, own[f"backbone.{n}"]) for n, x in begun.items())
     assert not Run.open(folder / "scratch").read("recipe.json").get("start")
     kept = (folder / "finetuned" / "encoder.safetensors").stat().st_mtime_ns
-    assert finetune(run, labels=("2-per-class", "10-per-class"), draws=2) == found
+    assert finetune(run, labels=("2-per-class",), draws=2) == found
     assert (folder / "finetuned" / "encoder.safetensors").stat().st_mtime_ns == kept
     assert json.loads((run.path / "finetune" / "finetune.json").read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_more_labels_are_better_and_each_method_has_the_rate_that_suits_it(run):
+    found = finetune(run, labels=("2-per-class", "20-per-class"), draws=2)
+    rows = {(row["labels"], row["method"]): row for row in found["rows"]}
+    assert rows["20-per-class", "finetuned"]["rate"] in (3e-4, 1e-3, 3e-3)
+    for method in ("finetuned", "scratch", "probe"):
+        few, more = (rows[w, method]["value"] for w in ("2-per-class", "20-per-class"))
+        assert more > few
 
 
 def test_the_command_prints_the_table_and_refuses_what_it_must(run, tmp_path):
@@ -81,7 +88,7 @@ def test_the_command_prints_the_table_and_refuses_what_it_must(run, tmp_path):
         command = [sys.executable, "-m", "contrapose", "finetune", str(run.path), *more]
         return subprocess.run(command, capture_output=True, text=True)
 
-    done = call("--budgets", "2-per-class,10-per-class", "--draws", "2")
+    done = call("--budgets", "2-per-class", "--draws", "2")
     assert done.returncode == 0, done.stderr
     assert "finetuned" in done.stdout and "times as many" in done.stdout
     assert max(map(len, done.stdout.splitlines()[:4])) <= 100
