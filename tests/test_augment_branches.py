@@ -11,7 +11,7 @@ from contrapose import adapt, augment
 from contrapose.augment import branches, draws_kept, views
 from contrapose.data import open_images
 from contrapose.partials import assign, describe, revive
-from contrapose.studies.candidates import against
+from contrapose.studies.candidates import with_suggestions
 
 CROP = partial(augment.crop_flip, area=(0.3, 1.0))
 COLOUR = partial(augment.simclr, strength=1.0, blur=True)
@@ -80,4 +80,4 @@ def test_what_stands_on_top_of_a_policy_stands_on_both_branches():
     rgb = dataclasses.replace(open_images(pictures(64)), rgb=(2, 1, 0))
     named = adapt.beside_constants(quick(views=BOTH), rgb).views
     assert named.keywords["second"].keywords["rgb"] == (2, 1, 0)
-    assert against(BOTH, rgb, []) is not None
+    assert with_suggestions(BOTH, rgb, []).func is branches

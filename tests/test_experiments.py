@@ -370,6 +370,7 @@ def test_controls_and_measures_of_the_standard_job(tmp_path):
         sgd_probe,
         tolerance,
     )
+    from contrapose.experiments.trained import taught
 
     by_sgd, near = partial(sgd_probe, protocol="simclr_cifar"), partial(local_separation, k=3)
     every = (

@@ -216,9 +216,9 @@ def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Rec
     for name, expected in known.items():
         if name not in described and expected.default is MISSING:
             raise UserError(f"the recipe lacks {name}")
-    values: dict[str, Any] = {
-        n: tuple(v) if isinstance(v, list) else v for n, v in described.items()
-    }
+    values: dict[str, Any] = dict(described)
+    for name in values.keys() - functions:  # JSON has no tuples
+        values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
     for name in functions & values.keys():
         if values[name] is None and known[name].default is None:
             continue
