@@ -54,12 +54,12 @@ def test_what_scratch_needs_is_read_between_budgets():
 
 
 def test_a_study_has_its_controls_goes_on_and_leaves_runs_with_a_classifier(run):
-    found = finetune(run, labels=("2-per-class",), draws=2)
+    brief = {"labels": ("2-per-class",), "draws": 2, "protocol": "simclr"}
+    found = finetune(run, **brief)
     rows = {row["method"]: row for row in found["rows"]}
     assert set(rows) == {"finetuned", "scratch", "probe"} and found["n_test"] == 359
     for row in rows.values():
         assert len(row["each"]) == 2 and 0 <= row["low"] <= row["value"] <= row["high"] <= 1
-    assert rows["finetuned"]["value"] > 0.2
     folder = run.path / "finetune" / "2-per-class-draw1"
     encoder, scratch = (Encoder.load(folder / m) for m in ("finetuned", "scratch"))
     assert encoder.classes == tuple(map(str, range(10))) == scratch.classes
@@ -68,7 +68,7 @@ def test_a_study_has_its_controls_goes_on_and_leaves_runs_with_a_classifier(run)
     assert all(torch.equal(x, own[f"backbone.{n}"]) for n, x in begun.items())
     assert not Run.open(folder / "scratch").read("recipe.json").get("start")
     kept = (folder / "finetuned" / "encoder.safetensors").stat().st_mtime_ns
-    assert finetune(run, labels=("2-per-class",), draws=2) == found
+    assert finetune(run, **brief) == found
     assert (folder / "finetuned" / "encoder.safetensors").stat().st_mtime_ns == kept
     assert json.loads((run.path / "finetune" / "finetune.json").read_text())["rows"]
 
@@ -80,17 +80,13 @@ def test_more_labels_are_better_and_each_method_has_the_rate_that_suits_it(run):
     assert rows["20-per-class", "finetuned"]["rate"] in (3e-4, 1e-3, 3e-3)
     for method in ("finetuned", "scratch", "probe"):
         few, more = (rows[w, method]["value"] for w in ("2-per-class", "20-per-class"))
-        assert more > few
+        assert more > few > 0.2
 
 
-def test_the_command_prints_the_table_and_refuses_what_it_must(run, tmp_path):
+def test_the_command_refuses_what_it_must(run):
     def call(*more):
         command = [sys.executable, "-m", "contrapose", "finetune", str(run.path), *more]
         return subprocess.run(command, capture_output=True, text=True)
 
-    done = call("--budgets", "2-per-class", "--draws", "2")
-    assert done.returncode == 0, done.stderr
-    assert "finetuned" in done.stdout and "times as many" in done.stdout
-    assert max(map(len, done.stdout.splitlines()[:4])) <= 100
     wrong = call("--protocol", "simclt")
     assert wrong.returncode != 0 and "did you mean 'simclr'" in wrong.stderr

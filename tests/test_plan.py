@@ -100,7 +100,7 @@ def test_the_plan_of_a_run_is_recorded(tmp_path):
 
 def test_every_setting_is_said_with_its_reason(photographs, tmp_path):
     run = api.train(
-        "simclr", photographs, epochs=0.2, batch_size=32, changes=["backbone.stem=cifar"],
+        "simclr", photographs, epochs=0.2, batch_size=32, changes=["backbone.stem=imagenet"],
         out=tmp_path / "run", device="cpu", precision="fp32",
     )  # fmt: skip
     choices = run.read("recipe.json")["choices"]
