@@ -108,7 +108,7 @@ def test_every_setting_is_said_with_its_reason(photographs, tmp_path):
         "encoder": "asked for by --set backbone", "size": "of the images",
         "batch_size": "asked for by --batch-size", "epochs": "asked for by --epochs",
     }  # fmt: skip
-    assert choices["encoder"][0] == "resnet18, 11 M parameters"
+    assert choices["encoder"][0] == "resnet18, 12 M parameters"
     assert run.read("environment.json")["why"] == {
         "device": "asked for by --device cpu", "precision": "asked for by --precision fp32",
     }  # fmt: skip
