@@ -70,6 +70,7 @@ def test_a_run_leaves_tables_numbers_and_plots(tmp_path):
     assert (tmp_path / "out" / "topk.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_what_was_measured_and_no_process(tmp_path):
     command = [
         sys.executable, "-m", "contrapose", "bench", "--only", "clip", "--sizes", "64,6000",

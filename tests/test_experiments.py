@@ -154,6 +154,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(tmp_path)
     assert "Measured" in page
 
 
+@pytest.mark.slow
 def test_two_invocations_at_once_do_no_job_twice_and_ctrl_c_keeps_what_is_done(tmp_path):
     file = written(tmp_path, "waiting", WAITING)
     both = [started(file, "--jobs", "2"), started(file)]

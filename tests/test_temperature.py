@@ -281,6 +281,7 @@ def worker(rank, store, out):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one():
     out = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:

@@ -118,6 +118,7 @@ def test_keys_are_chosen_on_the_command_line_and_a_loss_that_does_not_fit_is_nam
         contrapose.train(quick(), digits, out=tmp_path / "no", changes=["keys.momentum=0.5"])
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed_from_its_last_checkpoint(tmp_path):
     command = [sys.executable, "-m", "contrapose", "train", "digits", "--epochs", "6", *QUICK]
     out = tmp_path / "killed"

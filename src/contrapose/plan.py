@@ -25,6 +25,7 @@ from contrapose.training.start import Start
 
 PATIENCE = 30 * 60.0  # s: a run of a recipe as it is may take as long without a GPU
 AIM = 8 * 60.0  # s of training that are chosen otherwise; evaluation comes on top
+LONGEST = 10 * 60.0  # s of training from which a run that was made smaller has fewer epochs too
 LEAST = 10  # epochs, below which a smaller encoder is chosen rather than fewer epochs
 STEPS = 100  # that a run has at least, however slow the machine: fewer teach nothing
 SHARE = 0.7  # of the free memory that a run may take
@@ -114,7 +115,7 @@ def planned(
             break
     if price.memory > room:
         raise UserError(_too_large(price, room, made.recipe, command))
-    if "epochs" not in asked and price.seconds > PATIENCE:
+    if "epochs" not in asked and price.seconds > (LONGEST if instead else PATIENCE):
         least = math.ceil(STEPS / max(1, len(made.images) // made.recipe.batch_size))
         before = made.recipe.epochs
         instead = instead | {"epochs": max(1, epochs, least)}
