@@ -207,9 +207,11 @@ def _fitting(price: Cost, room: float, recipe: Recipe) -> int:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """The recipe's encoder, size, batch and epochs, by the names of their flags."""
-    backbone = getattr(recipe.backbone, "func", recipe.backbone)
+    name = getattr(getattr(recipe.backbone, "func", recipe.backbone), "__name__", "its encoder")
+    if name == "timm":
+        name = f"timm:{recipe.backbone.keywords['name']}"  # type: ignore[attr-defined]
     return {
-        "encoder": getattr(backbone, "__name__", "its encoder"),
+        "encoder": name,
         "size": recipe.size,
         "batch_size": recipe.batch_size,
         "epochs": recipe.epochs,
