@@ -164,6 +164,9 @@ def test_a_finished_run_goes_on_for_more_epochs_and_says_what_the_rate_does(
     contrapose.evaluate(run, digits)
     assert contrapose.resume(run, images=digits).status()["step"] == 22
     assert (run.path / "evaluation.json").exists()  # nothing was trained
+    for name in ("finetune", "controls"):  # trainings that began from this encoder
+        (run.path / name).mkdir()
+    (run.path / "robustness.json").write_text("{}")
     contrapose.resume(run, images=digits, epochs=3)
     status, rows = run.status(), run.metrics()
     assert status["state"] == "finished" and status["step"] == 33 == rows[-1]["step"]
@@ -175,6 +178,9 @@ def test_a_finished_run_goes_on_for_more_epochs_and_says_what_the_rate_does(
     assert written["epochs_changed"] == [{"from": 2, "to": 3, "step": 22}]
     assert not (run.path / "evaluation.json").exists()
     assert (run.path / "found-at-step-00000022" / "evaluation.json").exists()
+    for name in ("finetune", "controls", "robustness.json"):
+        assert not (run.path / name).exists()
+        assert (run.path / "found-at-step-00000022" / name).exists()
     with pytest.raises(ValueError, match="stands at epoch 3 already; give more"):
         contrapose.resume(run, images=digits, epochs=2)
 

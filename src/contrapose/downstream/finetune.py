@@ -29,20 +29,17 @@ from torch import Tensor
 
 from contrapose import api, augment
 from contrapose.data import ImageSet, balanced
-from contrapose.encoders import none
 from contrapose.errors import UserError
 from contrapose.evaluation import probes
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.explain.subject import Subject, with_labels, written_about
-from contrapose.losses import cross_entropy
 from contrapose.partials import unknown
 from contrapose.progress import stage
 from contrapose.training import loop, optim
-from contrapose.training.recipe import Recipe
+from contrapose.training.recipe import Recipe, supervised
 from contrapose.training.run import Run
 
 METHODS = ("finetuned", "scratch", "probe")
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # by n
 FEWEST = 5  # labels of a class, of which one is held out to choose the rate
 
 
@@ -192,17 +189,9 @@ def _recipe(
     small = subject.recipe.size <= 64
     crops = partial(augment.crop_flip, area=(0.2 if small else 0.08, 1.0))
     return dataclasses.replace(
-        subject.recipe,
+        supervised(subject.recipe),
         name=method,
         views=partial(augment.digits) if subject.encoder.channels == 1 else crops,
-        head=partial(none),
-        loss=partial(cross_entropy),
-        positives="class",
-        keys=None,
-        batches=None,
-        classifier=None,
-        classifier_weight=0.0,
-        mixing=None,
         number_of_views=1,
         start=str(subject.run.path) if method == "finetuned" else None,
         freeze=(),
@@ -275,7 +264,10 @@ def _interval(values: Sequence[float], n: int) -> dict[str, float]:
     """Mean, and a 95 % interval: Student's t over draws, or of n test images for a single draw."""
     mean = statistics.fmean(values)
     if len(values) > 1:
-        half = T95.get(len(values), 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+        from scipy import stats  # a second to import
+
+        t = float(stats.t.ppf(0.975, len(values) - 1))
+        half = t * statistics.stdev(values) / math.sqrt(len(values))
     else:
         half = 1.96 * math.sqrt(mean * (1 - mean) / n)
     return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}

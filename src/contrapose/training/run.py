@@ -43,9 +43,9 @@ from contrapose.training.recipe import Recipe, recipe_from
 
 Weights = dict[str, torch.Tensor]
 FORMAT = 1
-FINDINGS = (  # files about the encoder as it is saved
-    "evaluation*.json", "diagnosis*.json", "suppression.json", "robustness*.json", "pictures.npz",
-    "report.html",
+FINDINGS = (  # about the encoder as it is saved, and the runs that start from it or resemble it
+    "evaluation*.json", "diagnosis*.json", "robustness*.json", "suppression.json", "pictures.npz",
+    "report.html", "finetune*", "controls",
 )  # fmt: skip
 START_FILE = "start.safetensors"
 KEPT = 2  # checkpoints
