@@ -72,6 +72,15 @@ def test_on_a_terminal_one_line_changes_and_none_is_left(monkeypatch):
     assert written.getvalue().endswith("\x1b[2K")
 
 
+def test_an_interrupt_within_code_from_a_string_ends_with_the_status_of_any_other(tmp_path):
+    module = "from contrapose import cli\n"
+    module += "cli.app = lambda **_: exec('raise KeyboardInterrupt')\ncli.main()\n"
+    (tmp_path / "interrupted.py").write_text(module)
+    command = [sys.executable, "-m", "interrupted"]  # python FILE has no such case
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.strip() == "interrupted", done
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_after_training_says_what_stands_and_how_to_go_on(tmp_path, kind):
     x = np.random.default_rng(0).integers(0, 255, (600, 16, 16), dtype=np.uint8)

@@ -134,4 +134,7 @@ def _stop(message: str, code: int, prefix: str = "error: ") -> Any:
     from rich.text import Text
 
     Console(stderr=True).print(Text(prefix, style="bold red") + Text(message), soft_wrap=True)
+    # An interrupt that passed through exec() of a string, as while a dataclass is being defined,
+    # leaves a mark for which `python -m` ends by the signal and not with `code`; this clears it.
+    exec("")
     sys.exit(code)
