@@ -36,7 +36,8 @@ def digits():
 def final(run: Run) -> tuple[dict, dict, list]:
     """Weights, training state and metrics without their clock."""
     weights, state = run.load_checkpoint()
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
+    clock = ("seconds", "waiting_share")
+    rows = [{k: v for k, v in row.items() if k not in clock} for row in run.metrics()]
     return weights, {k: v for k, v in state.items() if k != "seconds"}, rows
 
 

@@ -65,6 +65,14 @@ def test_few_of_many_dimensions_is_said():
     assert "spread" in states(rows(effective_rank_h=60.0), width=512)
 
 
+def test_waiting_for_images_is_said_above_a_twentieth_of_the_time():
+    waited = rows(seconds=lambda t: 400 * t, waiting_share=lambda t: 0.8 if t > 0.5 else 0.02)
+    found = next(f for f in verdict(waited) if f.state == "waiting for images")
+    share = (0.02 * 20 + 0.8 * 19) / 39
+    assert found.sentence.startswith(f"{share:.0%} of the time was spent waiting for images")
+    assert "waiting for images" not in states(rows(seconds=lambda t: 4 * t, waiting_share=0.04))
+
+
 def test_a_solved_task_is_saturated():
     assert states(rows(loss=0.05, contrastive_accuracy=0.999))[0] == "saturated"
 

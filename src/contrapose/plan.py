@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contrapose import recipes
-from contrapose.data import ImageSet
+from contrapose.data import ImageSet, batches_ahead
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.machine import free_memory
@@ -160,6 +160,10 @@ def choices(
         elif name == "batch_size" and plain is not None and plain.batch_size != own["batch_size"]:
             why = f"a quarter of the images, which are fewer than the recipe's {plain.batch_size}"
         found[name] = [value, why]
+    ahead, room = batches_ahead(made.images, made.recipe.batch_size)
+    if ahead:
+        size = f"{ahead} batch{'es' if ahead > 1 else ''}, {max(room / 1e6, 1):,.0f} MB"
+        found["prefetch"] = [size, "images are read and decoded while a step computes"]
     if named and ("size" in asked or "size" in chosen):
         found["beside size"] = beside_size(str(recipe), made)
     return found

@@ -127,7 +127,8 @@ def everything(run: Path) -> dict[str, object]:
             found[name] = {k: v for k, v in state.items() if k != "seconds"}
         elif path.suffix == ".jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+            clock = ("seconds", "waiting_share")
+            found[name] = [{k: v for k, v in row.items() if k not in clock} for row in rows]
         elif path.name == "status.json":
             found[name] = {k: json.loads(path.read_text())[k] for k in ("state", "step", "steps")}
         else:

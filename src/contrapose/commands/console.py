@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
 NOTICED = 2.0  # s after a step from which what else is being done is said
+WAITING = 0.05  # share of the time spent waiting for images from which it is said
 EVERY = 60.0  # s between two lines of progress, where the output is no terminal
 console = Console(highlight=False)
 
@@ -163,6 +164,8 @@ class TrainingProgress:
         self.stepped = time.monotonic()
         speed = f"{at.images_per_second:,.{0 if at.images_per_second >= 10 else 1}f} images/s"
         text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
+        if at.waiting_share > WAITING:
+            text += f"  waiting for images {at.waiting_share:.0%}"
         self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
         left = (at.steps - at.step) * self.batch / max(at.images_per_second, 1e-9)
         self.words = f"step {at.step:,}/{at.steps:,}  {text}"

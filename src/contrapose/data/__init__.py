@@ -8,6 +8,8 @@ from contrapose.data.images import Skipped as Skipped
 from contrapose.data.named import NAMED as NAMED
 from contrapose.data.named import NamedSet as NamedSet
 from contrapose.data.open import open_images as open_images
+from contrapose.data.prefetch import Prefetch as Prefetch
+from contrapose.data.prefetch import batches_ahead as batches_ahead
 from contrapose.data.request import HELD_OUT as HELD_OUT
 from contrapose.data.request import UNKNOWN_CLASSES as UNKNOWN_CLASSES
 from contrapose.data.request import Request as Request

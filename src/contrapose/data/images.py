@@ -143,7 +143,10 @@ class OnAccess:
 
     def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
         wanted = self.position[index.cpu()].tolist()
-        out = np.empty((len(wanted), self.channels, self.side, self.side), np.uint8)
+        pinned = self.device.type == "cuda"  # so that the copy does not wait for the device
+        shape = (len(wanted), self.channels, self.side, self.side)
+        image = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        out = image.numpy()
 
         def some(chunk: range) -> None:
             part = out[chunk.start : chunk.stop]
@@ -156,7 +159,7 @@ class OnAccess:
                 ) from error
 
         each(some, chunks(len(wanted), at_most=1 if self.side > TINY else 32))
-        return torch.from_numpy(out).to(self.device)
+        return image.to(self.device, non_blocking=pinned)
 
     def subset(self, index: Int[Tensor, " B"]) -> "OnAccess":
         return replace(self, position=self.position[index.cpu()])

@@ -1,9 +1,12 @@
 """A parallel map over threads, for decoding."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from threading import Event
 from typing import TypeVar
 
 from contrapose.machine import cores
@@ -12,6 +15,18 @@ from contrapose.progress import counted
 T = TypeVar("T")
 R = TypeVar("R")
 S = TypeVar("S")
+
+_stop: ContextVar[Event | None] = ContextVar("_stop", default=None)
+
+
+@contextmanager
+def stopped_by(event: Event) -> Iterator[None]:
+    """A context in which `each` ends early, with CancelledError, once the event is set."""
+    token = _stop.set(event)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
 
 
 def each(function: Callable[[T], R], items: Sequence[T], words: str = "") -> list[R]:
@@ -23,9 +38,16 @@ def each(function: Callable[[T], R], items: Sequence[T], words: str = "") -> lis
     def counted_items(of: Sequence[S]) -> Iterable[S]:
         return counted(of, words) if words else of
 
+    stop = _stop.get()
+
+    def one(item: T) -> R:
+        if stop is not None and stop.is_set():
+            raise CancelledError
+        return function(item)
+
     if len(items) < 2 or cores() < 2:
-        return [function(item) for item in counted_items(items)]
-    waiting = [_threads(os.getpid()).submit(function, item) for item in items]
+        return [one(item) for item in counted_items(items)]
+    waiting = [_threads(os.getpid()).submit(one, item) for item in items]
     try:
         return [future.result() for future in counted_items(waiting)]
     except BaseException:

@@ -6,6 +6,7 @@ rule can know whether features suit a task, and a shortcut is only suspected.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ IMPROVING = 0.01  # relative fall of the loss over the last fifth that counts as
 CERTAIN = 3.0  # standard errors a trend must exceed: wrong in 1 of 20 flat runs at most
 FLAT = -0.05  # uniformity above which all rows are all but one point
 ONE_SIDED = 0.5  # mean similarity of two rows above which all share a direction
+WAITING = 0.05  # share of training spent waiting for images from which it is said
 ENOUGH_ROWS = 5  # below this a trend is not spoken of
 
 
@@ -61,7 +63,7 @@ def verdict(
         findings += [_shortcut(rows, last, scores), _readable(last, scores, signals)]
         findings += [_repeats(signals), _groups(signals)]
     if rows:
-        findings += [_parts(rows), _trend(rows, last)]
+        findings += [_parts(rows), _trend(rows, last), _waiting(rows)]
     return [finding for finding in findings if finding is not None]
 
 
@@ -131,6 +133,24 @@ def _parts(rows: Sequence[dict[str, Any]]) -> Finding | None:
         f"groups of {last:,.0f}, by epoch {number_text(since)}; batches of {batch:,.0f} before"
     )
     return Finding("conditional batches", "info", sentence, evidence)
+
+
+def _waiting(rows: Sequence[dict[str, Any]]) -> Finding | None:
+    """The share of training in which steps waited for their images, where it is worth a word."""
+    waited = total = 0.0
+    for before, row in pairwise(rows):
+        if (share := row.get("waiting_share")) is not None and row.get("seconds") is not None:
+            spent = max(0.0, row["seconds"] - (before.get("seconds") or 0.0))
+            waited, total = waited + share * spent, total + spent
+    if not total or waited / total <= WAITING:
+        return None
+    sentence = (
+        f"{waited / total:.0%} of the time was spent waiting for images: reading and decoding them "
+        "is slower than the step. Store them nearer to the size of training, on a faster disk, or "
+        "decode on more cores."
+    )
+    evidence = f"{waited:,.0f} of {total:,.0f} s between measured steps"
+    return Finding("waiting for images", "warn", sentence, evidence)
 
 
 def _status(status: dict[str, Any]) -> Finding | None:

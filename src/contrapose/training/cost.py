@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrapose.augment import views as make_views
-from contrapose.data import ImageSet
+from contrapose.data import ImageSet, batches_ahead
 from contrapose.encoders import Encoder
 from contrapose.machine import synchronize
 from contrapose.progress import duration
@@ -28,7 +28,7 @@ class Cost:
 
     images_per_second: float
     seconds: float  # of all epochs; evaluation comes on top
-    memory: float  # bytes, at the peak of a step, the images included
+    memory: float  # bytes, at the peak of a step, the images included, and those read ahead
     parameters: int
 
     def words(self) -> str:
@@ -71,6 +71,7 @@ def cost(
     at_once = recipe.batch_size * min(1.0, (recipe.chunk or rows) / rows)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     stored = len(images) * images.channels * images.size**2 if images.in_memory else 0
+    stored += batches_ahead(images, recipe.batch_size)[1]
     return Cost(
         images_per_second=speed,
         seconds=steps * recipe.batch_size / speed,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from contrapose.data import ImageSet
+from contrapose.data import ImageSet, Prefetch
 from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
@@ -48,6 +48,7 @@ class Progress:
     loss: float
     images_per_second: float
     row: dict[str, float] | None  # the signals, on the steps that measure them
+    waiting_share: float = 0.0  # of the time since the signals before: no step, images were read
 
 
 def check(recipe: Recipe, images: ImageSet) -> None:
@@ -94,7 +95,7 @@ def fit(
     if training.done:
         return
     run.set_aside_findings(training.at)
-    with signals_deferred(training.stopped_at_once) as interrupted:
+    with contextlib.closing(training), signals_deferred(training.stopped_at_once) as interrupted:
         training.status("running")
         try:
             while training.at < training.steps:
@@ -154,6 +155,7 @@ class _Training:
         self.batches: Batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
         self.images = images.to(torch.device(device))
+        self.prefetch = Prefetch(self.images, recipe.batch_size)
         self.label = learned_label(recipe, images)[0] if recipe.learns_from_labels else None
         self.at, seconds = 0, 0.0
         self.estimated: dict[str, int] = {}
@@ -174,6 +176,8 @@ class _Training:
         self.done = before.get("state") == "finished" and self.at >= self.steps
         self.started, self.saved = time.monotonic() - seconds, time.monotonic()
         self.order, self.epoch_of_order = torch.empty(0, 0, dtype=torch.long), -1
+        self.order_ahead, self.epoch_ahead = self.order, -1
+        self.waiting_share, self.measured = 0.0, (self.seconds, 0.0)  # time, of which waited
 
     def _restore(self, weights: Weights, state: dict[str, Any]) -> None:
         """Everything but the clock as the checkpoint has it; OtherImages for those of another."""
@@ -225,7 +229,7 @@ class _Training:
             self.optimizer,
             self.objective,
             Batch(
-                image=self.images.batch(index),
+                image=self.prefetch.take(index, self._following()),
                 index=index.to(self.device),
                 label=_of(self.label, index, self.device),
                 several=_of(self.images.labels, index, self.device),
@@ -240,6 +244,7 @@ class _Training:
         row = None
         if self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps):
             clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
+            clock["waiting_share"] = self._waiting()
             row = (
                 clock | {"lr": self.lr * factor} | step_signals(seen, self.objective) | self._knn()
             )
@@ -249,7 +254,10 @@ class _Training:
         if row is not None:
             self.run.append_metrics(row)
         speed = self.at * recipe.batch_size / max(self.seconds, 1e-9)
-        return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row)
+        return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row, self.waiting_share)
+
+    def close(self) -> None:
+        self.prefetch.close()
 
     def save_is_due(self) -> bool:
         tenth = self.at % max(1, self.steps // 10) == 0 or self.at == self.steps
@@ -326,6 +334,29 @@ class _Training:
             self.order = self.batches.order(epoch, self.recipe.seed)
             self.epoch_of_order = epoch
         return self.order[within]
+
+    def _following(self) -> list[Int[Tensor, " B"]]:
+        """Which images the steps after the next one take, as far as they are read ahead.
+
+        Those of the next epoch are a guess: `batches.begin` may still change its order.
+        """
+        found = []
+        for at in range(self.at + 1, min(self.at + 1 + self.prefetch.ahead, self.steps)):
+            epoch, within = divmod(at, self.per_epoch)
+            if epoch not in (self.epoch_of_order, self.epoch_ahead):
+                self.order_ahead = self.batches.order(epoch, self.recipe.seed)
+                self.epoch_ahead = epoch
+            order = self.order if epoch == self.epoch_of_order else self.order_ahead
+            if within < len(order):
+                found.append(order[within])
+        return found
+
+    def _waiting(self) -> float:
+        """The share of the time since the last call in which a step waited for its images."""
+        since, waited = self.measured
+        self.measured = self.seconds, self.prefetch.waited
+        self.waiting_share = (self.prefetch.waited - waited) / max(self.seconds - since, 1e-9)
+        return self.waiting_share
 
     def _knn(self) -> dict[str, float]:
         due = self.at % max(1, self.steps // KNN_TIMES) == 0 or self.at == self.steps
