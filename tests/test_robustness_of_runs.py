@@ -67,6 +67,12 @@ def test_all_of_the_benchmark_have_an_mce_and_what_gray_images_lack_is_said(run,
     assert "Relative mCE is left out" in " ".join(capsys.readouterr().out.split())
     written = json.loads((run.path / "robustness.json").read_text())
     assert written["mce"] > 0 and len(written["measured"]) == 1 + 18 * 5
+    assert written["measured"][1]["family"] == "noise" and len(written["ce"]) == 15
+    sheet = np.load(run.path / "pictures.npz")
+    assert sheet["corrupted"].shape == (18, 6, 8, 8, 1)
+    assert not (sheet["corrupted"][:, 0] == sheet["corrupted"][:, 5]).all(axis=(1, 2, 3)).any()
+    page = contrapose.write_report([run.path]).read_text()
+    assert page.count('class="tile corrupted-0"') == 18 * 6 and "gaussian noise" in page
 
 
 def test_published_images_are_read_and_the_fitting_ones_left_out_there_too(run, tmp_path):

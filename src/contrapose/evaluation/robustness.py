@@ -108,26 +108,34 @@ class Robustness:
         rows = [
             {
                 "corruption": each.corruption,
+                "family": CORRUPTIONS[each.corruption].family if each.corruption else "",
                 "severity": each.severity,
                 "before": each.before.as_json(),
                 "after": None if each.after is None else each.after.as_json(),
             }
             for each in (self.clean, *self.corrupted)
         ]
+        e = self.errors()
         return {
             "source": self.source,
             "seed": self.seed,
             "temperature": self.temperature,
             "notes": list(self.notes),
-            "mean_error": self.mean_error() if set(self.errors()) & set(BENCHMARK) else None,
-            "mce": mce(self.errors()) if complete(self.errors()) else None,
+            "mean_error": self.mean_error() if set(e) & set(BENCHMARK) else None,
+            "mce": mce(e) if complete(e) else None,
+            "ce": {n: 100 * _mean(_five(e, n)) / ALEXNET[n] for n in BENCHMARK if full(e, n)},
             "measured": rows,
         }
 
 
 def complete(errors: Mapping[str, Mapping[int, float]]) -> bool:
     """Whether there are the 15 corruptions at five severities that mCE is of."""
-    return all(set(errors.get(name, {})) >= set(SEVERITIES) for name in BENCHMARK)
+    return all(full(errors, name) for name in BENCHMARK)
+
+
+def full(errors: Mapping[str, Mapping[int, float]], name: str) -> bool:
+    """Whether the corruption was measured at the five severities."""
+    return set(errors.get(name, {})) >= set(SEVERITIES)
 
 
 def mce(errors: Mapping[str, Mapping[int, float]]) -> float:
@@ -386,7 +394,7 @@ def _notes(images: ImageSet, labelled: int) -> tuple[str, ...]:
 
 
 def _five(errors: Mapping[str, Mapping[int, float]], name: str) -> list[float]:
-    if not set(errors.get(name, {})) >= set(SEVERITIES):
+    if not full(errors, name):
         raise UserError(f"mCE needs {name} at the five severities; measure it first")
     return [errors[name][severity] for severity in SEVERITIES]
 

@@ -6,15 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Generator, Tensor
 
 from contrapose.augment import center
 from contrapose.data import ImageSet
 from contrapose.encoders import modes_kept
 from contrapose.errors import UserError
 from contrapose.evaluation.calibration import BINS, fitted_temperature
-from contrapose.evaluation.corruptions import BENCHMARK, CORRUPTIONS, known_corruption
+from contrapose.evaluation.corruptions import (
+    BENCHMARK,
+    CORRUPTIONS,
+    corrupted,
+    known_corruption,
+)
 from contrapose.evaluation.robustness import (
     BLOCK,
     SEVERITIES,
@@ -23,8 +30,10 @@ from contrapose.evaluation.robustness import (
     labelled,
     published,
     robustness_of_published,
+    seed_of,
 )
 from contrapose.evaluation.robustness import robustness as robustness_of_made
+from contrapose.explain import pictures
 from contrapose.explain.subject import Subject, written_about
 from contrapose.training.run import Run
 
@@ -92,7 +101,30 @@ def robustness(
         found = replace(found, notes=(*found.notes, *notes))
         written = found.as_json() | {"split": subject.split, "classes": list(encoder.classes)}
         subject.run.write(subject.file("robustness"), written)
+        if at is None and not subject.other:
+            pictures.add(subject.run, **contact_sheet(test.subset(rest), found, subject))
     return found
+
+
+def contact_sheet(images: ImageSet, found: Robustness, subject: Subject) -> dict[str, NDArray[Any]]:
+    """The first image as it is, then under each corruption that was measured, by severity: tiles of
+    [corruption, severity], with draws of their own."""
+    names = [*dict.fromkeys(m.corruption for m in found.corrupted)]
+    severities = [*dict.fromkeys(m.severity for m in found.corrupted)]
+    x = center(images.batch(torch.tensor([0])).cpu(), subject.recipe.size)
+    rows = []
+    for name in names:
+        draws = [Generator().manual_seed(seed_of(found.seed, name, s, -1)) for s in severities]
+        pairs = zip(severities, draws, strict=True)
+        rows.append(torch.cat([x, *(corrupted(x, name, s, g) for s, g in pairs)]))
+    side = min(subject.recipe.size, pictures.SHEET_SIDE)
+    tiles = [images.picture(center(row, side)) for row in rows]
+    return {
+        "corrupted": pictures.to_uint8(torch.stack(tiles)),
+        "corrupted_names": np.array(names, np.str_),
+        "corrupted_severities": np.array(severities),
+        "corrupted_of": np.array(f"{found.source}, seed {found.seed}"),
+    }
 
 
 def chosen(names: Sequence[str] | None, images: ImageSet) -> tuple[list[str], tuple[str, ...]]:

@@ -34,6 +34,7 @@ from contrapose.report.numbers import (
     short,
 )
 from contrapose.report.panels import geometry_panels, training_panels
+from contrapose.report.robustness_section import robustness_sections
 from contrapose.report.run_folder import Run, read_run
 from contrapose.report.sections import run_pictures
 
@@ -61,6 +62,7 @@ def render(runs: Sequence[Run]) -> str:
     classes = Classes(runs)
     figures: dict[str, PlotlyFigure] = {}
     pictures = [run_pictures(runs, k, classes, figures) for k in range(len(runs))]
+    robustness = robustness_sections(runs, figures)
     training, geometry = training_panels(runs), geometry_panels(runs)
     figures |= {panel.id: panel.figure for panel in (*training, *geometry) if panel.figure}
     data = {
@@ -75,6 +77,7 @@ def render(runs: Sequence[Run]) -> str:
         several=len(runs) > 1,
         classes=classes,
         pictures=pictures,
+        robustness=robustness,
         training=training,
         geometry=geometry,
         numbers=[[number(score) for score in run.scores] for run in runs],

@@ -59,6 +59,16 @@ class Confusion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Corrupted:
+    """One image as it is, then at each severity, for each of K corruptions; `of`: which images."""
+
+    image: UInt8[np.ndarray, "K S_plus_1 h w ch"]
+    names: tuple[str, ...]
+    severities: tuple[int, ...]
+    of: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pictures:
     classes: tuple[str, ...] = ()
     views: UInt8[np.ndarray, "R V_plus_1 H W ch"] | None = None
@@ -66,6 +76,7 @@ class Pictures:
     neighbours: Neighbours | None = None
     similarity: Similarity | None = None
     confusion: Confusion | None = None
+    corrupted: Corrupted | None = None
 
 
 Arrays = Mapping[str, np.ndarray]
@@ -93,6 +104,7 @@ def read_pictures(file: Path) -> tuple[Pictures, list[str]]:
         neighbours=part(_neighbours),
         similarity=part(_similarity),
         confusion=part(_confusion),
+        corrupted=part(_corrupted),
     )
     return pictures, left_out
 
@@ -194,6 +206,21 @@ def _confusion(arrays: Arrays) -> Confusion | None:
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise UserError(f"confusion has shape {list(counts.shape)} instead of [C C]")
     return Confusion(counts=counts, of=str(arrays.get("confusion_of", "")))
+
+
+def _corrupted(arrays: Arrays) -> Corrupted | None:
+    if "corrupted" not in arrays:
+        return None
+    image = _images(arrays, "corrupted", ndim=5)
+    names = tuple(str(n) for n in np.asarray(arrays.get("corrupted_names", [])).ravel())
+    severities = tuple(int(s) for s in np.asarray(arrays.get("corrupted_severities", [])).ravel())
+    if image.shape[:2] != (len(names), len(severities) + 1):
+        raise UserError(
+            f"corrupted holds {list(image.shape[:2])} pictures for {len(names)} corruptions at "
+            f"{len(severities)} severities"
+        )
+    of = str(arrays.get("corrupted_of", ""))
+    return Corrupted(image=image, names=names, severities=severities, of=of)
 
 
 def _images(arrays: Arrays, name: str, *, ndim: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from contrapose.errors import UserError
 from contrapose.files import conform, present_names, read_json, read_object, was_killed
 from contrapose.report.pictures import Pictures, read_pictures
+from contrapose.report.robustness import Robustness, read_robustness
 
 FORMAT = 1  # the run-folder version that this package reads
 
@@ -67,6 +68,7 @@ class Run:
     others: Mapping[str, OtherSet]  # than the run's own images, by their name
     verdict: tuple[Json, ...]
     signals: Json
+    robustness: Mapping[str, Robustness]  # by the name of the other set, "" for the run's own
     pictures: Pictures
     notices: tuple[Notice, ...]
 
@@ -102,6 +104,7 @@ def read_run(path: Path) -> Run:
         others=_others(path, notices),
         verdict=_records(diagnosis.get("verdict"), "diagnosis.json: verdict", notices),
         signals=_as_object(diagnosis.get("signals")),
+        robustness=_robustness(path, notices),
         pictures=_pictures(path / "pictures.npz", notices),
         notices=(*_state(path, status), *notices),
     )
@@ -123,6 +126,19 @@ def _others(path: Path, notices: list[Notice]) -> dict[str, OtherSet]:
         said = _records(diagnosis.get("verdict"), f"diagnosis-{name}.json: verdict", notices)
         signals = _as_object(diagnosis.get("signals"))
         found[name] = OtherSet(scores=scores, verdict=said, signals=signals)
+    return found
+
+
+def _robustness(path: Path, notices: list[Notice]) -> dict[str, Robustness]:
+    """robustness.json and robustness-NAME.json, by NAME; none of them need be there."""
+    found = {}
+    for file in sorted(path.glob("robustness*.json")):
+        name = file.stem.removeprefix("robustness").removeprefix("-")
+        try:
+            found[name] = read_robustness(file)
+        except (ValueError, OSError) as error:
+            sentence = f"{file.name} is damaged and left out ({error})"
+            notices.append(Notice(level="warn", sentence=sentence))
     return found
 
 
