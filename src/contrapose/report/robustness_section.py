@@ -11,6 +11,8 @@ from contrapose.report.run_folder import Run
 from contrapose.report.sprites import Sprite, sprite
 
 SHEET_BUDGET = 500_000  # bytes, shared by the runs of a page
+# of a chart by severity: words, facts of the measurements, kind, colour, width, dash
+Curve = tuple[str, dict[str, str], str, str, float, str]
 FAMILY_COLOURS = {"noise": "var(--c2)", "blur": "var(--c0)", "weather": "var(--c4)"}
 
 
@@ -86,7 +88,7 @@ def _section(
     shown = [("clean images", [seen.clean])]
     if strongest:
         shown.append((f"severity {strongest}, all corruptions", seen.where(severity=strongest)))
-    diagrams = []
+    diagrams: list[Diagram] = []
     for where, measured in shown:
         before, after = pooled(measured), pooled(measured, "after")
         figure = f"reliability_{id}_{len(diagrams)}"
@@ -202,7 +204,7 @@ def _by_severity(
     several, traces = len(runs) > 1, []
     for run, seen in own:
         colour = run_colour(runs.index(run))
-        curves = [("mean", {}, "before", colour, 2.5, "solid")]
+        curves: list[Curve] = [("mean", {}, "before", colour, 2.5, "solid")]
         if several:
             curves = [(run.name, {}, "before", colour, 2, "solid")]
         elif measure == "accuracy":
@@ -228,9 +230,9 @@ def _by_severity(
                 )  # fmt: skip
     layout = plain_layout("severity")
     layout["hovermode"] = "x unified"
-    ticks = sorted({x for t in traces for x in t["x"]})
-    words = ["clean" if t == 0 else str(t) for t in ticks]
-    layout["xaxis"] |= {"tickvals": ticks, "ticktext": words}
+    ticks = sorted({0, *(s for _, seen in own for s in seen.severities)})
+    named = ["clean" if t == 0 else str(t) for t in ticks]
+    layout["xaxis"] |= {"tickvals": ticks, "ticktext": named}
     layout["yaxis"] |= {"rangemode": "tozero"}
     if measure == "accuracy":
         layout["yaxis"] |= {"tickformat": ".0%", "range": [0, 1.02]}
