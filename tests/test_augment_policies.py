@@ -8,6 +8,7 @@ import torch
 from contrapose import augment, recipes
 from contrapose.augment import bernoulli, center, crop_flip, digits, simclr, views
 from contrapose.partials import assign, describe
+from contrapose.portions import Portion, portion_of_batch
 
 POLICIES = {
     "simclr": partial(simclr, strength=1.0),
@@ -69,6 +70,16 @@ def test_the_state_of_the_generator_decides_a_view(policy):
     assert not torch.equal(first, second)
     generator.set_state(state)
     assert torch.equal(policy(image, generator, size=32), first)
+
+
+@every_policy
+def test_a_process_with_a_portion_of_a_batch_makes_the_views_of_its_images(policy):
+    image = pictures(7, 3, 20, 24)
+    whole = views(partial(policy, size=16), image, seeded())
+    place = torch.tensor([0, 3, 4])
+    with portion_of_batch(Portion(place, 7)):
+        mine = views(partial(policy, size=16), image[place], seeded())
+    torch.testing.assert_close(mine, whole[:, place], atol=1e-6, rtol=0)
 
 
 @every_policy

@@ -111,14 +111,14 @@ def test_images_and_labels_are_mixed_alike(digits):
 
 @pytest.mark.parametrize("make", [taught, partial(beside, 0.5)], ids=["classifier", "joint"])
 def test_a_classifier_is_resumed_bit_for_bit_saved_and_scored(tmp_path, digits, make):
-    whole = contrapose.train(make(), digits, out=tmp_path / "whole")
+    whole = contrapose.train(make(epochs=2), digits, out=tmp_path / "whole")
 
     def stop(progress):
         if progress.step == 4:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(InterruptedTraining):
-        contrapose.train(make(), digits, out=tmp_path / "broken", watch=stop)
+        contrapose.train(make(epochs=2), digits, out=tmp_path / "broken", watch=stop)
     broken = contrapose.resume(tmp_path / "broken", images=digits)
     a, b = (run.load_checkpoint()[0] for run in (whole, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -6,7 +6,7 @@ from contrapose.augment.branches import branches, on_each_branch
 from contrapose.augment.channels import on_channels
 from contrapose.augment.colour import Grayscale, Jitter, Solarise
 from contrapose.augment.crop import draw_box, draw_box_tf, resized_crop
-from contrapose.augment.draw import bernoulli, uniform
+from contrapose.augment.draw import bernoulli, integers, normal, uniform
 from contrapose.augment.harden import blanked, hardened
 from contrapose.augment.mixing import CutMix, MixUp, cutmix, mixup
 from contrapose.augment.operations import OPERATIONS, ImageOperations
@@ -55,9 +55,11 @@ __all__ = [
     "draws_kept",
     "hardened",
     "instance_discrimination",
+    "integers",
     "mixup",
     "moco_v1",
     "moco_v2",
+    "normal",
     "on_channels",
     "on_each_branch",
     "randaugment",

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from contrapose.augment.colour import RGB
-from contrapose.augment.draw import uniform
+from contrapose.augment.draw import integers, uniform
 from contrapose.augment.operations import CODE, GEOMETRY, OPERATIONS, ImageOperations
 from contrapose.errors import UserError
 
@@ -70,7 +70,7 @@ def draw_autoaugment(
     level = [[argument_of(name, strength, side, translate=translate) for name, _, strength in pair]
              for pair in V0]  # fmt: skip
     device = generator.device
-    pair = torch.randint(len(V0), (count,), generator=generator, device=device)
+    pair = integers(count, len(V0), generator)
     often = torch.tensor([[p for _, p, _ in pair] for pair in V0], device=device)
     named = torch.tensor([[CODE[name] for name, _, _ in pair] for pair in V0], device=device)
     applied = uniform(count, 0.0, 1.0, generator, 2) < often[pair]
@@ -105,9 +105,9 @@ def draw_randaugment(
         argument_of(name, magnitude, side, translate=translate, cutout=cutout)
         for name in OPERATIONS
     ]
-    shape, device = (count, operations), generator.device
-    code = torch.randint(len(OPERATIONS), shape, generator=generator, device=device)
-    return _with_signs(code, torch.tensor(every, device=device)[code], generator, rgb)
+    code = integers(count, len(OPERATIONS), generator, operations)
+    level = torch.tensor(every, device=generator.device)
+    return _with_signs(code, level[code], generator, rgb)
 
 
 def argument_of(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from contrapose.augment.draw import bernoulli, uniform
+from contrapose.augment.draw import bernoulli, normal, uniform
 from contrapose.errors import UserError
 from contrapose.machine import as_float64
 
@@ -40,7 +40,7 @@ class Warp:
         if furthest < 0:
             raise UserError(f"Warp.draw: asked for furthest={furthest} of the side; use 0 or more")
         length = uniform(count, 0.0, furthest, generator)
-        drawn = torch.randn(count, 4, 2, generator=generator, device=generator.device)
+        drawn = normal(count, generator, 4, 2)
         return Warp(on=bernoulli(count, p, generator), shift=drawn * length[:, None, None])
 
     def __getitem__(self, rows: Tensor) -> "Warp":

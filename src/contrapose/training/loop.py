@@ -1,10 +1,11 @@
 """The training loop: epochs of steps, signals, checkpoints, and exact resumption.
 
-The images of a step depend only on (seed, epoch, step), and the generator of the views is part of a
-checkpoint. So on a CPU a resumed run continues bit for bit, also in the middle of an epoch.
+The images of a step depend only on (seed, epoch, step), and an image's views only on (seed, step,
+image). So on a CPU a resumed run continues bit for bit, also in the middle of an epoch.
 """
 
 import contextlib
+import hashlib
 import math
 import time
 import warnings
@@ -153,7 +154,7 @@ class _Training:
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
         self.objective = objective_of(recipe, encoder, len(images))
         self.batches: Batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
-        self.generator = torch.Generator(device).manual_seed(recipe.seed)
+        self.generator = torch.Generator(device)
         self.images = images.to(torch.device(device))
         self.prefetch = Prefetch(self.images, recipe.batch_size)
         self.label = learned_label(recipe, images)[0] if recipe.learns_from_labels else None
@@ -188,16 +189,12 @@ class _Training:
         self.objective.load_state_dict(state.get("objective", older))
         if (kept := state.get("batches")) is not None:  # None: of an older run
             self.batches.load_state_dict(kept)
-        torch.set_rng_state(state["torch"])
-        if state["device"] == self.generator.device.type:
-            self.generator.set_state(state["generator"])
-            return
-        self.generator.manual_seed(self.recipe.seed + state["step"])
-        warnings.warn(
-            f"{self.run.path} was trained on {state['device']} until step {state['step']}; its "
-            f"views continue on {self.device} from a new random state",
-            stacklevel=2,
-        )
+        if state["device"] != self.generator.device.type:
+            warnings.warn(
+                f"{self.run.path} was trained on {state['device']} until step {state['step']}; its "
+                f"views are now drawn on {self.device}, with other random numbers",
+                stacklevel=2,
+            )
 
     def _finished_without_checkpoints(self, status: dict[str, Any]) -> None:
         """The weights of a finished run whose checkpoints were removed to save space."""
@@ -236,7 +233,7 @@ class _Training:
                 part=part_of(self.batches.size, len(index), self.device),
             ),
             recipe,
-            self.generator,
+            self._seeded(),
             label=label,
             bf16=self.bf16,
         )
@@ -275,8 +272,6 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "objective": objective,
             "batches": self.batches.state_dict(),
-            "generator": self.generator.get_state(),
-            "torch": torch.get_rng_state(),
             "fingerprint": self.images.fingerprint,
         }
         self.run.save_checkpoint(self.at, self.encoder.to_bytes(), state)
@@ -326,6 +321,12 @@ class _Training:
             },
         )
 
+    def _seeded(self) -> torch.Generator:
+        """The generator of the views, and torch's own (dropout), as (seed, step) set them."""
+        seed = seed_of_step(self.recipe.seed, self.at)
+        torch.manual_seed(seed)
+        return self.generator.manual_seed(seed)
+
     def _index(self) -> Int[Tensor, " B"]:
         """Which images the next step takes."""
         epoch, within = divmod(self.at, self.per_epoch)
@@ -365,6 +366,15 @@ class _Training:
         found = online_knn(self.encoder, self.images, self.recipe, self.device, self.bf16)
         self.encoder.train()
         return {"knn": found}
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """The seed of all that is drawn in a step: another one in every step of a run.
+
+    Of a generator's seed a CPU uses the lower 32 bits, in which steps of one run differ too.
+    """
+    mixed = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=7).digest()
+    return int.from_bytes(mixed, "little") + step
 
 
 def part_of(size: int | None, images: int, device: torch.device | str) -> Int[Tensor, " B"] | None:
