@@ -51,6 +51,7 @@ class Rows:
     notes: tuple[str, ...] = ()  # how the array was read
     stamp: tuple[object, ...] = ()  # name, size and time of the file behind the rows
     place: str = ""  # nothing worth keeping: an array is its own decoded copy
+    stored: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,7 +98,7 @@ class Rows:
                 notes[place] = said
         return failed, notes
 
-    def contents(self, index: Sequence[int]) -> list[bytes]:
+    def contents(self, index: Sequence[int], whole: bool = True) -> list[bytes]:
         shape = repr((self.rows.dtype.str, self.rows.shape[1:])).encode()
         return [
             digest(shape, np.ascontiguousarray(self.rows[i]).view(np.uint8).data).encode()

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
-from contrapose.data import tiff
+from contrapose.data import quick_header, tiff
 from contrapose.data.values import Scaled, ValueRange, is_deep, scaled
 from contrapose.errors import UserError
 
@@ -81,6 +81,29 @@ class _Values(NamedTuple):
     nodata: float | None = None
     orientation: int = 1
     alpha: bool = False  # the last channel is transparency
+
+
+def look(file: BinaryFile, max_pixels: int | None = None) -> Header:
+    """As `read_header`, without Pillow for a plain JPEG or PNG (`data/quick_header.py`)."""
+    head = file.read(quick_header.HEAD)
+    found = None
+    if head.startswith(b"\x89PNG"):
+        rest = file.read(quick_header.WHOLE)
+        found = quick_header.of_png(head + rest, max_pixels)
+    elif head.startswith(b"\xff\xd8"):
+        found = quick_header.of_jpeg(head, _tail(file, quick_header.END), max_pixels)
+    return read_header(file, max_pixels) if found is None else Header(*found)
+
+
+def ends(file: BinaryFile) -> tuple[int, bytes, bytes]:
+    """(length in bytes, first 4,096 bytes, last 64 bytes) of an encoded image."""
+    head = file.read(4096)
+    return file.seek(0, io.SEEK_END), head, _tail(file, 64)
+
+
+def _tail(file: BinaryFile, count: int) -> bytes:
+    file.seek(max(0, file.seek(0, io.SEEK_END) - count))
+    return file.read()
 
 
 def read_header(file: BinaryFile, max_pixels: int | None = None) -> Header:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from contrapose.data.decode import SUFFIXES
-from contrapose.data.walk import printable
+from contrapose.data.packed import printable
 
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|\\\\")
 Parts = tuple[str, ...]

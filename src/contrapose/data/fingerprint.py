@@ -1,9 +1,10 @@
 """The fingerprint of a set of images: 16 hexadecimal digits, the start of a sha256.
 
 For a set in memory it is computed from the decoded squares; for a set that decodes on access, from
-the encoded bytes of its images, since decoding all of them takes long. Names, folders and times do
-not enter, so that a copy of the files has the same fingerprint. A set that came from files can
-compute both kinds: `ImageSet.holds`.
+the encoded bytes of its images, since decoding all of them takes long: of all bytes up to WHOLE,
+and beyond that of the length, the first 4,096 and the last 64 bytes of each image, since reading
+150 GB takes long too. Names, folders and times do not enter, so that a copy of the files has the
+same fingerprint. A set that came from files can compute all kinds: `ImageSet.holds`.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from contrapose.data.cache import cache_root
 from contrapose.data.images import ImageSource, InMemory, Pixels, digest
 from contrapose.data.threads import chunks, each
 
+WHOLE = 4 * 2**30  # bytes of encoded images that are read for a fingerprint
 _SLOW = 2.0  # seconds of reading after which the result is kept
 _CHUNK = 64  # images at a time
 
@@ -45,16 +47,19 @@ class Content:
             return
         if isinstance(self.pixels, InMemory):
             yield self._of_encoded()
+            yield self._of_encoded(not _whole(self.source))
             return
+        yield self._of_encoded(not _whole(self.source))
         bad = sorted({*range(len(self.source))} - {*self.good})
         yield self._digest(
             self.source.identity() + repr((self.how[0], bad, *self.how[1:])).encode()
         )
         yield self._of_squares()
 
-    def _of_encoded(self) -> str:
+    def _of_encoded(self, whole: bool | None = None) -> str:
         assert self.source is not None
-        return self._digest(_encoded(self.source, self.good), repr(self.how).encode())
+        whole = _whole(self.source) if whole is None else whole
+        return self._digest(_encoded(self.source, self.good, whole), repr(self.how).encode())
 
     def _of_squares(self) -> str:
         """As `_digest` of one tensor, of which only one piece is in memory at a time."""
@@ -83,15 +88,26 @@ def _length(n: int) -> bytes:
     return n.to_bytes(8, "little")
 
 
-def _encoded(source: ImageSource, good: Sequence[int]) -> bytes:
+def _whole(source: ImageSource) -> bool:
+    return source.stored <= WHOLE
+
+
+def _encoded(source: ImageSource, good: Sequence[int], whole: bool) -> bytes:
     """A digest of the encoded images in order; cached if reading them takes long."""
     root = cache_root()
     key = digest(source.identity(), source.place.encode("utf-8", "surrogateescape"))
-    kept = None if root is None or not source.place else root / "contents" / f"{key}-{len(good)}"
+    kept = (
+        None
+        if root is None or not source.place
+        else root / "contents" / f"{key}-{len(good)}{'' if whole else '-ends'}"
+    )
     if kept is not None and kept.is_file():
         return kept.read_bytes()
     start = time.monotonic()
-    parts = each(lambda chunk: source.contents([good[k] for k in chunk]), chunks(len(good), _CHUNK))
+    parts = each(
+        lambda chunk: source.contents([good[k] for k in chunk], whole),
+        chunks(len(good), _CHUNK), words=f"fingerprint of {len(good):,} images",
+    )  # fmt: skip
     found = digest(*(one for part in parts for one in part)).encode()
     if kept is not None and time.monotonic() - start > _SLOW:
         try:

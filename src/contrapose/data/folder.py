@@ -20,7 +20,8 @@ from contrapose.data.decode import SUFFIXES
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import UNLABELLED
 from contrapose.data.load import Encoded, Listing
-from contrapose.data.walk import Found, holds_images, printable, subfolders, walk
+from contrapose.data.packed import Below, printable
+from contrapose.data.walk import Found, holds_images, subfolders, walk
 from contrapose.errors import UserError
 
 SPLITS = {
@@ -57,7 +58,7 @@ def from_folder(root: Path, split: str) -> Listing:
 
 
 def _listing(root: Path, part: Path, split: str, layout: _Layout) -> Listing:
-    found = walk(part)
+    found = walk(part, stat=True)
     _report_nothing(part, found)
     notes = layout.notes | found.notes()
     if part.name.lower() not in (split, "train") and split != "all":
@@ -65,17 +66,19 @@ def _listing(root: Path, part: Path, split: str, layout: _Layout) -> Listing:
     source = Encoded(
         found.files,
         open=lambda i: open(found.files[i], "rb"),
-        stamp=lambda: _stamp(found, part),
+        stamp=_stamp(found, part),
         place=str(part.resolve()),
+        stored=sum(found.size),
     )
-    names = [printable(Path(name).relative_to(root).as_posix()) for name in found.files]
+    names = Below(found.files, str(root))
     skipped = tuple(found.skipped)
     if not layout.classes:
         return Listing(source, split, skipped=skipped, notes=notes, names=names)
     place = {name: k for k, name in enumerate(layout.classes)}
-    depth = len(part.parts)
-    first = [parts[depth] if len(parts := Path(f).parts) > depth + 1 else "" for f in found.files]
-    label = torch.tensor([place.get(name, UNLABELLED) for name in first], dtype=torch.int64)
+    start = len(os.path.join(str(part), ""))
+    below = (name[start:].partition(os.sep) for name in found.files)
+    first = [place.get(name, UNLABELLED) if deeper else UNLABELLED for name, deeper, _ in below]
+    label = torch.tensor(first, dtype=torch.int64)
     if outside := int((label < 0).sum()):
         notes["outside the class subfolders, without label"] = outside
     classes = tuple(printable(name) for name in layout.classes)
@@ -150,8 +153,10 @@ def _report_nothing(part: Path, found: Found) -> None:
 
 
 def _stamp(found: Found, part: Path) -> bytes:
-    parts = []
-    for name in found.files:
-        stat = os.stat(name)
-        parts.append(f"{os.path.relpath(name, part)}\0{stat.st_size}\0{stat.st_mtime_ns}")
+    """A digest of the names below the folder, sizes and times."""
+    start = len(os.path.join(str(part), ""))
+    parts = (
+        f"{name[start:]}\0{size}\0{changed}"
+        for name, size, changed in zip(found.files, found.size, found.changed, strict=True)
+    )
     return digest("\n".join(parts).encode("utf-8", "surrogateescape")).encode()

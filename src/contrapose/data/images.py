@@ -66,6 +66,8 @@ class ImageSource(Protocol):
     def place(self) -> str: ...  # the folder of its files; "" = not from files
     @property
     def on_disk(self) -> bool: ...  # whether holding the source holds no image in memory
+    @property
+    def stored(self) -> int: ...  # bytes of all encoded images; 0 = unknown
 
     def __len__(self) -> int: ...
     def name(self, i: int) -> str: ...
@@ -77,7 +79,8 @@ class ImageSource(Protocol):
         self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
     ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]: ...
     def identity(self) -> bytes: ...  # digest of names, sizes and times: quick, to keep copies by
-    def contents(self, index: Sequence[int]) -> list[bytes]: ...  # digest of each, not decoded
+    # digest of each image, not decoded; of its length and ends alone where not of the whole
+    def contents(self, index: Sequence[int], whole: bool = True) -> list[bytes]: ...
 
 
 @runtime_checkable

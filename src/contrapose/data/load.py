@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from jaxtyping import Int, Int8, UInt8
 from torch import Tensor
 
 from contrapose.data.cache import Decoded, keep, recall
-from contrapose.data.decode import BinaryFile, Header, Reading, decode, read_header, values
+from contrapose.data.decode import BinaryFile, Header, Reading, decode, ends, look, values
 from contrapose.data.fingerprint import Content
+from contrapose.data.headers import Headers, scan, why
 from contrapose.data.images import (
     TINY,
     ImageSet,
@@ -34,12 +35,11 @@ from contrapose.data.images import (
     Pixels,
     Skipped,
     digest,
-    reason,
 )
+from contrapose.data.packed import printable
 from contrapose.data.split import evenly
 from contrapose.data.threads import chunks, each
 from contrapose.data.values import RGB, SAMPLE, ValueRange, found_range, some_values
-from contrapose.data.walk import printable
 from contrapose.errors import UserError
 from contrapose.progress import counted
 
@@ -69,8 +69,9 @@ class Encoded:
 
     names: Sequence[str]
     open: Callable[[int], BinaryFile]
-    stamp: Callable[[], bytes]  # digest of names, sizes and times
+    stamp: bytes  # digest of names, sizes and times
     place: str  # the folder that holds the files
+    stored: int = 0  # bytes of all encoded images, where that is known
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,7 +88,7 @@ class Encoded:
         for i in index:
             try:
                 with self.open(i) as file:
-                    found.append(read_header(file, how.max_pixels))
+                    found.append(look(file, how.max_pixels))
             except Exception as error:
                 found.append(error)
         return found
@@ -110,13 +111,14 @@ class Encoded:
         return failed, notes
 
     def identity(self) -> bytes:
-        return self.stamp()
+        return self.stamp
 
-    def contents(self, index: Sequence[int]) -> list[bytes]:
+    def contents(self, index: Sequence[int], whole: bool = True) -> list[bytes]:
         found = []
         for i in index:
             with self.open(i) as file:
-                found.append(hashlib.file_digest(file, "sha256").digest())
+                content = file.read() if whole else repr(ends(file)).encode()
+                found.append(hashlib.sha256(content).digest())
         return found
 
 
@@ -208,15 +210,17 @@ def _read(
     how: Reading,
     memory: int,
 ) -> _Read:
-    headers, bad = _scan(source, how)
+    headers, bad = scan(source, how)
     check(bad)
-    C = _channels(name, [h for i, h in enumerate(headers) if i not in bad], channels)
-    other = {i: h for i, h in enumerate(headers) if i not in bad and C not in h.channels}
-    bad |= {i: Skipped(source.name(i), _of_channels(h, C)) for i, h in other.items()}
+    C = _channels(name, headers, channels)
+    fits = headers.where(lambda kind: C in kind.channels)
+    for i in np.flatnonzero((headers.kind >= 0) & ~fits).tolist():
+        found = headers.kinds[headers.kind[i]].channels[0]
+        bad[i] = Skipped(source.name(i), _of_channels(found, C))
     check(bad)
-    good = [i for i in range(len(source)) if i not in bad]
-    side = size or _side([headers[i].short for i in good])
-    deep = [i for i in good if headers[i].deep]
+    good = np.flatnonzero(fits).tolist()
+    side = size or _side(headers.short[fits])
+    deep = np.flatnonzero(fits & headers.where(lambda kind: kind.deep)).tolist()
     how = replace(how, over=_range(name, source, deep, C, how))
     pixels: Pixels
     if len(good) * C * side * side > memory:
@@ -233,26 +237,19 @@ def _read(
         pixels = InMemory(torch.from_numpy(squares))
     if deep and (flat := _flat_channels(squares)):
         notes[f"with nearly all of the range unused in channel {flat}"] = len(squares)
-    notes = _conversions([headers[i] for i in good], side, C, how) | notes
+    notes = _conversions(headers.part(np.array(good, int)), side, C, how) | notes
     return _Read(pixels, good, bad, notes, how.over, _slow(headers))
 
 
-def _scan(source: ImageSource, how: Reading) -> tuple[list[Header], dict[int, Skipped]]:
-    parts = each(
-        lambda chunk: source.headers(chunk, how), chunks(len(source), _CHUNK),
-        words=f"looking at {len(source):,} images",
-    )  # fmt: skip
-    found = [h for part in parts for h in part]
-    bad = {i: Skipped(source.name(i), _said(h)) for i, h in enumerate(found) if _failed(h)}
-    return [Header(0, 0, ()) if isinstance(h, Exception) else h for h in found], bad
-
-
-def _channels(name: str, headers: list[Header], asked: int | None) -> int:
+def _channels(name: str, headers: Headers, asked: int | None) -> int:
     """Number of channels of the squares: 1 if every image is grey, 3 if some are in colour; another
     number if most images have it."""
-    count = Counter(h.channels[0] for h in headers)
+    many = np.bincount(headers.kind[headers.kind >= 0], minlength=len(headers.kinds)).tolist()
+    count: Counter[int] = Counter()
+    for n, kind in zip(many, headers.kinds, strict=True):
+        count[kind.channels[0]] += n
     if asked is not None:
-        if not any(asked in h.channels for h in headers):
+        if not any(asked in kind.channels for kind in headers.kinds):
             found = " or ".join(map(str, sorted(count)))
             raise UserError(f"{name}: channels={asked}, but its images have {found}")
         return asked
@@ -261,8 +258,7 @@ def _channels(name: str, headers: list[Header], asked: int | None) -> int:
     return max(count, key=lambda c: (count[c], -c))
 
 
-def _of_channels(header: Header, wanted: int) -> str:
-    found = header.channels[0]
+def _of_channels(found: int, wanted: int) -> str:
     return f"it has {found} channel{'s' if found > 1 else ''}, not {wanted} as the set is read with"
 
 
@@ -315,7 +311,7 @@ def _some(deep: list[int]) -> list[int]:
 def _decode(
     source: ImageSource,
     good: list[int],
-    headers: list[Header],
+    headers: Headers,
     side: int,
     channels: int,
     how: Reading,
@@ -330,11 +326,11 @@ def _decode(
         failed, notes = source.squares(index, squares[chunk.start : chunk.stop], how)
         with lock:
             for place, error in failed.items():
-                bad[index[place]] = Skipped(source.name(index[place]), _said(error))
+                bad[index[place]] = Skipped(source.name(index[place]), why(error))
             for k, said in notes.items():
                 count.update(() if k in failed else said)
 
-    area = sum(headers[i].width * headers[i].height for i in good) / max(1, len(good))
+    area = float(headers.area[good].mean()) if good else 0.0
     words = f"decoding {len(good):,} images"
     if area > TINY**2:
         each(some, chunks(len(good), _CHUNK), words)
@@ -355,14 +351,14 @@ def _rgb(name: str, rgb: RGB | None, channels: int) -> RGB | None:
     return rgb
 
 
-def _slow(headers: list[Header]) -> bool:
+def _slow(headers: Headers) -> bool:
     # about a second: 150 us an image and 10 ns a pixel
-    return 150e-6 * len(headers) + 10e-9 * sum(h.width * h.height for h in headers) > 1
+    return 150e-6 * len(headers.kind) + 10e-9 * float(headers.area.sum()) > 1
 
 
-def _side(shorts: list[int]) -> int:
+def _side(shorts: np.ndarray) -> int:
     # no image is enlarged for the sake of others, and none is resampled without need
-    largest, smallest = max(shorts), min(shorts)
+    largest, smallest = int(shorts.max()), int(shorts.min())
     own = largest == smallest and largest <= _LARGEST_OWN_SIDE
     return largest if own else min(largest, _USUAL_SIDE)
 
@@ -381,35 +377,26 @@ def _refuse(name: str, total: int, bad: list[Skipped], max_bad_share: float) -> 
     )
 
 
-def _conversions(headers: list[Header], side: int, channels: int, how: Reading) -> dict[str, int]:
+def _conversions(headers: Headers, side: int, channels: int, how: Reading) -> dict[str, int]:
+    """Notes on what decoding changes, of images that all can be read -> their number."""
     count: Counter[str] = Counter()
-    deep = any(header.deep for header in headers)
-    for header in headers:
-        count.update(header.notes)
-        if header.deep:
-            count[f"of more than 8 bits, values {how.over} read as black to white"] += 1
+    many = np.bincount(headers.kind, minlength=len(headers.kinds)).tolist()
+    deep = any(n and kind.deep for n, kind in zip(many, headers.kinds, strict=True))
+    for n, kind in zip(many, headers.kinds, strict=True):
+        for note in kind.notes:
+            count[note] += n
+        if kind.deep:
+            count[f"of more than 8 bits, values {how.over} read as black to white"] += n
         elif deep:
-            count["of 8 bits beside them, read as 0:255"] += 1
-        if channels == 3 and header.channels[0] == 1:
-            count["from grey to RGB"] += 1
-        if channels == 1 and header.channels[0] == 3:
-            count["from colour to grey"] += 1
-        if header.width != header.height:
-            count["cropped to a square" if how.fit == "crop" else "padded to a square"] += 1
-        if header.short < side:
-            count[f"enlarged to {side} px"] += 1
-    return dict(count)
-
-
-def _said(error: Exception) -> str:
-    text = reason(error)
-    if text.startswith("cannot identify image file"):
-        return "not an image that Pillow can read"
-    return text
-
-
-def _failed(found: Header | Exception) -> TypeGuard[Exception]:
-    return isinstance(found, Exception)
+            count["of 8 bits beside them, read as 0:255"] += n
+        if channels == 3 and kind.channels[0] == 1:
+            count["from grey to RGB"] += n
+        if channels == 1 and kind.channels[0] == 3:
+            count["from colour to grey"] += n
+    square = "cropped to a square" if how.fit == "crop" else "padded to a square"
+    count[square] = int((headers.width != headers.height).sum())
+    count[f"enlarged to {side} px"] = int((headers.short < side).sum())
+    return {note: n for note, n in count.items() if n}
 
 
 @contextmanager

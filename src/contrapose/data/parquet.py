@@ -22,6 +22,7 @@ from contrapose.data.folder import SPLITS
 from contrapose.data.images import NoSuchSplit, digest
 from contrapose.data.labels import encode
 from contrapose.data.load import Encoded, Listing
+from contrapose.data.packed import printable
 from contrapose.data.parquet_columns import (
     Columns,
     choose,
@@ -32,7 +33,7 @@ from contrapose.data.parquet_columns import (
     read_column,
 )
 from contrapose.data.several import several
-from contrapose.data.walk import files_with, printable, walk
+from contrapose.data.walk import files_with, walk
 from contrapose.errors import UserError
 
 
@@ -104,7 +105,7 @@ def from_parquet(
     rows = [open_shard(file).metadata.num_rows for file in chosen]
     column = _read(chosen, columns.image, memory)
     names = [f"{file}[{row}]" for file, n in zip(chosen, rows, strict=True) for row in range(n)]
-    source = Encoded(names, column.open, lambda: _stamp(chosen), place=str(root.resolve()))
+    source = Encoded(names, column.open, _stamp(chosen), place=str(root.resolve()))
     above = root if root.is_dir() else root.parent
     shown = [printable(file.relative_to(above).as_posix()) for file in chosen]
     short = [f"{file}:{row}" for file, n in zip(shown, rows, strict=True) for row in range(n)]
