@@ -25,6 +25,8 @@ POLICIES = {
     "stacked_randaugment": augment.stacked_randaugment,
     "digits": digits,
     "crop_flip": crop_flip,
+    "transformed": partial(augment.transformed, by=("blur", "sobel", "rotate", "crop", "noise")),
+    "transformed by colour and crop": partial(augment.transformed, by=("colour", "crop")),
 }
 QUANTISED = (augment.autoaugment, augment.randaugment, augment.stacked_randaugment)
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())

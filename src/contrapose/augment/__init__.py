@@ -24,11 +24,19 @@ from contrapose.augment.policies import (
     stacked_randaugment,
     supcon_cifar,
 )
+from contrapose.augment.transformations import (
+    TRANSFORMATIONS,
+    Noise,
+    Rotation,
+    Sobel,
+    transformed,
+)
 from contrapose.augment.view import Draw, Operation, Policy, center, draws_kept, render, views
 from contrapose.augment.warp import Warp
 
 __all__ = [
     "OPERATIONS",
+    "TRANSFORMATIONS",
     "Blur",
     "CutMix",
     "Draw",
@@ -36,8 +44,11 @@ __all__ = [
     "ImageOperations",
     "Jitter",
     "MixUp",
+    "Noise",
     "Operation",
     "Policy",
+    "Rotation",
+    "Sobel",
     "Solarise",
     "Warp",
     "autoaugment",
@@ -70,6 +81,7 @@ __all__ = [
     "simclr_cifar",
     "stacked_randaugment",
     "supcon_cifar",
+    "transformed",
     "uniform",
     "views",
 ]
