@@ -14,7 +14,7 @@ MACHINERY = {
     f"experiments.{n}"
     for n in ("form", "evidence", "charts", "noise", "trained", "measures", "running")
 }
-LABS = {"experiments.suppression", "experiments.supervised", "experiments.temperature"}
+LABS = {f"experiments.{n}" for n in ("simclr", "supervised", "suppression", "temperature")}
 # every name at the top level of the package, from the bottom up: a layer may import those before it
 LAYERS = [
     GROUND,

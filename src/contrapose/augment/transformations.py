@@ -134,7 +134,7 @@ def transformed(
             if steps:  # what came before belongs to the picture that is cropped
                 view = render(view, box, size, flip=flip, steps=steps)
                 steps = []
-            box = draw_box(count, *view.shape[2:], generator, area=area)
+            box = draw_box(count, view.shape[2], view.shape[3], generator, area=area)
             flip = bernoulli(count, 0.5, generator)
         else:
             shape = (count, channels, size, size)

@@ -80,15 +80,19 @@ def resnet200(
     return _ResNet(Bottleneck, (3, 24, 36, 3), channels, stem, width_multiple, zero_init)
 
 
-def small_conv(*, channels: int = 1, width: int = 256) -> nn.Module:
+def small_conv(*, channels: int = 1, width: int = 256, repeats: int = 1) -> nn.Module:
     """Four 3x3 convolutions with BN and ReLU, strides 1 2 2 2, then the mean over the image.
 
     For images of 4 to 64 px on a CPU: at 32 px about 1/40 of the operations of ResNet-18. `width`
-    is F; the layers have width/8, width/4, width/2 and width channels.
+    is F; the layers have width/8, width/4, width/2 and width channels. repeats: as many layers of
+    each width, of which the first has the stride.
     """
-    if width < 8 or width % 8:
-        raise UserError(f"small_conv: width={width}; use a positive multiple of 8")
-    return _SmallConv(channels, width)
+    if width < 8 or width % 8 or repeats < 1:
+        raise UserError(
+            f"small_conv: width={width}, repeats={repeats}; use a positive multiple of 8, and 1 or "
+            "more"
+        )
+    return _SmallConv(channels, width, repeats)
 
 
 def notebook_conv(*, channels: int = 1) -> nn.Module:
@@ -185,12 +189,14 @@ class _ResNet(ResNet):  # type: ignore[misc]
 
 
 class _SmallConv(nn.Module):
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, repeats: int) -> None:
         super().__init__()
         self.width = width
         layers: list[nn.Module] = []
-        widths = [channels, width // 8, width // 4, width // 2, width]
-        for (fan_in, fan_out), stride in zip(itertools.pairwise(widths), (1, 2, 2, 2), strict=True):
+        own = [width // 8, width // 4, width // 2, width]
+        widths = [channels, *(w for w in own for _ in range(repeats))]
+        strides = [s if k == 0 else 1 for s in (1, 2, 2, 2) for k in range(repeats)]
+        for (fan_in, fan_out), stride in zip(itertools.pairwise(widths), strides, strict=True):
             conv = nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             layers += [conv, nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]

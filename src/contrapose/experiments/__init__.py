@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from contrapose.errors import UserError
-from contrapose.experiments import supervised, suppression, temperature
+from contrapose.experiments import simclr, supervised, suppression, temperature
 from contrapose.experiments.form import Claim as Claim
 from contrapose.experiments.form import Experiment as Experiment
 from contrapose.experiments.form import Figure as Figure
@@ -20,7 +20,7 @@ from contrapose.experiments.form import Results as Results
 from contrapose.experiments.form import Verdict as Verdict
 from contrapose.partials import expected, module_of_file, unknown
 
-LABS = (suppression, temperature, supervised)
+LABS = (suppression, temperature, supervised, simclr)
 
 
 def names() -> list[str]:

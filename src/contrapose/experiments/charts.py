@@ -24,6 +24,17 @@ def chart(traces: Sequence[Trace], x: str | None, y: str, **axes: Mapping[str, A
     return {"data": list(traces), "layout": layout} if traces else None
 
 
+def bars(results: Results, measure: str, along: str, title: str) -> Chart:
+    """The mean over seeds of a measure for every value of a fact, highest first."""
+    means = results.means(measure, along)
+    order = sorted(means, key=lambda name: means[name])
+    trace = {
+        "type": "bar", "orientation": "h", "x": [means[n] for n in order],
+        "y": [str(n) for n in order], "text": [f"{means[n]:.3f}" for n in order],
+    }  # fmt: skip
+    return chart([trace] if means else [], title, "")
+
+
 def on_the_plane(name: str, rows: Sequence[Mapping[str, Any]], fact: str, **more: Any) -> Trace:
     """A trace of runs by uniformity and tolerance, labelled by a fact, with accuracy on
     hovering."""

@@ -3,8 +3,9 @@
 import math
 import statistics
 from collections.abc import Mapping
+from typing import Any
 
-from contrapose.experiments.form import Results, Verdict
+from contrapose.experiments.form import Results, Verdict, worded
 
 
 def noise(results: Results, value: float) -> float:
@@ -42,3 +43,33 @@ def decided(gap: float, error: float, words: str) -> Verdict:
     if not abs(gap) >= 2 * error:
         return Verdict(None, f"undecided, within the noise: {words}")
     return Verdict(gap > 0, words)
+
+
+def above(
+    results: Results,
+    here: Mapping[str, Any],
+    there: Mapping[str, Any],
+    *,
+    by: float = 0.0,
+    measure: str = "accuracy",
+) -> Verdict:
+    """Whether an accuracy is higher here than there by more than `by`, beyond the noise of test
+    images and seeds."""
+    for facts in (here, there):
+        if not results.where(**facts).rows:
+            return Verdict.not_tested(f"no result at {worded(facts)}")
+    one, two = (results.by_seed(measure, **facts) for facts in (here, there))
+    if not (one.keys() & two.keys()):
+        return Verdict.not_tested(f"no seed has {measure} at both")
+    n = results.mean("n_test", **here)
+    gap, error = difference(one, two, n)
+    means = [statistics.fmean(side.values()) for side in (one, two)]
+    words = (
+        f"{_short(here)} {means[0]:.3f}, {_short(there)} {means[1]:.3f}: {gap:+.3f} ({error:.3f}), "
+        f"{len(one)} seed{'s' * (len(one) != 1)}, n = {n:,.0f}"
+    )
+    return decided(gap - by, error, words)
+
+
+def _short(facts: Mapping[str, Any]) -> str:
+    return ", ".join(str(v) if isinstance(v, str) else f"{n} {v}" for n, v in facts.items())

@@ -21,9 +21,9 @@ from contrapose.evaluation import probes
 from contrapose.evaluation.calibration import calibration
 from contrapose.evaluation.corruptions import BENCHMARK, CORRUPTIONS
 from contrapose.evaluation.robustness import robustness
-from contrapose.experiments.charts import Chart, chart
-from contrapose.experiments.form import Job, Results, Verdict
-from contrapose.experiments.noise import decided, difference
+from contrapose.experiments.charts import bars as bars
+from contrapose.experiments.form import Job
+from contrapose.experiments.noise import above as above
 from contrapose.experiments.trained import Measure, Trained, trained
 from contrapose.training import optim
 from contrapose.training.recipe import Recipe, supervised
@@ -226,36 +226,6 @@ def corrupted(of: Trained, *, images: int) -> dict[str, Any]:
     }
 
 
-def above(
-    results: Results, here: Mapping[str, Any], there: Mapping[str, Any], *, by: float = 0.0
-) -> Verdict:
-    """Whether the accuracy is higher here than there by more than `by`, beyond the noise of test
-    images and seeds."""
-    for facts in (here, there):
-        if not results.where(**facts).rows:
-            return Verdict.not_tested(f"no result at {facts}")
-    one, two = (results.by_seed("accuracy", **facts) for facts in (here, there))
-    n = results.mean("n_test", **here)
-    gap, error = difference(one, two, n)
-    means = [sum(side.values()) / len(side) for side in (one, two)]
-    words = (
-        f"{_short(here)} {means[0]:.3f}, {_short(there)} {means[1]:.3f}: {gap:+.3f} ({error:.3f}), "
-        f"{len(one)} seed{'s' * (len(one) != 1)}, n = {n:,.0f}"
-    )
-    return decided(gap - by, error, words)
-
-
-def bars(results: Results, measure: str, along: str, title: str) -> Chart:
-    """The mean over seeds of a measure for every value of a fact, highest first."""
-    means = results.means(measure, along)
-    order = sorted(means, key=lambda name: means[name])
-    trace = {
-        "type": "bar", "orientation": "h", "x": [means[n] for n in order],
-        "y": [str(n) for n in order], "text": [f"{means[n]:.3f}" for n in order],
-    }  # fmt: skip
-    return chart([trace] if means else [], title, "")
-
-
 def _judged(name: str, logits: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
     found = calibration(logits.float().cpu(), label.cpu(), resamples=100)
     return {name: found.accuracy, f"{name}_ece": found.ece}
@@ -263,7 +233,3 @@ def _judged(name: str, logits: torch.Tensor, label: torch.Tensor) -> dict[str, f
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _short(facts: Mapping[str, Any]) -> str:
-    return ", ".join(str(v) if isinstance(v, str) else f"{n} {v}" for n, v in facts.items())

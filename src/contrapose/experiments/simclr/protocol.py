@@ -1,0 +1,157 @@
+"""What the experiments of this lab share: SimCLR's recipe at three scales, jobs and measures.
+
+The scale `paper` is ResNet-50 on ImageNet for 100 epochs at batch 4,096, as published; `cpu` is a
+network of four convolutions on 5,000 images of CIFAR-10 at 16 px, which two cores train in half a
+minute. Accuracy is that of a linear probe of h on the whole test set, solved (L-BFGS).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from contrapose import augment, losses, recipes
+from contrapose.encoders import Stem, mlp, resnet50, small_conv
+from contrapose.evaluation import probes
+from contrapose.experiments.form import Job, Results
+from contrapose.experiments.trained import Measure, Trained, trained
+from contrapose.training import optim
+from contrapose.training.recipe import Recipe, supervised
+
+SIMCLR, SUPERVISED, UNTRAINED = "SimCLR", "supervised", "untrained"
+DIM = 64  # of z at the small scales; 128 as published
+
+MEASURES = {
+    "accuracy": "test accuracy of a linear probe of h",
+    "n_train": "training images",
+    "n_test": "test images",
+    "train_seconds": "s of training",
+    "measure_seconds": "s of measuring",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What differs between the protocol of the paper and a run that two cores finish."""
+
+    data: str
+    size: int | None = None  # px
+    images: int | None = None  # training images; None: all
+    tested: int | None = None  # test images; None: all
+    width: int | None = None  # of small_conv; None: ResNet-50
+    epochs: float = 100
+    tau: float = 0.1  # table 5: the best, and that of the paper's default
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
+
+
+ADAMW = {"optimizer": partial(optim.adamw, weight_decay=1e-4), "scaling": optim.no_scaling}
+SCALES = {
+    "smoke": Scale(
+        data="digits", images=256, tested=128, width=16, epochs=2, tau=0.2,
+        changes=ADAMW | {"batch_size": 64, "lr": 2e-3, "warmup": 0.2},
+    ),
+    "cpu": Scale(
+        data="cifar10", size=16, images=5000, tested=10_000, width=64, epochs=20, tau=0.2,
+        changes=ADAMW | {"batch_size": 128, "lr": 2e-3, "warmup": 2.0},
+    ),
+    "paper": Scale(data="imagenet", size=224, changes={"batch_size": 4096}),
+}  # fmt: skip
+
+
+def views_of(channels: int, size: int) -> Callable[..., Any]:
+    """SimCLR's policy for this size; crops alone for glyphs, whose colour says nothing."""
+    if channels == 1:
+        return partial(augment.digits)
+    return partial(augment.simclr) if size > 64 else partial(augment.simclr_cifar)
+
+
+def recipe(
+    size: int,
+    channels: int,
+    *,
+    scale: str,
+    method: str = SIMCLR,
+    width: float = 1,
+    repeats: int = 1,
+    views: Callable[..., Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """SimCLR's recipe, scaled down as SCALES says, or its supervised control.
+
+    width, repeats: multiples of the network's channels and layers. views: in place of `views_of`.
+    changes: other fields of the recipe, which outrank those of the scale.
+    """
+    at = SCALES[scale]
+    found = recipes.recipe_for("simclr", size, channels)
+    if at.width is None:
+        stem: Stem = "imagenet" if size > 64 else "cifar"
+        net = partial(resnet50, channels=channels, stem=stem, width_multiple=int(width))
+        found = dataclasses.replace(found, backbone=net)
+    else:
+        net = partial(small_conv, channels=channels, width=int(at.width * width), repeats=repeats)
+        found = dataclasses.replace(found, backbone=net, head=partial(mlp, dim=DIM))
+    own: dict[str, Any] = {
+        "views": views or views_of(channels, size),
+        "loss": partial(losses.nt_xent, temperature=at.tau),
+        "epochs": at.epochs,
+    }
+    found = dataclasses.replace(found, **own | {**at.changes, **(changes or {})})
+    return supervised(found) if method == SUPERVISED else found
+
+
+def job(
+    *,
+    scale: str,
+    seed: int,
+    name: str,
+    facts: Mapping[str, Any],
+    measures: Sequence[Measure] = (),
+    epochs: float = 1.0,
+    method: str = SIMCLR,
+    data: str | None = None,
+    **options: Any,
+) -> Job:
+    """One run with `probed` and these measures; `options` go to `recipe`.
+
+    epochs: a multiple of the scale's. method: of METHODS; UNTRAINED measures the encoder as it
+    is drawn. data: another set than the scale's.
+    """
+    at = SCALES[scale]
+    call = partial(
+        trained,
+        images=data or at.data,
+        size=at.size,
+        subset=at.images,
+        test_subset=at.tested,
+        recipe=partial(recipe, scale=scale, method=method, **options),
+        epochs=0 if method == UNTRAINED else at.epochs * epochs,
+        seed=seed,
+        measures=(probed, *measures),
+    )
+    words = name.replace(" ", "-").replace(",", "").replace("/", "-")
+    return Job(name=f"{words}-seed{seed}", call=call, facts=facts, seed=seed)
+
+
+def probed(of: Trained) -> dict[str, float]:
+    """Test accuracy of a linear probe of h."""
+    return {"accuracy": probe_of(of, of.of_train.h, of.of_test.h)}
+
+
+def probe_of(of: Trained, train: Any, test: Any) -> float:
+    """Test accuracy of logistic regression on these features of the training and test images."""
+    fitted = probes.linear_probe(train.to(of.device), of.labels(of.train), seed=of.seed)
+    label = of.labels(of.test)
+    return float((fitted.predict(test.to(of.device)) == label).double().mean())
+
+
+def side_by_side(results: Results, measures: Mapping[str, str]) -> Results:
+    """{word: measure} of each job as results of their own: an `accuracy` with the fact `of`."""
+    return Results(
+        rows=[
+            {"seed": row["seed"], "n_test": row["n_test"], "of": word, "accuracy": row[name]}
+            for row in results.rows
+            for word, name in measures.items()
+            if row.get(name) is not None
+        ]
+    )
