@@ -26,6 +26,7 @@ from contrapose.commands.robustness import robustness
 from contrapose.commands.shortcuts import shortcuts
 from contrapose.commands.show import show
 from contrapose.commands.train import train
+from contrapose.commands.transfer import transfer
 from contrapose.commands.tune_temperature import tune_temperature
 from contrapose.commands.verify import verify
 from contrapose.errors import Interrupted, UserError, check_one_process, check_platform
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 for command in (
     train, evaluate, diagnose, embed, report, demo, verify, reproduce, tune_temperature, shortcuts,
-    finetune, robustness, show, bench,
+    finetune, transfer, robustness, show, bench,
 ):  # fmt: skip
     app.command()(command)
 app.command(name="list")(list_)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from contrapose.errors import UserError
 
@@ -84,6 +84,40 @@ def difference(
     return Difference(value, low, high, float(test), only_a, only_b, n, groups)
 
 
+def by_exchange(
+    a: Float[np.ndarray, " N"],
+    b: Float[np.ndarray, " N"],
+    *,
+    draws: int = 100_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Difference:
+    """The permutation test of SimCLR's transfer (arXiv 2002.05709, appendix B.8.3).
+
+    a_i, b_i: what example i adds to the scores sum_i a_i and sum_i b_i of two models, such as 1 / n
+    where it is named right. If the models were alike, the two predictions of each example could be
+    exchanged, which turns the sign of d_i = a_i - b_i; p is the share of `draws` exchanges, with
+    the one that happened, whose |sum_i +-d_i| is at least |sum_i d_i|. Signs of equal |d_i| are
+    drawn together, as a binomial count. For accuracy that is McNemar's test, up to the draws.
+    The interval is normal with variance n Var(d). Raises UserError for other lengths or none.
+    """
+    n = len(a)
+    if len(b) != n or n == 0:
+        raise UserError(f"by_exchange: {n} and {len(b)} examples; give the same ones")
+    d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    value = float(d.sum())
+    size, count = np.unique(np.round(np.abs(d[d != 0]), 15), return_counts=True)
+    random, total = np.random.default_rng(seed), np.zeros(draws)
+    for weight, m in zip(size, count, strict=True):
+        total += weight * (2 * random.binomial(m, 0.5, draws) - m)
+    reached = np.abs(total) >= abs(value) - 1e-9 * max(abs(value), 1.0)
+    p = (int(reached.sum()) + 1) / (draws + 1)
+    spread = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(n * float(d.var()))
+    return Difference(
+        value, value - spread, value + spread, p, int((d > 0).sum()), int((d < 0).sum()), n
+    )
+
+
 def of_scores(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
     """The difference of two scores of evaluation.json; None if they lack the result of each image,
     or are of different images."""
@@ -97,6 +131,25 @@ def of_scores(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
         return difference(right[0], right[1], numbers_in(group) if group else None)
     except (ValueError, TypeError, zlib.error):
         return None
+
+
+def of_transfer(a: dict[str, Any], b: dict[str, Any], method: str) -> Difference | None:
+    """The permutation test of two runs on one set of transfer.json; None if they were not measured
+    by this method on the same images.
+
+    The set's own metric is exchanged; for 11-point mAP the share of labels that are told right,
+    since average precision is no sum over examples.
+    """
+    rows = [row for e in (a, b) for row in e["rows"] if row["method"] == method]
+    if a["images"] != b["images"] or len(rows) != 2:
+        return None
+    label = numbers_in(a["label"])
+    if a["metric"] == "mean per class":
+        _, of, count = np.unique(label, return_inverse=True, return_counts=True)
+        weight = 1 / (len(count) * count[of])
+    else:
+        weight = np.full(len(label), 1 / (len(label) * a["labels"]))
+    return by_exchange(*(weight * numbers_in(row["right"]) for row in rows))
 
 
 def of_draws(a: dict[str, Any], b: dict[str, Any]) -> float | None:

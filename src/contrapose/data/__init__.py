@@ -14,6 +14,7 @@ from contrapose.data.request import HELD_OUT as HELD_OUT
 from contrapose.data.request import UNKNOWN_CLASSES as UNKNOWN_CLASSES
 from contrapose.data.request import Request as Request
 from contrapose.data.split import balanced as balanced
+from contrapose.data.split import concatenated as concatenated
 from contrapose.data.split import evenly as evenly
 from contrapose.data.split import exact_duplicates as exact_duplicates
 from contrapose.data.split import few_labels as few_labels

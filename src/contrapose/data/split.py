@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from contrapose.data.images import ImageSet
+from contrapose.data.images import ImageSet, InMemory, digest
 from contrapose.errors import UserError
 
 _CHUNK = 1024  # images decoded at a time
@@ -37,6 +37,28 @@ def hold_out(
         images.label, len(images), share, seed, None if group is None else group.numpy()
     )
     return replace(images.subset(kept), split="train"), replace(images.subset(held), split="test")
+
+
+def concatenated(first: ImageSet, second: ImageSet) -> ImageSet:
+    """The images of both sets as one, in memory, with the names and classes of the first.
+
+    Raises UserError for sets of other classes or shapes, of which labels would not mean the same.
+    """
+    same = (first.classes, first.channels, first.size) == (
+        second.classes, second.channels, second.size
+    )  # fmt: skip
+    if not same or (first.label is None) != (second.label is None):
+        raise UserError(f"concatenated: {first!r} and {second!r} differ in classes or shape")
+    parts = [x.batch(torch.arange(len(x))).cpu() for x in (first, second)]
+    label = None
+    if first.label is not None and second.label is not None:
+        label = torch.cat([first.label, second.label])
+    return ImageSet(
+        name=first.name, split=first.split, pixels=InMemory(torch.cat(parts)), label=label,
+        classes=first.classes, channels=first.channels, size=first.size, constant=first.constant,
+        fingerprint=digest(first.fingerprint.encode(), second.fingerprint.encode()),
+        value_range=first.value_range, rgb=first.rgb,
+    )  # fmt: skip
 
 
 def balanced(images: ImageSet, n: int, seed: int = 0) -> ImageSet:

@@ -1,3 +1,4 @@
-"""What a trained encoder is used for: fine-tuning with few labels."""
+"""What a trained encoder is used for: fine-tuning with few labels, transfer to other sets."""
 
 from contrapose.downstream.finetune import finetune as finetune
+from contrapose.downstream.transfer import transfer as transfer

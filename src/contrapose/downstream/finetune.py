@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose import api, augment
@@ -151,7 +151,7 @@ def _study(
     rates: dict[str, dict[str, float]] = {}
     frozen, frozen_test = subject.embed(train).h, subject.embed(test).h
     for word, n in budgets.items():
-        made = {m: partial(_recipe, subject, m, how, n) for m in METHODS[:2]}
+        made = {m: partial(recipe_of, subject, m, how, n) for m in METHODS[:2]}
         few = balanced(train, n, seed=0)
         rates[word] = {
             m: _rate(folder / f"{word}-rate", m, make, few, how, subject, watching)
@@ -178,7 +178,7 @@ def _study(
     return {"rows": rows, "n_test": len(test), "saved": saved(budgets, seen, len(train))}
 
 
-def _recipe(
+def recipe_of(
     subject: Subject, method: str, how: Protocol, n: int, *, rate: float, seed: int
 ) -> Recipe:
     """Cross-entropy of the run's network on n labelled images, from its weights or from new ones.
@@ -246,12 +246,24 @@ def _accuracy(
     watching: Mapping[str, Any],
 ) -> float:
     """Test accuracy of the classifier after training in `folder`."""
+    logits = logits_after(folder, recipe, train, test, subject, watching)
+    return _share(logits.argmax(dim=1), test)  # classes are numbered as in training
+
+
+def logits_after(
+    folder: Path,
+    recipe: Recipe,
+    train: ImageSet,
+    test: ImageSet,
+    subject: Subject,
+    watching: Mapping[str, Any],
+) -> Float[Tensor, "M C"]:
+    """Logits of the test images by the classifier that training in `folder` makes."""
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(train)))
     encoder = api.encoder_in(folder, recipe, train, subject.device, **watching).to(subject.device)
     h = embed_images(encoder, test, size=recipe.size, device=subject.device).h
     with torch.no_grad():
-        named = encoder.logits(h.to(subject.device)).argmax(dim=1).cpu()
-    return _share(named, test)  # classes are numbered as in training
+        return encoder.logits(h.to(subject.device)).cpu()
 
 
 def _share(named: Int[Tensor, " N"], test: ImageSet) -> float:

@@ -6,7 +6,7 @@ sentence about its protocol counts them.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from contrapose.progress import counted, stage
 from contrapose.similarity import Pairs, topk
 
 DECADES = tuple(10.0**k for k in range(5, -4, -1))
+Labelled = tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]  # rows of features and their labels
 SIMCLR_PATH = tuple(10 ** (5 - 11 * k / 44) for k in range(45))  # SimCLR's transfer protocol
 
 
@@ -86,12 +87,19 @@ class LinearProbe:
         return self.scores(x).argmax(dim=1)
 
 
+def share_right(scores: Float[Tensor, "N C"], label: Int[Tensor, " N"]) -> float:
+    """The share of rows whose highest score is that of their label."""
+    return float((scores.argmax(dim=1) == label).double().mean())
+
+
 def linear_probe(
     x: Float[Tensor, "N D"],
     label: Int[Tensor, " N"],
     *,
     l2: float | Sequence[float] = DECADES,
     held_out: float = 0.2,
+    validation: Labelled | None = None,
+    judge: Callable[[Tensor, Tensor], float] = share_right,
     standardise: bool = True,
     classes: int | None = None,
     seed: int = 0,
@@ -103,7 +111,9 @@ def linear_probe(
     Several values of l2 are solved from the strongest to the weakest, each from the solution before
     it, on all but a stratified `held_out` share; the one with the best accuracy there (the
     strongest of equals) is solved again on all rows. `SIMCLR_PATH` has the 45 values of SimCLR's
-    transfer protocol. standardise: features get mean 0 and variance 1 first, folded into W and b.
+    transfer protocol. validation: rows that choose in place of the share, and are among all rows in
+    the end. judge: what is best, a function (scores, label) of rows that choose. standardise:
+    features get mean 0 and variance 1 first, folded into W and b.
     One value of l2 needs no held-out rows. Raises UserError for a single class, and for a class
     with one row where some are held out.
 
@@ -111,6 +121,12 @@ def linear_probe(
     told in a warning, and in the protocol where it is the last one. See `logistic.py`.
     """
     x, label, dropped = _labelled("linear_probe", x, label)
+    among: Tensor | None = None
+    if validation is not None:
+        more, more_label, also = _labelled("linear_probe", *validation)
+        among = torch.arange(len(label) + len(more_label), device=x.device) >= len(label)
+        x, label = torch.cat([x, more.to(x)]), torch.cat([label, more_label.to(label)])
+        dropped += also
     path = sorted([l2] if isinstance(l2, int | float) else l2, reverse=True)
     if not path or not all(0 < value < math.inf for value in path):
         raise UserError(f"linear_probe: l2={l2}; needs positive numbers")
@@ -119,19 +135,21 @@ def linear_probe(
     measured: list[tuple[float, float]] = []
     best = path[0]
     if len(path) > 1:
-        if not 0 < held_out < 1 or int(count.min()) < 2:
+        if among is None and (not 0 < held_out < 1 or int(count.min()) < 2):
             raise UserError(
                 f"linear_probe: held_out={held_out} of every class, but classes "
                 f"{present[count < 2].tolist()[:10]} have a single row; give more rows or one l2"
             )
-        held = _hold_out(y, held_out, seed)
+        held = _hold_out(y, held_out, seed) if among is None else among
+        if among is not None and len(torch.unique(y[~held])) < len(present):
+            raise UserError("linear_probe: validation has classes that the other rows lack")
         fit = LogisticRegression(x[~held], y[~held], len(present), standardise=standardise)
         for value in counted(path, "linear probe"):
             weight, bias = _solved(fit, value)
-            right = (x[held] @ weight.T + bias).argmax(dim=1) == y[held]
-            measured.append((value, float(right.double().mean())))
+            measured.append((value, judge(x[held] @ weight.T + bias, y[held])))
         best = max(measured, key=lambda pair: pair[1])[0]
-        how = f"l2 the best of {len(path)} on {int(held.sum()):,} held-out rows, refitted"
+        of = "held-out" if among is None else "validation"
+        how = f"l2 the best of {len(path)} on {int(held.sum()):,} {of} rows, refitted"
         chosen = f"l2 = {best:g}; held-out accuracy by l2: "
         chosen += ", ".join(f"{value:g} {share:.3f}" for value, share in measured)
     else:

@@ -5,14 +5,21 @@ the average precision of a label is the area under precision over recall of its 
 scores without information is the label's share of the test images.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
-from jaxtyping import Float, Int8
+import torch
+from jaxtyping import Bool, Float, Int8
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from contrapose.errors import UserError
+from contrapose.evaluation.logistic import LogisticRegression as Newton
+from contrapose.evaluation.probes import SIMCLR_PATH
 from contrapose.evaluation.scores import Features, Score
 from contrapose.progress import counted
 
@@ -95,3 +102,80 @@ def _mean(scores: np.ndarray, wanted: np.ndarray, usable: list[int]) -> float:
         if (wanted[known, k] == 1).any():
             found.append(average_precision_score(wanted[known, k], scores[known, k]))
     return float(np.mean(found)) if found else float("nan")
+
+
+def eleven_point(score: Float[np.ndarray, " N"], wanted: Bool[np.ndarray, " N"]) -> float:
+    """Average precision of PASCAL VOC 2007: the mean over recalls t = 0, 0.1 ... 1 of the highest
+    precision at a recall of t or more. Equal scores are ranked together. NaN without a positive.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # of rows of equal score
+    found = np.cumsum(wanted[order])[last]
+    if not len(found) or not found[-1]:
+        return float("nan")
+    precision, recall = found / (last + 1), found / found[-1]
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or more
+    at = np.searchsorted(recall, np.arange(11) / 10 - 1e-12)
+    return float(best[at].mean())
+
+
+@dataclass(frozen=True)
+class ProbeOfEach:
+    """A logistic regression of each of K labels on h, with one l2 for all of them."""
+
+    weight: Float[Tensor, "K D"]
+    bias: Float[Tensor, " K"]
+    l2: float
+
+    def scores(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
+        """The log-odds of each label."""
+        return x.to(self.weight) @ self.weight.T + self.bias
+
+
+def probe_of_each(
+    x: Float[Tensor, "N D"],
+    labels: Int8[Tensor, "N K"],
+    validation: tuple[Float[Tensor, "M D"], Int8[Tensor, "M K"]],
+    path: Sequence[float] = SIMCLR_PATH,
+) -> ProbeOfEach:
+    """The regressions with the l2 whose mean 11-point average precision on validation is highest
+    (the strongest of equals), solved again on all rows: SimCLR's transfer to VOC 2007.
+
+    labels: 1, 0, and -1 for unknown, which neither trains nor counts. A label that training or
+    validation never has or always has is left out of the choice. Raises UserError where that leaves
+    none.
+    """
+    held, told = validation
+    both = [k for k in range(labels.shape[1]) if {0, 1} <= {*labels[:, k].tolist()}]
+    judged = [k for k in both if 1 in told[:, k].tolist()]
+    if not judged:
+        raise UserError("probe_of_each: no label is there and is not there, in both parts")
+    values = sorted(path, reverse=True)
+    total = torch.zeros(len(values), dtype=torch.float64)
+    for k in counted(judged, "a linear probe of each label"):
+        known, seen = labels[:, k] >= 0, told[:, k] >= 0
+        fit = Newton(x[known], labels[known, k].long(), 2)
+        wanted = told[seen, k].numpy() == 1
+        for i, value in enumerate(values):
+            weight, bias = _log_odds(fit, value)
+            total[i] += eleven_point((held[seen] @ weight + bias).double().numpy(), wanted)
+    best = values[int(total.argmax())]
+    rows, every = torch.cat([x, held]), torch.cat([labels, told])
+    fitted = []
+    for k in range(labels.shape[1]):
+        known = every[:, k] >= 0
+        if k not in both:
+            fitted.append((x.new_zeros(x.shape[1]), x.new_zeros(())))
+            continue
+        fit = Newton(rows[known], every[known, k].long(), 2)
+        for value in [v for v in values if v == best or v > 99 * best]:  # each from the one before
+            solution = _log_odds(fit, value)
+        fitted.append(solution)
+    weights, biases = zip(*fitted, strict=True)
+    return ProbeOfEach(torch.stack(weights), torch.stack(biases), best)
+
+
+def _log_odds(fit: Newton, l2: float) -> tuple[Float[Tensor, " D"], Float[Tensor, ""]]:
+    """Weight and bias of the logit of class 1 against class 0."""
+    weight, bias = fit.solve(l2)
+    return weight[1] - weight[0], bias[1] - bias[0]

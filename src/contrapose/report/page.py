@@ -37,6 +37,7 @@ from contrapose.report.panels import geometry_panels, training_panels
 from contrapose.report.robustness_section import robustness_sections
 from contrapose.report.run_folder import Run, read_run
 from contrapose.report.sections import run_pictures
+from contrapose.report.transfer import transfer_rows
 
 SCRIPTS = ("page.js", "map.js")
 
@@ -78,6 +79,7 @@ def render(runs: Sequence[Run]) -> str:
         classes=classes,
         pictures=pictures,
         robustness=robustness,
+        transfer=transfer_rows(runs),
         training=training,
         geometry=geometry,
         numbers=[[number(score) for score in run.scores] for run in runs],

@@ -18,6 +18,15 @@ from contrapose.report.robustness import Robustness, read_robustness
 FORMAT = 1  # the run-folder version that this package reads
 
 Json = dict[str, Any]
+_ROW = {"method": str, "value": float, "low": float, "high": float, "protocol": str, "right": str}
+TRANSFER: Json = {  # of transfer.json
+    "sets": {
+        str: {
+            "title": str, "metric": str, "split": str, "n": int, "images": str, "label": str,
+            "labels": int, "published": {str: float}, "notes": [str], "rows": [_ROW],
+        }
+    }
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +78,7 @@ class Run:
     verdict: tuple[Json, ...]
     signals: Json
     robustness: Mapping[str, Robustness]  # by the name of the other set, "" for the run's own
+    transfer: Mapping[str, Json]  # by the name of the set
     pictures: Pictures
     notices: tuple[Notice, ...]
 
@@ -105,6 +115,7 @@ def read_run(path: Path) -> Run:
         verdict=_records(diagnosis.get("verdict"), "diagnosis.json: verdict", notices),
         signals=_as_object(diagnosis.get("signals")),
         robustness=_robustness(path, notices),
+        transfer=_transfer(path / "transfer" / "transfer.json", notices),
         pictures=_pictures(path / "pictures.npz", notices),
         notices=(*_state(path, status), *notices),
     )
@@ -140,6 +151,20 @@ def _robustness(path: Path, notices: list[Notice]) -> dict[str, Robustness]:
             sentence = f"{file.name} is damaged and left out ({error})"
             notices.append(Notice(level="warn", sentence=sentence))
     return found
+
+
+def _transfer(file: Path, notices: list[Notice]) -> dict[str, Json]:
+    """The sets of transfer.json, which need not be there."""
+    if not file.exists():
+        return {}
+    try:
+        found = read_object(file, TRANSFER, remedy="run `contrapose transfer` again")
+    except (ValueError, OSError) as error:
+        sentence = f"{file.name} is damaged and left out ({error})"
+        notices.append(Notice(level="warn", sentence=sentence))
+        return {}
+    sets: dict[str, Json] = found["sets"]
+    return sets
 
 
 def _recipe(path: Path) -> Json:
