@@ -234,10 +234,9 @@ def test_keys_embedded_in_shuffled_parts_come_back_in_their_order():
     trained.head.append(nn.BatchNorm1d(4))  # whose statistics are the part's
     view, index = torch.rand(2, 7, 1, 8, 8), torch.arange(7)
     whole, parts = (keys.queue(trained, 9, 4, size=5, chunk=c).train() for c in (None, 3))
-    torch.manual_seed(1)
     ours = parts.entries(view, None, index, index).key
-    torch.manual_seed(1)
-    for part in torch.randperm(7).tensor_split(3):
+    follows = torch.Generator().manual_seed(parts.queue.pushed)  # from the state of the queue
+    for part in torch.randperm(7, generator=follows).tensor_split(3):
         torch.testing.assert_close(ours[part], whole.entries(view[:, part], None, part, part).key)
     trained.eval()
     whole, parts = (keys.queue(trained, 9, 4, size=5, chunk=c) for c in (None, 3))

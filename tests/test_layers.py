@@ -28,7 +28,7 @@ LAYERS = [
     {"adapt"},
     {"plan"},
     {"api"},
-    {"explain", "estimator"},
+    {"explain", "estimator", "verification.training"},
     {"downstream"},
     {"experiments"} | MACHINERY,
     LABS | {"studies"},

@@ -192,7 +192,7 @@ def test_a_cell_trains_and_repeats_itself(tmp_path, remedy):
 def test_parts_of_a_batch_contrast_on_their_own():
     z, image = rows(24, seed=1), torch.arange(12).repeat(2)
     part = (torch.arange(12) // 4).repeat(2)
-    within = in_batch(torch.arange(12), torch.arange(12) // 4, 2)
+    within = in_batch(torch.arange(12), torch.arange(12), torch.arange(12) // 4, 2)
     loss = partial(losses.nt_xent, temperature=0.2)
     each = [loss(z[part == p], image[part == p]) for p in range(3)]
     torch.testing.assert_close(within.loss(loss, z), torch.stack(each).mean())
@@ -200,7 +200,7 @@ def test_parts_of_a_batch_contrast_on_their_own():
     asked = pairs.mask()
     wanted = (part[:, None] == part) & (image[:, None] != image)
     assert torch.equal(key, z) and torch.equal(asked, wanted)
-    one = in_batch(torch.arange(12), torch.zeros(12, dtype=torch.long), 2)
+    one = in_batch(torch.arange(12), torch.arange(12), torch.zeros(12, dtype=torch.long), 2)
     torch.testing.assert_close(one.loss(loss, z), loss(z, image))
 
 

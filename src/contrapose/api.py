@@ -4,22 +4,25 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from contrapose import adapt, plan, recipes
 from contrapose.data import HELD_OUT, ImageSet, Request
 from contrapose.encoders import Encoder, checkpoints, read_weights, step_of
-from contrapose.errors import UserError, check_one_process
+from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.files import as_file_name, holder, read_object, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import describe, revive, up_to_date
+from contrapose.processes import Rank, launched, restarted
 from contrapose.training import loop
 from contrapose.training.dry_run import dry_run
+from contrapose.training.parallel import check_ranks
 from contrapose.training.recipe import Recipe, classifies
 from contrapose.training.run import FORMAT, START_FILE, Run, say
 from contrapose.training.start import begin_from, source_of
@@ -60,38 +63,72 @@ def train(
     and one step tried, before the folder is made. Raises UserError or FileNotFoundError for
     what cannot be trained.
     """
-    check_one_process("contrapose.train")
-    request, where = _sized_as(start, Request.of(images, **how)), (device, precision)
-    if out is not None:
-        Run.refuse_existing(Path(out))
-    device = choose_device(device)
-    bf16 = choose_bf16(precision, device)
-    (chosen, source, network, data, begun), planned, choices = _planned(
-        recipe, request, command, device, bf16, held_out=held_out, encoder=encoder, epochs=epochs,
-        batch_size=batch_size, temperature=temperature, seed=seed, changes=changes,
-        start=None if start is None else str(start), freeze=tuple(freeze),
-    )  # fmt: skip
-    folder = Path(out) if out else new_folder(source.name, chosen.name)
-    written = {"format": FORMAT, "contrapose": __version__, "command": command, "data": data}
-    written |= {"recipe": describe(chosen), "plan": planned, "choices": choices}
-    if begun is not None:
-        written["start"] = dataclasses.asdict(begun)
-    with Run.begun(folder, written) as run:
+    where = device, precision
+    with launched(device) as me:
+        if (begun_before := me.first_does(lambda: _begun_before(me, out))) is not None:
+            own = None if isinstance(recipe, str) and recipe in recipes.names() else recipe
+            given = None if isinstance(images, str | Path) else images
+            run = Run.open(begun_before)
+            _resumed(run, me, own, given, None, where, compiled, watch, begin)
+            return run
+        request = me.all_do(lambda: _sized_as(start, Request.of(images, **how)))
+        if out is not None:
+            me.first_does(lambda: Run.refuse_existing(Path(out)))
+        device = me.device
+        bf16 = me.first_does(lambda: choose_bf16(precision, device))
+        (chosen, source, network, data, begun), planned, choices = _planned(
+            recipe, request, command, me, bf16, held_out=held_out, encoder=encoder, epochs=epochs,
+            batch_size=batch_size, temperature=temperature, seed=seed, changes=changes,
+            start=None if start is None else str(start), freeze=tuple(freeze),
+        )  # fmt: skip
+        check_ranks(chosen, source, me)
+        folder = me.first_does(lambda: Path(out) if out else new_folder(source.name, chosen.name))
+        written = {"format": FORMAT, "contrapose": __version__, "command": command, "data": data}
+        written |= {"recipe": describe(chosen), "plan": planned, "choices": choices}
         if begun is not None:
-            run.write_start(network.to_bytes())
-        run.write("environment.json", environment(device, bf16, where))
-        begin(run, chosen, source)
-        if compiled:
-            network.backbone.compile()
-        loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
+            written["start"] = dataclasses.asdict(begun)
+        with _on_first(me, Run.begun(folder, written)):
+            run = Run(folder)
+            if begun is not None:
+                weights = network.to_bytes()
+                me.first_does(lambda: run.write_start(weights))
+            now = environment(device, bf16, where) | _of_ranks(me)
+            me.first_does(lambda: run.write("environment.json", now))
+            if me.pulse is not None and me.first:
+                me.pulse.note("folder", str(folder.absolute()))
+            begin(run, chosen, source)
+            if compiled:
+                network.backbone.compile()
+            loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch, me=me)
     return run
+
+
+@contextmanager
+def _on_first(me: Rank, context: AbstractContextManager[Any]) -> Iterator[None]:
+    """The context on the first process, for all; an error as it begins is raised on all."""
+    with ExitStack() as stack:
+        me.first_does(lambda: stack.enter_context(context) and None)
+        yield
+
+
+def _begun_before(me: Rank, out: Path | str | None) -> str | None:
+    """The folder of the run that processes before these began, which torchrun starts again."""
+    if not restarted():
+        return None
+    found = out if me.pulse is None or out is not None else me.pulse.noted("folder")
+    return None if found is None or unfinished(Path(found)) else str(found)
+
+
+def _of_ranks(me: Rank) -> dict[str, Any]:
+    """How many processes share the training, for environment.json; nothing of one alone."""
+    return {} if me.world == 1 else {"ranks": me.world, "hosts": sorted({*me.every(gethostname())})}
 
 
 def _planned(
     recipe: str | Path | Recipe,
     request: Request,
     command: str | None,
-    device: str,
+    me: Rank,
     bf16: bool,
     **settings: Any,
 ) -> tuple[plan.Made, dict[str, Any] | None, dict[str, Any]]:
@@ -118,12 +155,20 @@ def _planned(
     if settings["start"] is not None:
         asked.setdefault("encoder", f"--start {settings['start']}")
     if not isinstance(recipe, str) or recipe not in recipes.names():
-        made = make({})
+        made = me.all_do(lambda: make({}))
         return made, None, plan.choices(made, recipe, asked, {})
     kept = set(asked) | (set() if request.named else {"size"})  # an array is opened but once
     again = command or "contrapose train DATA"
-    made, what = plan.planned(make, asked=kept, device=device, bf16=bf16, command=again)
-    return made, what.as_json(), plan.choices(made, recipe, asked, what.chosen)
+    of_first: list[plan.Made] = []
+
+    def measured() -> dict[str, Any]:
+        made, what = plan.planned(make, asked=kept, device=me.device, bf16=bf16, command=again)
+        of_first.append(made)
+        return what.as_json()
+
+    planned = me.first_does(measured)
+    made = me.all_do(lambda: of_first[0] if of_first else make(planned["chosen"]))
+    return made, planned, plan.choices(made, recipe, asked, planned["chosen"])
 
 
 def _prepared(
@@ -212,16 +257,60 @@ def resume(
     schedule is then that of as many, from where training stands on, which a warning says in
     numbers. Raises UserError for epochs that are past already.
     """
-    check_one_process("contrapose.resume")
-    run = run if isinstance(run, Run) else Run.open(run)
+    with launched(device) as me:
+        path = run
+        run = me.all_do(lambda: path if isinstance(path, Run) else Run.open(path))
+        _resumed(run, me, recipe, images, epochs, (device, precision), compiled, watch, begin)
+    return run
+
+
+def _resumed(
+    run: Run,
+    me: Rank,
+    recipe: str | Path | Recipe | None,
+    images: Any,
+    epochs: float | None,
+    asked: tuple[str, str | None],
+    compiled: bool,
+    watch: Callable[[loop.Progress], None],
+    begin: Callable[[Run, Recipe, ImageSet], None],
+) -> None:
+    """`resume` on one of the ranks; asked: device and precision."""
+    device, precision = me.device, asked[1]
+    written, source, chosen, before = me.all_do(lambda: _reopened(run, recipe, images, epochs))
+    where = asked[0], precision or "auto"
+    kept = precision or before.get("precision", "auto")
+    bf16 = me.first_does(lambda: choose_bf16(kept, device))
+    check_ranks(chosen, source, me)
+    network = adapt.build(chosen, source)
+    if chosen.start is not None:
+        _begin_again(run, chosen, network, me)
+    with _on_first(me, run.locked()):
+        if chosen.epochs != written["recipe"]["epochs"]:
+            me.first_does(lambda: _note_epochs(run, chosen.epochs))
+        now = environment(device, bf16, where) | _of_ranks(me)
+        if precision is None and "precision" in before:
+            now["why"]["precision"] = "as the run was begun"
+        again = before | {"resumed": [*before.get("resumed", []), now]} if before else now
+        me.first_does(lambda: run.write("environment.json", again))
+        begin(run, chosen, source)
+        if compiled:
+            network.backbone.compile()
+        loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch, me=me)
+
+
+def _reopened(
+    run: Run, recipe: str | Path | Recipe | None, images: Any, epochs: float | None
+) -> tuple[dict[str, Any], ImageSet, Recipe, dict[str, Any]]:
+    """(recipe.json, training images, recipe, environment.json) of a run that is to go on."""
     written = run.read("recipe.json")
     request = request_of(run, images)
     with _own_images(run, images):
         source = request.seen(written["recipe"]["seed"])
     if isinstance(recipe, Recipe):
         recipe = adapt.beside_constants(recipe, source)
-        before = _later_fields(recipe) | written["recipe"]
-        if up_to_date(describe(recipe)) != up_to_date(before):
+        begun_by = _later_fields(recipe) | written["recipe"]
+        if up_to_date(describe(recipe)) != up_to_date(begun_by):
             raise UserError(f"{run.path} was begun with another recipe; start a new run")
         chosen = recipe
     else:
@@ -229,9 +318,6 @@ def resume(
         chosen = run.recipe(own)
     file = run.path / "environment.json"
     before = read_object(file, _ENVIRONMENT) if file.exists() else {}
-    where = device, precision or "auto"
-    device = choose_device(device)
-    bf16 = choose_bf16(precision or before.get("precision", "auto"), device)
     if len(source) < chosen.batch_size:  # the loop would name a flag that a run cannot take
         raise UserError(
             f"{run.path} was begun with batches of {chosen.batch_size}, and {source.name} now has "
@@ -239,22 +325,7 @@ def resume(
         )
     if epochs is not None and epochs != chosen.epochs:
         chosen = _with_epochs(run, chosen, epochs, source)
-    network = adapt.build(chosen, source)
-    if chosen.start is not None:
-        _begin_again(run, chosen, network)
-    with run.locked():
-        if chosen.epochs != written["recipe"]["epochs"]:
-            _note_epochs(run, chosen.epochs)
-        now = environment(device, bf16, where)
-        if precision is None and "precision" in before:
-            now["why"]["precision"] = "as the run was begun"
-        again = before | {"resumed": [*before.get("resumed", []), now]} if before else now
-        run.write("environment.json", again)
-        begin(run, chosen, source)
-        if compiled:
-            network.backbone.compile()
-        loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch)
-    return run
+    return written, source, chosen, before
 
 
 def _with_epochs(run: Run, recipe: Recipe, epochs: float, images: ImageSet) -> Recipe:
@@ -294,17 +365,17 @@ def _note_epochs(run: Run, epochs: float) -> None:
     run.write("recipe.json", written)
 
 
-def _begin_again(run: Run, recipe: Recipe, network: Encoder) -> None:
+def _begin_again(run: Run, recipe: Recipe, network: Encoder, me: Rank) -> None:
     """Set the weights to those that the run started from; its checkpoints, if any, come after."""
     file = run.path / START_FILE
-    if file.exists():
+    if me.first_does(file.exists):
         network.load_state_dict(read_weights(file)[0])
     elif not checkpoints(run.path):  # killed before the file was written
         assert recipe.start is not None
         begun = begin_from(network, source_of(recipe.start, recipe.backbone))
         if begun.sha256 != run.read("recipe.json")["start"]["sha256"]:
             raise UserError(f"{recipe.start} has changed since {run.path} was begun; begin anew")
-        run.write_start(network.to_bytes())
+        me.first_does(lambda: run.write_start(network.to_bytes()))
 
 
 def _later_fields(recipe: Recipe) -> dict[str, Any]:

@@ -29,7 +29,13 @@ from contrapose.commands.train import train
 from contrapose.commands.transfer import transfer
 from contrapose.commands.tune_temperature import tune_temperature
 from contrapose.commands.verify import verify
-from contrapose.errors import Interrupted, UserError, check_one_process, check_platform
+from contrapose.errors import (
+    Interrupted,
+    UserError,
+    check_one_process,
+    check_platform,
+    first_of_launched,
+)
 
 app = typer.Typer(
     name="contrapose",
@@ -63,9 +69,9 @@ def options(
 def refuse_many_processes(command: str) -> None:
     """Exit with status 2, and a sentence from rank 0, if torchrun started several processes.
 
-    Only `verify` shares its work among them.
+    Only `train` and `verify` share their work among them.
     """
-    if command == "verify":
+    if command in ("train", "verify"):
         return
     try:
         check_one_process(f"contrapose {command}")
@@ -85,6 +91,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _warning
+    if not first_of_launched():  # of the processes of torchrun the first one speaks
+        sys.stdout = open(os.devnull, "w")
+        warnings.simplefilter("ignore")
     try:
         check_platform()
         app(standalone_mode=True)
@@ -98,21 +107,23 @@ def main() -> None:
         if os.environ.get("CONTRAPOSE_TRACEBACK"):
             raise
         if isinstance(error, Interrupted):
-            _stop(str(error), 130, "")
+            _stop(str(error), 130, "", error)
         if _of_memory(error):
             first = str(error).strip().partition("\n")[0]
             _stop(
                 f"there is not enough memory ({first}); use a smaller --batch-size, --size or "
                 "--encoder, or --set chunk=64, which bounds a batch by time in place of memory",
                 2,
+                of=error,
             )
         if isinstance(error, UserError | OSError | ImportError | ArithmeticError):
-            _stop(str(error), 2)
+            _stop(str(error), 2, of=error)
         traceback.print_exc()
         _stop(
             f"{type(error).__name__}: {error}. This is a fault of contrapose and not of yours: "
             "please report it with the lines above",
             70,
+            of=error,
         )
 
 
@@ -130,7 +141,12 @@ def _of_memory(error: Exception) -> bool:
     )
 
 
-def _stop(message: str, code: int, prefix: str = "error: ") -> Any:
+def _stop(message: str, code: int, prefix: str = "error: ", of: Exception | None = None) -> Any:
+    if not first_of_launched():  # what all ranks raise, the first one says
+        if of is None or getattr(of, "shared", False) or not hasattr(of, "of_rank"):
+            time.sleep(5)  # torchrun ends all once the first has ended: let rank 0 speak before
+            sys.exit(code)
+        prefix = f"{prefix}rank {os.environ['RANK']}: "
     from rich.console import Console
     from rich.text import Text
 

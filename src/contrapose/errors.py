@@ -26,11 +26,16 @@ def check_one_process(what: str) -> None:
     if "RANK" not in os.environ or not world.isdecimal() or int(world) < 2:
         return
     raise UserError(
-        f"{what}: torchrun started it {world} times (WORLD_SIZE={world}), but a training on "
-        "several processes is not supported yet: it would run whole in each of them, and all would "
-        "write the same files. Start it once, without torchrun; it uses one GPU, or all cores. "
-        "What runs under torchrun: `contrapose verify`, and the losses in a loop of your own"
+        f"{what}: torchrun started it {world} times (WORLD_SIZE={world}), and it would run whole "
+        "in each process, all of which would write the same files. Start it once, without "
+        "torchrun; it uses one GPU, or all cores. What runs under torchrun: `contrapose train`, "
+        "`contrapose verify`, and the losses in a loop of your own"
     )
+
+
+def first_of_launched() -> bool:
+    """True unless torchrun gave this process another rank than 0: the first one speaks."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 class UserError(ValueError):

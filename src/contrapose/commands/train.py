@@ -1,6 +1,8 @@
 """`contrapose train`: an encoder from images, then its evaluation, diagnosis and report."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contrapose.commands.options import Device, about_images, flag_of, names_of
-from contrapose.errors import Interrupted, UserError
+from contrapose.errors import Interrupted, UserError, first_of_launched
 
 if TYPE_CHECKING:
     from contrapose.commands.console import TrainingProgress
@@ -57,6 +59,10 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Anything else: --set head.layers=3"),
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share every batch, started on this machine."),
+    ] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the backbone.")
     ] = False,
@@ -64,7 +70,10 @@ def train(
     *,
     how: dict[str, Any],
 ) -> None:
-    """Train an encoder on DATA, then evaluate it, diagnose it and write its report."""
+    """Train an encoder on DATA, then evaluate it, diagnose it and write its report.
+
+    On many GPUs, or several machines: torchrun --nproc-per-node 8 -m contrapose train DATA ...
+    """
     flags = {
         "--encoder": encoder, "--batch-size": batch_size, "--temperature": temperature,
         "--seed": seed, "--out": out, "--set": set_ or None, "--start": start,
@@ -83,6 +92,8 @@ def train(
         )
     if start is not None and pretrained:
         raise UserError(f"--start {start} and --pretrained: weights come from one place; give one")
+    if ranks is not None and ranks > 1:
+        raise typer.Exit(started(ranks))
     from contrapose import api
     from contrapose.commands.console import TrainingProgress
     from contrapose.training.run import Run
@@ -106,6 +117,8 @@ def train(
                     device=device, precision=precision or "auto", compiled=compile_,
                     command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
                 )  # fmt: skip
+        if not first_of_launched():
+            return
         if resume is not None and before.get("state") == "finished":
             if run.status().get("step") == before.get("step"):
                 steps = before.get("step")
@@ -117,6 +130,22 @@ def train(
             explain_run(run, device, recipe)
         else:
             typer.echo(f"Trained: {run.path}")
+
+
+def started(ranks: int) -> int:
+    """The exit status of this command, less --ranks, on so many processes of this machine."""
+    if "WORLD_SIZE" in os.environ:
+        raise UserError(f"--ranks {ranks}: torchrun has started the processes; leave --ranks out")
+    from contrapose.processes.launch import launch
+
+    kept, arguments = sys.argv[1:], list[str]()
+    while kept:
+        word = kept.pop(0)
+        if word == "--ranks":
+            kept.pop(0)
+        elif not word.startswith("--ranks="):
+            arguments.append(word)
+    return launch(ranks, arguments)
 
 
 @contextmanager

@@ -81,6 +81,8 @@ class Encoder(nn.Module):
         top = head(body.width)
         width: Any = body.width
         linear = None if classes is None else nn.Linear(width, len(classes), bias=bias)
+        if linear is not None:
+            linear.to(next((p.dtype for p in body.parameters()), torch.float32))
         encoder = cls(body, top, mean, std, linear)
         encoder.architecture = {"backbone": describe(backbone), "head": describe(head)}
         if classes is not None:

@@ -23,7 +23,7 @@ from contrapose.explain.subject import Subject, sample, written_about
 from contrapose.explain.verdict import verdict
 from contrapose.keys.contrast import InBatch
 from contrapose.progress import stage
-from contrapose.training.objective import learned_label, positive_groups
+from contrapose.training.objective import lasting_groups, learned_label
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
 from contrapose.training.signals import temperature_signals
@@ -214,7 +214,7 @@ def positives_of(recipe: Recipe, images: ImageSet) -> Int[Tensor, " B"]:
             label, _ = learned_label(recipe, images)
         except UserError:
             return torch.arange(len(images))
-    return positive_groups(recipe, label, len(images), torch.device("cpu"))
+    return lasting_groups(recipe, label, torch.arange(len(images)))
 
 
 def mean_cosine(z: Float[Tensor, "N D"]) -> float:

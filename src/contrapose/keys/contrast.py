@@ -8,7 +8,7 @@ match): the keys, which of them are negatives of a row, and the one key of a row
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from contrapose.partials import given
-from contrapose.similarity import EVERY, Pairs, negatives
+from contrapose.similarity import EVERY, Pairs, gather_rows, negatives
 
 Loss = Callable[..., Tensor]
 Negatives = tuple[Float[Tensor, "M D"], Pairs, Int[Tensor, " N"] | None]
@@ -39,6 +39,10 @@ class InBatch:
         """(rows, contrast) of each set of rows that are compared with each other: here one set."""
         return [(slice(None), self)]
 
+    def of_all(self, gather: Callable[[Tensor], Tensor]) -> "InBatch":
+        """The contrast of the rows of all processes; gather: from the rows of this one."""
+        return replace(self, **{f.name: gather(getattr(self, f.name)) for f in fields(self)})
+
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         more = {"image": self.image} if "image" in inspect.signature(loss).parameters else {}
         return loss(z=z, group=self.group, **more)
@@ -57,8 +61,10 @@ class WithinParts(InBatch):
     part: Int[Tensor, " N"]
 
     def parts(self) -> "list[tuple[Int[Tensor, ' n'] | slice, InBatch]]":
-        _, size = self.part.unique(return_counts=True)  # type: ignore[no-untyped-call]
-        rows = torch.split(self.part.argsort(stable=True), size.tolist())
+        names = gather_rows(self.part).unique()  # type: ignore[no-untyped-call]
+        order = self.part.argsort(stable=True)
+        size = (self.part == names[:, None]).sum(dim=1)  # of this process; it may have none
+        rows = torch.split(order, size.tolist())
         return [(own, InBatch(self.group[own], self.image[own])) for own in rows]
 
     def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:

@@ -6,18 +6,20 @@ every step a source chooses which views the trained encoder embeds, computes the
 and returns what the loss compares the rows with. After the step it stores the keys of the batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from contrapose.encoders import unit
 from contrapose.errors import UserError
 from contrapose.keys.contrast import Contrast, Grouped, Matched, Nearest
 from contrapose.keys.momentum import MomentumEncoder
 from contrapose.keys.stores import Bank, Queue
+from contrapose.portions import portion_in_force
 from contrapose.similarity import Pairs
 
 Views = Float[Tensor, "V B C S S"]
@@ -30,6 +32,10 @@ class Entries:
     key: Float[Tensor, "N D"]
     index: Int[Tensor, " N"]  # which image
     group: Int[Tensor, " N"]  # means the same in every batch
+
+    def of_all(self, gather: Callable[[Tensor], Tensor]) -> "Entries":
+        """Those of all processes; gather: from the rows of this one."""
+        return Entries(gather(self.key), gather(self.index), gather(self.group))
 
 
 @runtime_checkable
@@ -173,12 +179,19 @@ class FromQueue(nn.Module):
 
     def entries(self, view: Views, z: Any, index: Tensor, group: Tensor) -> Entries:
         image = view[-1].contiguous(memory_format=torch.channels_last)
-        if self.chunk is None or len(image) <= self.chunk:
+        portion = portion_in_force()
+        place = torch.arange(len(image)) if portion is None else portion.place.cpu()
+        whole = len(image) if portion is None else portion.whole
+        if self.chunk is None or whole <= self.chunk:
             return Entries(self.copy(image)[1], index, group)
-        order = torch.randperm(len(image)).to(image.device)
-        parts = order.tensor_split(-(-len(image) // self.chunk))
+        # the order follows from the state of the queue, so that all processes draw the same
+        order = torch.randperm(whole, generator=Generator().manual_seed(self.queue.pushed))
+        parts = [
+            torch.isin(place, chunk).nonzero()[:, 0].to(image.device)
+            for chunk in order.tensor_split(-(-whole // self.chunk))
+        ]
         key = torch.cat([self.copy(image[part])[1] for part in parts])
-        return Entries(torch.empty_like(key).index_copy_(0, order, key), index, group)
+        return Entries(torch.empty_like(key).index_copy_(0, torch.cat(parts), key), index, group)
 
     def contrast(self, rows: int, entries: Entries) -> Matched:
         new, times = entries.index, rows // max(1, len(entries.index))

@@ -1,18 +1,21 @@
 """Processes that share a batch: started here on one machine, or before by torchrun.
 
 Processes that are started here are supervised (`watch.py`): if one dies, or none makes progress,
-all are ended.
+all are ended. Those of torchrun that train together give signs of life (`pulse.py`).
 """
 
 import contextlib
 import datetime
 import os
+import pickle
+import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +23,7 @@ import torch.multiprocessing as mp
 
 from contrapose.errors import UserError
 from contrapose.machine import choose_device
+from contrapose.processes.pulse import Pulse
 from contrapose.processes.watch import Watch
 from contrapose.threads import serial
 
@@ -28,6 +32,10 @@ JOINING = 20  # once all have started, until they have found each other
 TORCHRUN_JOINING = 60  # the same where torchrun starts them, each in its own time
 ANSWERING = 60  # in a collective; the watch ends it earlier
 TORCHRUN_ANSWERING = 25  # the same under torchrun, where nobody watches
+TRAINING_JOINING = 300  # until all ranks of a training are there; CONTRAPOSE_JOIN_SECONDS
+TRAINING_ANSWERING = 3600  # while one writes a checkpoint the others wait; the pulse watches
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,91 @@ class Rank:
     groups: "Groups"
     gets_on: Callable[[], None] = lambda: None  # to be called after each piece of work
     lost: Callable[[], str | None] = lambda: None  # what went wrong with the other processes
+    pulse: Pulse | None = None
+
+    @property
+    def first(self) -> bool:
+        """True for the process that writes files and speaks."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        return self.groups[self.world]
+
+    def among(self, world: int) -> "Rank":
+        """This process as one of the first `world` only."""
+        return replace(self, world=world)
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the first process, on all of them; its error is raised on all."""
+        if self.world == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        error: Exception | None = None
+        if self.first:
+            try:
+                outcome[0] = work()
+            except Exception as found:
+                outcome[1], error = _portable(found), found
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
+        if outcome[1] is not None:
+            raise shared(error or outcome[1])
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def all_do(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this process; an error on one of them is raised on all."""
+        if self.world == 1:
+            return work()
+        found: T | None = None
+        error: Exception | None = None
+        try:
+            found = work()
+        except Exception as raised:
+            if getattr(raised, "shared", False):  # all of them have it
+                raise
+            error = raised
+        mine = None if error is None else _portable(error), socket.gethostname()
+        every = self.every(mine)
+        failed = [(rank, of, host) for rank, (of, host) in enumerate(every) if of is not None]
+        if not failed:
+            return found  # type: ignore[return-value]
+        rank, of, host = failed[0]
+        if len(failed) < self.world or len({str(of) for _, of, _ in failed}) > 1:
+            of.args = (f"rank {rank} on {host}: {of}",)
+        raise shared(of) from error
+
+    def every(self, x: T) -> list[T]:
+        """The x of every process, in order of rank, on all of them."""
+        if self.world == 1:
+            return [x]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, x, group=self.group)
+        return found
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether it is set on any process; exchanged by way of the CPU."""
+        if self.world == 1:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        return [bool(x) for x in found.tolist()]
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """The mean over processes of a tensor without gradient."""
+        if self.world == 1:
+            return x
+        total = x.detach().clone()
+        dist.all_reduce(total, group=self.group)
+        return total / self.world
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """A context in which `launched` gives this rank: the launcher's processes, or some."""
+        token = _in_force.set(self)
+        try:
+            yield
+        finally:
+            _in_force.reset(token)
 
     def gathered(self, x: Any) -> list[Any]:
         """On the first process the list of every process's x; on the others an empty list."""
@@ -89,6 +182,138 @@ def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> 
                 yield Rank(0, len(devices), devices[0], groups, watch.gets_on, watch.lost)
 
 
+def is_launched() -> bool:
+    """True if torchrun, or a launcher like it, started this process among several."""
+    named = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return named and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def restarted() -> bool:
+    """True if torchrun started these processes in place of others that failed."""
+    return is_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def launched(device: str) -> Iterator[Rank]:
+    """A context with this process among those that torchrun started for a training; else alone.
+
+    device: `auto` is one GPU for each process if there are any, else the CPU. Raises UserError
+    for a device, a library of collectives or a process that is not there, and ChildProcessError
+    if another one is lost.
+    """
+    if (rank := _in_force.get()) is not None:
+        yield rank
+        return
+    if not is_launched():
+        yield Rank(0, 1, choose_device(device), {1: None})
+        return
+    rank_, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = _device_of(device, world)
+    seconds = int(os.environ.get("CONTRAPOSE_JOIN_SECONDS", TRAINING_JOINING))
+    with contextlib.ExitStack() as joined:
+        try:
+            groups = joined.enter_context(
+                _joined(rank_, world, where, "env://", seconds, TRAINING_ANSWERING, (world,))
+            )
+        except (RuntimeError, ValueError) as error:
+            first = str(error).partition("\n")[0][:200]
+            at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            why = UserError(
+                f"rank {rank_} waited {seconds} s for {world} processes (WORLD_SIZE={world}) at "
+                f"{at}, and not all came ({first}); start every rank, with the same addresses. "
+                "CONTRAPOSE_JOIN_SECONDS sets another time"
+            )
+            raise _of_rank(rank_, why) from error
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        pulse = joined.enter_context(Pulse(rank_, world, f"contrapose/{attempt}"))
+        me = Rank(rank_, world, where, groups, lost=pulse.lost, pulse=pulse)
+        joined.enter_context(me.in_force())
+        with _losses_named(me, pulse):
+            yield me
+            me.every(None)  # none leaves before all are done
+
+
+@contextlib.contextmanager
+def _losses_named(me: Rank, pulse: Pulse) -> Iterator[None]:
+    """A context that tells other ranks why this one ends, and names the one that was lost."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if getattr(error, "shared", False) or not _of_collective(error):
+            _told(me, pulse, error)
+            raise
+        why = pulse.lost()
+        if why is None:
+            _told(me, pulse, error)
+            raise
+        raise shared(ChildProcessError(why)) from error
+    except BaseException as error:
+        _told(me, pulse, error)
+        raise
+
+
+def _of_rank(rank: int, error: Exception) -> Exception:
+    """The error, marked as this rank's own: it prints it, whichever it is."""
+    error.of_rank = rank  # type: ignore[attr-defined]
+    return error
+
+
+def _told(me: Rank, pulse: Pulse, error: BaseException) -> None:
+    if isinstance(error, Exception):
+        _of_rank(me.rank, error)
+    if not getattr(error, "shared", False):
+        words = str(error) or type(error).__name__
+        pulse.say(f"rank {me.rank} on {socket.gethostname()}: {words}")
+
+
+def _of_collective(error: BaseException) -> bool:
+    """True for what torch.distributed raises when another process is gone."""
+    words = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        part in words for part in ("gloo", "nccl", "connection", "timed out", "peer", "socket")
+    )
+
+
+def shared(error: Exception) -> Exception:
+    """The error, marked as one that every rank raises: the first one alone prints it."""
+    error.shared = True  # type: ignore[attr-defined]
+    return error
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one of its kind and words that other processes can be sent."""
+    try:
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            error.__cause__ = error.__context__ = None
+            return error
+    except Exception:
+        pass
+    for kind in (UserError, OSError, ArithmeticError):
+        if isinstance(error, kind):
+            return kind(str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _device_of(device: str, world: int) -> str:
+    """The device of this process of torchrun. UserError for one that is not there."""
+    kind = _shared(device)
+    if not dist.is_available():
+        raise UserError(f"{world} processes: this torch has no torch.distributed; start one")
+    if kind.startswith("cuda"):
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= (there := torch.cuda.device_count()):
+            raise UserError(
+                f"rank {os.environ['RANK']} is process {local} of this machine, which has {there} "
+                "GPU(s): start one process for each, or use --device cpu"
+            )
+        if not dist.is_nccl_available():
+            raise UserError("--device cuda on several ranks: this torch has no NCCL; use cpu")
+        kind = f"cuda:{local}"
+    if not dist.is_gloo_available():
+        raise UserError(f"{world} processes: this torch has no gloo, which they talk by; start one")
+    return kind
+
+
 def _shared(device: str) -> str:
     """The device that processes compute on, which mps cannot be."""
     kind = choose_device(device)
@@ -125,6 +350,7 @@ def _worker(
             os._exit(1)  # without waiting for the others, who then hear of it at once
 
 
+_in_force: ContextVar[Rank | None] = ContextVar("rank", default=None)
 Groups = dict[int, dist.ProcessGroup | None]  # the first w processes; none for one alone
 
 
@@ -136,6 +362,7 @@ def _joined(
     store: str,
     joining: int = JOINING,
     answering: int = ANSWERING,
+    sizes: Sequence[int] = (2, 3),
 ) -> Iterator[Groups]:
     if world == 1:
         yield {1: None}
@@ -153,7 +380,7 @@ def _joined(
     try:
         groups: dict[int, Any] = {1: None}
         timeout = datetime.timedelta(seconds=answering)
-        for w in sorted({2, 3, world}):
+        for w in sorted({*sizes, world}):
             if 1 < w <= world:
                 groups[w] = dist.new_group(list(range(w)), timeout=timeout)
         yield groups

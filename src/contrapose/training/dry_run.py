@@ -25,7 +25,6 @@ from contrapose.training.objective import (
     lasting_groups,
     learned_label,
     objective_of,
-    positive_groups,
 )
 from contrapose.training.recipe import Recipe
 
@@ -61,9 +60,10 @@ def dry_run(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
         beside = isinstance(objective, Joint)
         contrastive = objective.contrastive if isinstance(objective, Joint) else objective
         if isinstance(contrastive, Contrastive):
-            group = positive_groups(recipe, label, len(index), torch.device("cpu"))
+            number = torch.arange(len(index))
+            group = lasting_groups(recipe, label, number)
             shared = several if recipe.positives == "shared" else None
-            whole = in_batch(group, None, recipe.number_of_views, shared)
+            whole = in_batch(group, number, None, recipe.number_of_views, shared)
             _try_contrast(contrastive, images, trial, rows, width, whole)
         classification = objective.classification if isinstance(objective, Joint) else objective
         if isinstance(classification, Classification):
@@ -82,11 +82,12 @@ def _try_contrast(
 ) -> None:
     """The loss of random rows of a whole batch against each other, or against keys of a few."""
     recipe, source, few = objective.recipe, objective.source, rows.batch
-    z = _random_rows(len(batch.group), width)
+    kind = next(trial.parameters()).dtype
+    z = _random_rows(len(batch.group), width, kind)
     held: Contrast = batch
     if source is not None:
         with _part("keys"):
-            z = _random_rows(len(source.queries(rows.view)) * len(few.image), width)
+            z = _random_rows(len(source.queries(rows.view)) * len(few.image), width, kind)
             lasting = lasting_groups(recipe, few.label, few.index)
             entries = source.entries(rows.view, z, few.index, lasting)
             source.update(trial, entries)
@@ -95,8 +96,9 @@ def _try_contrast(
         batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
         if sizes := batches.possible_sizes(recipe):
             part = torch.arange(2 * min(sizes)) // min(sizes)
-            held = in_batch(torch.arange(len(part)), part, recipe.number_of_views)
-            z = _random_rows(len(part) * recipe.number_of_views, width)
+            number = torch.arange(len(part))
+            held = in_batch(number, number, part, recipe.number_of_views)
+            z = _random_rows(len(part) * recipe.number_of_views, width, kind)
     with _part("loss"):
         _fitting(recipe, held)
         _try(held.loss(recipe.loss, z))
@@ -125,8 +127,9 @@ def _try(value: Tensor) -> None:
         raise UserError(f"it is {float(value)} on random embeddings")
 
 
-def _random_rows(rows: int, width: int) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(rows, width), dim=1).requires_grad_()
+def _random_rows(rows: int, width: int, kind: torch.dtype) -> Tensor:
+    drawn = torch.randn(rows, width, dtype=kind)
+    return torch.nn.functional.normalize(drawn, dim=1).requires_grad_()
 
 
 def _fitting(recipe: Recipe, contrast: Contrast) -> None:

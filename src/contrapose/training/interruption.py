@@ -19,13 +19,15 @@ GRACE = 1.0  # s from the second signal until the process ends by itself, where 
 
 
 @contextmanager
-def signals_deferred(last_words: Callable[[], str]) -> Iterator[Callable[[], bool]]:
+def signals_deferred(
+    last_words: Callable[[], str], *, aloud: bool = True
+) -> Iterator[Callable[[], bool]]:
     """A context with a function that returns True after a signal; a second signal raises
     KeyboardInterrupt.
 
     If it cannot be raised within GRACE seconds, the process prints what `last_words` returns and
     ends with exit status 130; an interactive session does not end. In other threads than the main
-    one, which cannot handle signals, nothing changes.
+    one, which cannot handle signals, nothing changes. aloud: whether a first signal is answered.
     """
     came: list[int] = []
 
@@ -40,7 +42,9 @@ def signals_deferred(last_words: Callable[[], str]) -> Iterator[Callable[[], boo
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ended = threading.Event()
-    answering = threading.Thread(target=_answer, args=(reader, ended, last_words), daemon=True)
+    answering = threading.Thread(
+        target=_answer, args=(reader, ended, last_words, aloud), daemon=True
+    )
     answering.start()
     before = [signal.signal(kind, remember) for kind in SIGNALS]
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -57,12 +61,14 @@ def signals_deferred(last_words: Callable[[], str]) -> Iterator[Callable[[], boo
         os.close(writer)
 
 
-def _answer(reader: int, ended: threading.Event, last_words: Callable[[], str]) -> None:
+def _answer(
+    reader: int, ended: threading.Event, last_words: Callable[[], str], aloud: bool
+) -> None:
     """Print the effect of a signal at once; after a second one, end a process that hangs."""
     count = 0
     while number := os.read(reader, 1)[0]:
         count += number in SIGNALS
-        if count == 1:
+        if count == 1 and aloud:
             _print(FIRST)
         elif count > 1 and not ended.wait(GRACE) and not hasattr(sys, "ps1"):
             _print(last_words())

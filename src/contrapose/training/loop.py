@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from contrapose.data import ImageSet, Prefetch
 from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
+from contrapose.processes import Rank, shared
 from contrapose.training.batches import Batches, Drawn, drawn
 from contrapose.training.batchnorm import estimate_statistics, fewest_updates
 from contrapose.training.interruption import signals_deferred
 from contrapose.training.objective import Batch, learned_label, objective_of
+from contrapose.training.parallel import training_of
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import KILLED, OtherImages, Run, Weights, say
 from contrapose.training.signals import online_knn, step_signals
@@ -32,6 +35,7 @@ from contrapose.training.step import NonFiniteError, step
 
 ROWS = 100  # of metrics.jsonl in a whole run
 KNN_TIMES = 10  # in a whole run
+OTHER_RANK = 2**31 + 1  # from the seed of one rank's dropout to the next one's
 CHECKPOINT_SECONDS = 600.0  # at least this often, besides every tenth of the run
 
 
@@ -83,32 +87,43 @@ def fit(
     device: str = "cpu",
     bf16: bool = False,
     watch: Callable[[Progress], None] = lambda progress: None,
+    me: Rank | None = None,
 ) -> None:
     """Train `encoder` in place to the end of the recipe, from the newest checkpoint if any.
 
-    After a training too short for the running statistics of batch normalisation they are estimated
-    over training images (`batchnorm`), in the encoder file alone; status.json says so.
+    me: this process among those that share every batch; each of them calls this, the first one
+    reads and writes the folder. After a training too short for the running statistics of batch
+    normalisation they are estimated over training images (`batchnorm`), in the encoder file alone;
+    status.json says so.
 
-    Raises InterruptedTraining, NonFiniteError or OSError after saving what can be saved.
+    Raises InterruptedTraining, NonFiniteError or OSError after saving what can be saved, on all
+    ranks in the same step.
     """
     check(recipe, images)
-    training = _Training(recipe, images, run, encoder, device, bf16)
+    me = Rank(0, 1, device, {1: None}) if me is None else me
+    training = _Training(recipe, images, run, encoder, device, bf16, me)
     if training.done:
         return
-    run.set_aside_findings(training.at)
-    with contextlib.closing(training), signals_deferred(training.stopped_at_once) as interrupted:
-        training.status("running")
+    me.first_does(lambda: run.set_aside_findings(training.at))
+    with (
+        contextlib.closing(training),
+        signals_deferred(training.stopped_at_once, aloud=me.first) as interrupted,
+    ):
+        me.first_does(lambda: training.status("running"))
         try:
             while training.at < training.steps:
                 watch(training.advance())
-                if interrupted():
+                stopped, due = me.any(interrupted(), training.save_is_due())
+                if stopped:
                     training.save()
                     training.status("interrupted", "stopped by a signal")
-                    raise InterruptedTraining(
-                        f"stopped at step {training.at} of {training.steps}, saved; "
-                        f"continue with: contrapose train --resume {run.path}"
+                    raise shared(
+                        InterruptedTraining(
+                            f"stopped at step {training.at} of {training.steps}, saved; "
+                            f"continue with: contrapose train --resume {run.path}"
+                        )
                     )
-                if training.save_is_due():
+                if due:
                     training.save()
             training.finish()
         except InterruptedTraining:
@@ -121,14 +136,14 @@ def fit(
                 "Try a lower --set lr=..., --set clip=1.0 or a higher --temperature"
             )
             training.status("failed", reason)
-            raise NonFiniteError(reason) from None
+            raise shared(NonFiniteError(reason)) from None
         except BaseException as error:
             with contextlib.suppress(OSError):  # the disk may be full for this file too
                 training.status("failed", f"{type(error).__name__}: {error}")
             raise
-        training.status("finished")
-        if interrupted():
-            raise InterruptedTraining(trained(run))
+        me.first_does(lambda: training.status("finished"))
+        if me.any(interrupted())[0]:
+            raise shared(InterruptedTraining(trained(run)))
 
 
 def trained(run: Run) -> str:
@@ -143,42 +158,68 @@ class _Training:
     """The state of a run between two steps, which a checkpoint stores or `at` determines."""
 
     def __init__(
-        self, recipe: Recipe, images: ImageSet, run: Run, encoder: Encoder, device: str, bf16: bool
+        self,
+        recipe: Recipe,
+        images: ImageSet,
+        run: Run,
+        encoder: Encoder,
+        device: str,
+        bf16: bool,
+        me: Rank,
     ) -> None:
         self.recipe, self.run, self.encoder, self.bf16 = recipe, run, encoder, bf16
+        self.me = me
         self.device = device
         self.per_epoch = len(images) // recipe.batch_size  # the rest waits for the next epoch
         self.steps = max(1, math.floor(self.per_epoch * recipe.epochs))
         self.lr = recipe.scaling(recipe.lr, recipe.batch_size)
         encoder.to(device).to(memory_format=torch.channels_last).train()
+        self.sharing = training_of(encoder, recipe, me)
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
         self.objective = objective_of(recipe, encoder, len(images))
         self.batches: Batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
         self.generator = torch.Generator(device)
         self.images = images.to(torch.device(device))
-        self.prefetch = Prefetch(self.images, recipe.batch_size)
+        self.prefetch = Prefetch(self.images, -(-recipe.batch_size // me.world))
         self.label = learned_label(recipe, images)[0] if recipe.learns_from_labels else None
         self.at, seconds = 0, 0.0
         self.estimated: dict[str, int] = {}
-        before = run.status()
-        restored = run.load_checkpoint(self._restore)
-        if restored is not None:
-            self.at, seconds = restored[1]["step"], restored[1]["seconds"]
-            run.settle(self.at)
-        elif before.get("state") == "finished":
-            self._finished_without_checkpoints(before)
-        else:
-            run.settle(0)
-        if before.get("state") in ("running", "killed"):  # this process holds the folder now
-            say(
-                f"{run.path} was killed after step {before.get('step')} of {self.steps} "
-                f"({KILLED}); going on from step {self.at}"
-            )
+        before, self.at, seconds = me.first_does(self._opened)
+        self._same_everywhere()
         self.done = before.get("state") == "finished" and self.at >= self.steps
         self.started, self.saved = time.monotonic() - seconds, time.monotonic()
         self.order, self.epoch_of_order = torch.empty(0, 0, dtype=torch.long), -1
         self.order_ahead, self.epoch_ahead = self.order, -1
         self.waiting_share, self.measured = 0.0, (self.seconds, 0.0)  # time, of which waited
+
+    def _opened(self) -> tuple[dict[str, Any], int, float]:
+        """(status, step, seconds) of the run folder, whose newest checkpoint is taken up."""
+        run, before, at, seconds = self.run, self.run.status(), 0, 0.0
+        restored = run.load_checkpoint(self._restore)
+        if restored is not None:
+            at, seconds = restored[1]["step"], restored[1]["seconds"]
+            run.settle(at)
+        elif before.get("state") == "finished":
+            self._finished_without_checkpoints(before)
+            at = self.steps
+        else:
+            run.settle(0)
+        if before.get("state") in ("running", "killed"):  # this process holds the folder now
+            say(
+                f"{run.path} was killed after step {before.get('step')} of {self.steps} "
+                f"({KILLED}); going on from step {at}"
+            )
+        return before, at, seconds
+
+    def _same_everywhere(self) -> None:
+        """Give the other ranks the state of the first one: weights, optimiser, keys, batches."""
+        if self.me.world == 1:
+            return
+        parts = self.encoder, self.optimizer, self.objective, self.batches
+        first = self.me.first_does(lambda: [_on_host(part.state_dict()) for part in parts])
+        if not self.me.first:
+            for part, state in zip(parts, first, strict=True):
+                part.load_state_dict(state)
 
     def _restore(self, weights: Weights, state: dict[str, Any]) -> None:
         """Everything but the clock as the checkpoint has it; OtherImages for those of another."""
@@ -204,7 +245,6 @@ class _Training:
                 "trained further; start a new run"
             )
         self.encoder.load_state_dict(read_weights(self.run.path)[0])
-        self.at = self.steps
 
     @property
     def epoch(self) -> float:
@@ -216,7 +256,9 @@ class _Training:
 
     def advance(self) -> Progress:
         """One step, and its row of signals where one is due."""
-        recipe, index = self.recipe, self._index()
+        recipe, whole = self.recipe, self._index()
+        place = self.sharing.place(len(whole))
+        index = whole[place]
         factor = recipe.schedule(self.epoch, recipe.epochs, warmup=recipe.warmup)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.lr * factor
@@ -230,26 +272,33 @@ class _Training:
                 index=index.to(self.device),
                 label=_of(self.label, index, self.device),
                 several=_of(self.images.labels, index, self.device),
-                part=part_of(self.batches.size, len(index), self.device),
+                part=_of(part_of(self.batches.size, len(whole)), place, self.device),
+                place=None if isinstance(place, slice) else place.to(self.device),
             ),
             recipe,
             self._seeded(),
             label=label,
             bf16=self.bf16,
+            sharing=self.sharing,
+            images=len(whole),
         )
         self.at += 1
         row = None
-        if self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps):
+        due = self.at % max(1, self.steps // ROWS) == 0 or self.at in (1, self.steps)
+        if due or seen.compared.entries is not None:
+            seen = seen.of_all(self.objective, self.sharing, len(whole))
+        if due:
             clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
             clock["waiting_share"] = self._waiting()
-            row = (
-                clock | {"lr": self.lr * factor} | step_signals(seen, self.objective) | self._knn()
-            )
+            clock["lr"] = self.lr * factor
             if not isinstance(self.batches, Drawn):
-                row["part_size"] = float(self.batches.size or len(index))
+                clock["part_size"] = float(self.batches.size or len(whole))
+            row = self.me.first_does(
+                lambda: clock | step_signals(seen, self.objective) | self._knn()
+            )
         self.objective.update(self.encoder, seen.compared)
         if row is not None:
-            self.run.append_metrics(row)
+            self.me.first_does(partial(self.run.append_metrics, row))
         speed = self.at * recipe.batch_size / max(self.seconds, 1e-9)
         return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row, self.waiting_share)
 
@@ -274,7 +323,9 @@ class _Training:
             "batches": self.batches.state_dict(),
             "fingerprint": self.images.fingerprint,
         }
-        self.run.save_checkpoint(self.at, self.encoder.to_bytes(), state)
+        self.me.first_does(
+            lambda: self.run.save_checkpoint(self.at, self.encoder.to_bytes(), state)
+        )
         self.saved = time.monotonic()
         self.status("running")
 
@@ -292,7 +343,8 @@ class _Training:
             number_of_views=recipe.number_of_views, device=self.device,
         )  # fmt: skip
         self.estimated = {"updates": updates, "images": looked_at, "views": recipe.number_of_views}
-        self.run.write_encoder(self.encoder.to_bytes(final_step=self.at))
+        written = self.encoder.to_bytes(final_step=self.at)
+        self.me.first_does(lambda: self.run.write_encoder(written))
 
     def stopped_at_once(self) -> str:
         """Note in the folder that a second signal ended the run in the middle of a step; words."""
@@ -304,6 +356,8 @@ class _Training:
         )
 
     def status(self, state: str, reason: str | None = None) -> None:
+        if not self.me.first:
+            return
         done = self.at * self.recipe.batch_size
         self.run.write(
             "status.json",
@@ -324,7 +378,7 @@ class _Training:
     def _seeded(self) -> torch.Generator:
         """The generator of the views, and torch's own (dropout), as (seed, step) set them."""
         seed = seed_of_step(self.recipe.seed, self.at)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + OTHER_RANK * self.me.rank)  # dropout is another on each rank
         return self.generator.manual_seed(seed)
 
     def _index(self) -> Int[Tensor, " B"]:
@@ -349,7 +403,7 @@ class _Training:
                 self.epoch_ahead = epoch
             order = self.order if epoch == self.epoch_of_order else self.order_ahead
             if within < len(order):
-                found.append(order[within])
+                found.append(order[within][self.sharing.place(order.shape[1])])
         return found
 
     def _waiting(self) -> float:
@@ -377,12 +431,21 @@ def seed_of_step(seed: int, step: int) -> int:
     return int.from_bytes(mixed, "little") + step
 
 
-def part_of(size: int | None, images: int, device: torch.device | str) -> Int[Tensor, " B"] | None:
+def part_of(size: int | None, images: int) -> Int[Tensor, " B"] | None:
     """The number of the part (of `size` images) of each image of a batch; None for one part."""
-    return None if size is None else torch.arange(images, device=device) // size
+    return None if size is None else torch.arange(images) // size
 
 
-def _of(values: Tensor | None, index: Int[Tensor, " B"], device: str) -> Tensor | None:
+def _on_host(state: Any) -> Any:
+    """The state with its tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {name: _on_host(x) for name, x in state.items()}
+    return [_on_host(x) for x in state] if isinstance(state, list) else state
+
+
+def _of(values: Tensor | None, index: Int[Tensor, " B"] | slice, device: str) -> Tensor | None:
     """Those of the batch, on the device."""
     return None if values is None else values[index].to(device)
 

@@ -12,8 +12,9 @@ The names of the arguments of a recipe's losses decide which one it is (`recipe.
 
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Int8, UInt8
@@ -28,9 +29,12 @@ from contrapose.errors import UserError
 from contrapose.keys.contrast import Contrast, InBatch, Loss, SharedLabels, WithinParts
 from contrapose.keys.sources import Entries, KeySource
 from contrapose.partials import unknown
+from contrapose.portions import portion_in_force, portion_of_batch
+from contrapose.similarity import gather_rows
 from contrapose.training.recipe import FEATURE, Recipe, classifies
 from contrapose.training.signals import agreement, temperature_signals
 
+Gather = Callable[[Tensor], Tensor]  # from the rows of this rank to those of all, in their order
 ABOVE_CLASSES = 2**23  # more classes than there are; with as many images again exact in float32
 
 
@@ -43,6 +47,15 @@ class Batch:
     label: Int[Tensor, " B"] | None = None  # what the recipe learns from (`learned_label`)
     several: Int8[Tensor, "B K"] | None = None  # where each image has several labels
     part: Int[Tensor, " B"] | None = None  # of the batch, where parts contrast on their own
+    # where each image stands in the batch of all ranks; None: these are the whole batch
+    place: Int[Tensor, " B"] | None = None
+
+    @property
+    def number(self) -> Int[Tensor, " B"]:
+        """A number for each image that no other image of the batch of all ranks has."""
+        if self.place is not None:
+            return self.place
+        return torch.arange(len(self.image), device=self.image.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +89,11 @@ class Objective(Protocol):
 
     def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]: ...
 
+    def of_all(self, compared: Compared, rows: int, gather: Gather) -> Compared:
+        """The comparison of the rows of all ranks, of which there are `rows`."""
+
     def update(self, encoder: Encoder, compared: Compared) -> None:
-        """Called after the update of the weights."""
+        """Called after the update of the weights, with the comparison of all ranks."""
 
     def signals(self, compared: Compared, z: Float[Tensor, "N D"]) -> dict[str, float]:
         """The signals of this objective, called before `update`."""
@@ -116,14 +132,22 @@ class Contrastive:
             group = lasting_groups(recipe, batch.label, batch.index)
             entries = self.source.entries(rows.view, z, batch.index, group)
             return Compared(self.source.contrast(len(z), entries), entries)
-        count = len(batch.image)
-        group = positive_groups(recipe, batch.label, count, batch.image.device)
+        group = lasting_groups(recipe, batch.label, batch.number)
         shared = batch.several if recipe.positives == "shared" else None
-        return Compared(in_batch(group, batch.part, len(z) // max(1, count), shared))
+        views = len(z) // max(1, len(batch.image))
+        return Compared(in_batch(group, batch.number, batch.part, views, shared))
 
     def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         assert compared.contrast is not None
         return compared.contrast.loss(self.recipe.loss, z)
+
+    def of_all(self, compared: Compared, rows: int, gather: Gather) -> Compared:
+        if self.source is not None:
+            assert compared.entries is not None
+            entries = compared.entries.of_all(gather)
+            return replace(compared, contrast=self.source.contrast(rows, entries), entries=entries)
+        assert isinstance(compared.contrast, InBatch)
+        return replace(compared, contrast=compared.contrast.of_all(gather))
 
     def update(self, encoder: Encoder, compared: Compared) -> None:
         if self.source is not None and compared.entries is not None:
@@ -181,7 +205,7 @@ class Classification:
         assert rows.target is not None
         share = one_hot(rows.target.clamp(min=0), self.classes).float()
         share = share * (rows.target >= 0)[:, None]  # nothing of an image without a label
-        image, share = recipe.mixing(rows.image, share, generator)
+        image, share = mixed_over_ranks(recipe.mixing, rows.image, share, generator)
         return replace(rows, image=image, target=share)
 
     def labelled(self, rows: Rows) -> Rows:
@@ -200,6 +224,11 @@ class Classification:
     def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         wanted = inspect.signature(self.of).parameters
         return self.of(**{n: x for n, x in compared.classified.items() if n in wanted})
+
+    def of_all(self, compared: Compared, rows: int, gather: Gather) -> Compared:
+        of = compared.classified
+        whole = {name: x if name == "classes" else gather(x) for name, x in of.items()}
+        return replace(compared, classified=whole)
 
     def update(self, encoder: Encoder, compared: Compared) -> None: ...
 
@@ -238,6 +267,10 @@ class Joint:
         """The sum of both losses; the gradient of the second reaches the encoder times `weight`."""
         return self.contrastive.loss(compared, z) + self.classification.loss(compared, z)
 
+    def of_all(self, compared: Compared, rows: int, gather: Gather) -> Compared:
+        compared = self.classification.of_all(compared, rows, gather)
+        return self.contrastive.of_all(compared, rows, gather)
+
     def update(self, encoder: Encoder, compared: Compared) -> None:
         self.contrastive.update(encoder, compared)
 
@@ -262,18 +295,36 @@ def source_of_keys(recipe: Recipe, encoder: Encoder, images: int) -> KeySource |
     blank = weight.new_zeros(1, encoder.channels, recipe.size, recipe.size)
     with modes_kept(encoder), torch.no_grad():
         width = encoder.eval()(blank)[1].shape[1]
-    source: KeySource = recipe.keys(encoder, images, width).to(weight.device)
+    source: KeySource = recipe.keys(encoder, images, width).to(weight.device, weight.dtype)
     return source
+
+
+def mixed_over_ranks(
+    mixing: Callable[..., Any], image: Tensor, share: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """`mixing` of the rows of all ranks, of which those of this one are returned."""
+    if (portion := portion_in_force()) is None:
+        made: tuple[Tensor, Tensor] = mixing(image, share, generator)
+        return made
+    mine = portion.rows(len(image)).to(image.device)
+    order = gather_rows(mine).argsort()
+    with portion_of_batch(None):
+        image, share = mixing(gather_rows(image)[order], gather_rows(share)[order], generator)
+    return image[mine], share[mine]
 
 
 def in_batch(
     group: Int[Tensor, " B"],
+    image: Int[Tensor, " B"],
     part: Int[Tensor, " B"] | None,
     views: int,
     labels: Int8[Tensor, "B K"] | None = None,
 ) -> InBatch:
-    """The contrast of V views of B images: with all others, or with those of their part."""
-    of = torch.arange(len(group), device=group.device).repeat(views)
+    """The contrast of V views of B images: with all others, or with those of their part.
+
+    image: a number of each that no other one has.
+    """
+    of = image.repeat(views)
     if labels is not None:
         return SharedLabels(group.repeat(views), of, labels.repeat(views, 1))
     if part is None:
@@ -307,27 +358,15 @@ def learned_label(recipe: Recipe, images: ImageSet) -> tuple[Int[Tensor, " N"], 
     return label, tuple(map(str, range(int(label.max()) + 1)))
 
 
-def positive_groups(
-    recipe: Recipe, label: Int[Tensor, " B"] | None, batch: int, device: torch.device
-) -> Int[Tensor, " B"]:
-    """Equal numbers for images that are positives of each other: by image, class or feature.
-
-    Classes keep their numbers. An image without a label (-1) is alone in its group. With several
-    labels, which form no groups, each image is alone.
-    """
-    alone = torch.arange(batch, device=device)
-    if not recipe.of_labels:
-        return alone
-    assert label is not None, "checked before training"
-    return torch.where(label < 0, int(label.max()) + 1 + alone, label)
-
-
 def lasting_groups(
     recipe: Recipe, label: Int[Tensor, " B"] | None, index: Int[Tensor, " B"]
 ) -> Int[Tensor, " B"]:
-    """As `positive_groups`, with numbers that mean the same in every batch, for stored keys.
+    """Equal numbers for images that are positives of each other: by image, class or feature.
 
-    An image without a label has a number of its own, above those of classes.
+    They mean the same wherever `index`, the number of an image, does: in the set, for stored keys,
+    or in the batch. Classes keep their numbers. An image without a label (-1) is alone in its
+    group, with a number above those of classes. With several labels, which form no groups, each
+    image is alone.
     """
     if not recipe.of_labels or label is None:
         return index

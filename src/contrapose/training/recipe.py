@@ -18,6 +18,7 @@ from contrapose.partials import describe as describe
 from contrapose.partials import given, revive, unknown
 
 POSITIVES = ("image", "class", "shared")
+BATCH_NORMS = ("global", "local")
 FEATURE = "feature:"  # before the name of a feature of composed images, in `positives`
 
 
@@ -68,12 +69,16 @@ class Recipe:
     lr: float = 0.3  # before `scaling`
     clip: float | None = None  # largest norm of the gradient
     chunk: int | None = None  # views per pass through the encoder (gradient caching); None: all
+    # over all ranks (global), or each rank's own (local), which leaks which views belong together
+    batch_norm: str = "global"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.positives not in POSITIVES and not self.positives.startswith(FEATURE):
             known = [*POSITIVES, f"{FEATURE}NAME"]  # of a feature of composed images
             raise UserError(f"positives: there is no {unknown(self.positives, known)}")
+        if self.batch_norm not in BATCH_NORMS:
+            raise UserError(f"batch_norm: there is no {unknown(self.batch_norm, BATCH_NORMS)}")
         alone = self.keys is not None or classifies(self.loss)
         at_least: list[tuple[str, float, str]] = [
             ("number_of_views", 1 if alone else 2, "a positive pair needs two"),

@@ -22,7 +22,7 @@ import torch
 
 from contrapose.encoders import checkpoints, final_step, step_of
 from contrapose.encoders.weights import tensors_in
-from contrapose.errors import UserError
+from contrapose.errors import UserError, first_of_launched
 from contrapose.files import (
     as_json_bytes,
     clear,
@@ -75,7 +75,7 @@ SHAPE: dict[str, Any] = {  # what readers of recipe.json rely on
         "name": str, "size": int, "seed": int, "batch_size": int, "number_of_views": int,
         "epochs": float, "warmup": float, "lr": float, "positives": str,
         "clip?": float | None, "chunk?": int | None,
-        "start?": str | None, "freeze?": [str],
+        "start?": str | None, "freeze?": [str], "batch_norm?": str,
     },
 }  # fmt: skip
 SCORE: dict[str, Any] = {  # of one score in evaluation.json
@@ -363,5 +363,9 @@ def _briefly(error: Exception) -> str:
 
 
 def say(sentence: str) -> None:
-    """A line on standard error, where warnings are read beside any progress bar."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    """A line on standard error, where warnings are read beside any progress bar.
+
+    Of the processes that a launcher started only the first one says it.
+    """
+    if first_of_launched():
+        print(f"warning: {sentence}", file=sys.stderr)

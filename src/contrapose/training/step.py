@@ -1,4 +1,7 @@
-"""One optimisation step: images -> rows -> (h, z) -> loss -> update, by the run's objective."""
+"""One optimisation step: images -> rows -> (h, z) -> loss -> update, by the run's objective.
+
+On several ranks a step is the same, with the images that this one has (`parallel`).
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.encoders import Encoder
-from contrapose.keys import chunked
 from contrapose.losses.checks import RowsOutOfRange
 from contrapose.training.objective import Batch, Compared, Objective
+from contrapose.training.parallel import Alone
 from contrapose.training.recipe import Recipe
 
 
@@ -22,7 +25,8 @@ class NonFiniteError(ArithmeticError):
 class Step:
     """What a step saw, for whoever measures: N rows, Q views of each of the images, view by view.
 
-    label: the class of each row, -1 without one.
+    label: the class of each row, -1 without one. h, z, label and compared are of this rank's rows;
+    `of_all` has those of all.
     """
 
     loss: float
@@ -32,6 +36,16 @@ class Step:
     images: int
     label: Int[Tensor, " N"] | None
     compared: Compared  # what the rows were held against
+
+    def of_all(self, objective: Objective, sharing: Alone, images: int) -> "Step":
+        """What all ranks saw of a batch of so many images, in the order of one process."""
+        if sharing.alone:
+            return self
+        gather = sharing.whole(images)
+        z = gather(self.z)
+        label = None if self.label is None else gather(self.label)
+        compared = objective.of_all(self.compared, len(z), gather)
+        return replace(self, h=gather(self.h), z=z, images=images, label=label, compared=compared)
 
 
 def step(
@@ -44,27 +58,36 @@ def step(
     *,
     label: Int[Tensor, " B"] | None = None,
     bf16: bool = False,
+    sharing: Alone | None = None,
+    images: int | None = None,
 ) -> Step:
     """Update the encoder once. Raises NonFiniteError before a bad gradient touches the weights.
 
     The objective is left as it was: `objective.update(encoder, seen.compared)` takes the batch in.
-    label: the class of each image, for measures.
+    label: the class of each image, for measures. sharing: with which ranks the batch of so many
+    `images` is shared; None: this process has it whole.
     """
-    seen = objective.rows(batch, generator)
-    rows = seen.image.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(rows.device.type, torch.bfloat16, enabled=bf16):
-        h, z = encoder(rows) if recipe.chunk is None else chunked(encoder, rows, chunk=recipe.chunk)
-        compared = objective.compare(encoder, seen, h, z)
-    try:
-        loss = objective.loss(compared, z)
-    except RowsOutOfRange as error:
-        raise NonFiniteError(_where(rows, h, z) or str(error)) from error
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    sharing = Alone(encoder, recipe) if sharing is None else sharing
+    with sharing.sharing(len(batch.image) if images is None else images):
+        seen = objective.rows(batch, generator)
+        rows = seen.image.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=bf16):
+            h, z = sharing.embed(rows)
+            compared = objective.compare(encoder, seen, h, z)
+        if sharing.broken(z):
+            raise NonFiniteError(_where(rows, h, z) or "rows of a rank held NaN or infinity")
+        torch.manual_seed(generator.initial_seed())  # what a loss draws is the same on all ranks
+        try:
+            loss = objective.loss(compared, z)
+        except RowsOutOfRange as error:
+            raise NonFiniteError(_where(rows, h, z) or str(error)) from error
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
     parameters = [p for p in encoder.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()  # one synchronisation
+    measured = sharing.mean(torch.stack([loss.detach().float(), norm.float()]))
+    value, size = measured.tolist()  # one synchronisation
     if not (math.isfinite(value) and math.isfinite(size)):
         reason = f"the loss was {value} and the norm of its gradient {size}"
         raise NonFiniteError(_where(rows, h, z) or reason)
@@ -76,7 +99,8 @@ def step(
     )
     count = len(batch.image)
     repeated = None if label is None else label.repeat(len(rows) // count)
-    return Step(value, size, h.detach().float(), z.detach().float(), count, repeated, compared)
+    h, z = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (h, z))
+    return Step(value, size, h, z, count, repeated, compared)
 
 
 def _where(view: Tensor, h: Tensor, z: Tensor) -> str:

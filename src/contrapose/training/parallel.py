@@ -1,0 +1,176 @@
+"""Training on several ranks: each embeds its images of the global batch, and all stay the same.
+
+The images of a batch are dealt in turn: rank r of W has those at r, r + W, r + 2W ... of the batch,
+so that each also has its share of every part and every chunk. Everything beside the encoder (keys,
+batches, signals) takes in the rows of the whole batch, gathered in the order of one process.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from contrapose.augment import Policy, views
+from contrapose.data import ImageSet
+from contrapose.encoders import Encoder
+from contrapose.errors import UserError
+from contrapose.keys import chunked
+from contrapose.losses.checks import LONGEST
+from contrapose.partials import describe
+from contrapose.portions import Portion, portion_of_batch
+from contrapose.processes import Rank
+from contrapose.similarity import across, gather_rows
+from contrapose.training.batches import drawn
+from contrapose.training.global_batchnorm import over_ranks
+from contrapose.training.recipe import Recipe
+
+
+class Alone:
+    """Training on one process: the batch is whole, and there is nobody to agree with."""
+
+    alone = True
+
+    def __init__(self, encoder: Encoder, recipe: Recipe) -> None:
+        self.embed: nn.Module = _Pass(encoder, recipe.chunk)
+
+    def place(self, images: int) -> slice | Shaped[Tensor, " b"]:
+        """Which images of a batch this process has."""
+        return slice(None)
+
+    @contextmanager
+    def sharing(self, images: int) -> Iterator[None]:
+        """A context for the step of a batch of so many images."""
+        yield
+
+    def whole(self, images: int) -> Callable[[Tensor], Tensor]:
+        """A function from this process's rows of such a batch to those of all, in its order."""
+        return lambda x: x
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over processes."""
+        return x
+
+    def broken(self, z: Tensor) -> bool:
+        """True if another process has rows that a loss refuses."""
+        return False
+
+
+class Together(Alone):
+    """Training on the ranks of a group, by torch's DistributedDataParallel."""
+
+    alone = False
+
+    def __init__(self, encoder: Encoder, recipe: Recipe, me: Rank) -> None:
+        self.me = me
+        device = next(encoder.parameters()).device
+        if recipe.batch_norm == "global":
+            torchs_own = device.type == "cuda" and me.world == torch.distributed.get_world_size()
+            over_ranks(encoder, cuda=torchs_own)
+        with warnings.catch_warnings(action="ignore"):  # torch 2.14 renames broadcast_buffers
+            self.embed = DistributedDataParallel(
+                _Pass(encoder, recipe.chunk),
+                device_ids=[device] if device.type == "cuda" else None,
+                process_group=me.group,
+                broadcast_buffers=recipe.batch_norm == "local",
+                static_graph=True,  # weights may be used in several chunks, or outside of `embed`
+            )
+
+    def place(self, images: int) -> Shaped[Tensor, " b"]:
+        return torch.arange(self.me.rank, images, self.me.world)
+
+    @contextmanager
+    def sharing(self, images: int) -> Iterator[None]:
+        with portion_of_batch(Portion(self.place(images), images)), across(self.me.group):
+            yield
+
+    def whole(self, images: int) -> Callable[[Tensor], Tensor]:
+        dealt = [torch.arange(rank, images, self.me.world) for rank in range(self.me.world)]
+        mine = len(dealt[self.me.rank])
+
+        def gathered(x: Tensor) -> Tensor:
+            count = len(x) // mine
+            rows = torch.cat([Portion(place, images).rows(count * len(place)) for place in dealt])
+            with across(self.me.group):
+                return gather_rows(x.detach())[rows.argsort().to(x.device)]
+
+        return gathered
+
+    def mean(self, x: Tensor) -> Tensor:
+        return self.me.mean(x)
+
+    def broken(self, z: Tensor) -> bool:
+        if z.device.type != "cpu":  # losses look at rows on a CPU only
+            return False
+        length = torch.linalg.vector_norm(z.detach().float(), dim=1)
+        return self.me.any(not bool((length <= LONGEST).all()))[0]
+
+
+class _Pass(nn.Module):
+    """The encoder on the rows of a step, in chunks where the recipe asks for them."""
+
+    def __init__(self, encoder: Encoder, chunk: int | None) -> None:
+        super().__init__()
+        self.encoder, self.chunk = encoder, chunk
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if self.chunk is None:
+            return self.encoder(rows)  # type: ignore[no-any-return]
+        return chunked(self.encoder, rows, chunk=self.chunk)  # type: ignore[no-any-return]
+
+
+def training_of(encoder: Encoder, recipe: Recipe, me: Rank) -> Alone:
+    """How the steps of a run share their batches. To be called before the optimiser is made."""
+    return Alone(encoder, recipe) if me.world == 1 else Together(encoder, recipe, me)
+
+
+def check_ranks(recipe: Recipe, images: ImageSet, me: Rank) -> None:
+    """UserError for a run that so many ranks cannot share, or of which they see different things.
+
+    Ranks must have the same images, by fingerprint, and the same recipe. Views must be drawn by
+    `contrapose.augment`'s functions, from which a rank takes the numbers of its own images.
+    """
+    if me.world == 1:
+        return
+    recipes, seen = me.every(describe(recipe)), me.every(images.fingerprint)
+    by_itself = me.first_does(lambda: _draws_by_itself(recipe.policy, recipe, images))
+
+    def refuse() -> None:
+        others = [f"{of} on rank {rank}" for rank, of in enumerate(seen) if of != seen[0]]
+        if others:
+            raise UserError(
+                f"the ranks see different images: those of {images.name} have fingerprint "
+                f"{seen[0]} on rank 0 and {', '.join(others)}; give all of them the same files"
+            )
+        kinds = (recipe.batches or drawn)(len(images), recipe.batch_size).possible_sizes(recipe)
+        least = min([recipe.batch_size, *(recipe.batch_size // size * size for size in kinds)])
+        if me.world > least:
+            raise UserError(
+                f"{me.world} ranks for a batch of {least} images: each needs one; use fewer ranks, "
+                f"or a larger --batch-size than {recipe.batch_size}"
+            )
+        if any(of != recipes[0] for of in recipes):
+            raise UserError("the ranks were given different recipes; start all by one command")
+        if by_itself:
+            raise UserError(
+                "the recipe's views draw random numbers of their own, which on several ranks would "
+                "repeat; draw them by contrapose.augment's uniform, normal, integers and "
+                "bernoulli, or train on one process"
+            )
+
+    me.all_do(refuse)
+
+
+def _draws_by_itself(policy: Policy, recipe: Recipe, images: ImageSet) -> bool:
+    """True unless a portion of a batch gets the views that it has in the whole batch."""
+    image = images.batch(torch.arange(min(5, len(images)))).cpu()
+    place, count = torch.tensor(sorted({1, len(image) - 1})), len(image)
+    n, (one, other) = recipe.number_of_views, (torch.Generator().manual_seed(0) for _ in range(2))
+    whole = views(policy, image, one, n)
+    with portion_of_batch(Portion(place, count)):
+        own = views(policy, image[place], other, n)
+    alike = torch.allclose(own, whole[:, place], atol=1e-4)
+    return not (alike and torch.equal(one.get_state(), other.get_state()))

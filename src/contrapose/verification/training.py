@@ -1,0 +1,296 @@
+"""The law of training on several ranks: their number changes nothing but the speed.
+
+Each case is trained by `contrapose.train` on one process and on the first 2 and 3 of those that
+are started here, from the same command. Compared are the weights at the end, running statistics
+among them, and every number of metrics.jsonl but the clock's.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrapose import api, augment, keys, losses
+from contrapose.data import ImageSet, Request
+from contrapose.encoders import heads, mlp, read_weights, small_conv
+from contrapose.errors import UserError
+from contrapose.files import as_json_bytes, replace_file
+from contrapose.machine import environment
+from contrapose.partials import unknown
+from contrapose.processes import Rank, processes
+from contrapose.training import optim
+from contrapose.training.batches import Conditional, embedded
+from contrapose.training.conditional import neighbour_groups
+from contrapose.training.recipe import Recipe
+from contrapose.training.run import Run
+
+FORMAT = 1
+TOLERANCE = {"fp32": 1e-5, "fp64": 1e-10}  # of a weight, over the larger of it and 1
+CLOCK = ("step", "epoch", "seconds", "waiting_share", "lr")
+BATCH = 100  # images, which three ranks share unevenly
+PART = 8  # images of a group that contrasts on its own, in the case `conditional`
+
+CASES: dict[str, dict[str, Any]] = {
+    "simclr": {},
+    "supcon": {"loss": partial(losses.supcon, temperature=0.2), "positives": "class"},
+    "moco": {
+        "loss": partial(losses.info_nce, temperature=0.2),
+        "keys": partial(keys.queue, size=250, momentum=0.9, chunk=40),
+    },
+    "bank": {
+        "loss": partial(losses.info_nce, temperature=0.2),
+        "keys": partial(keys.bank),
+        "number_of_views": 1,
+    },
+    "xbm": {
+        "loss": partial(losses.supcon_memory, temperature=0.2),
+        "positives": "class",
+        "keys": partial(keys.memory, size=250),
+    },
+    "nnclr": {
+        "loss": partial(losses.nnclr, temperature=0.2),
+        "keys": partial(keys.support, size=250),
+    },
+    "chunked": {"chunk": 48},
+    "conditional": {"batches": None},  # set below: a function of this file
+    "mixup": {
+        "loss": partial(losses.cross_entropy),
+        "positives": "class",
+        "mixing": partial(augment.mixup),
+        "head": partial(heads.none),
+    },
+    "joint": {
+        "loss": partial(losses.supcon, temperature=0.2),
+        "positives": "class",
+        "classifier": partial(losses.cross_entropy),
+        "classifier_weight": 0.5,
+    },
+}
+
+
+def neighbours(images: int, batch_size: int) -> "Neighbours":
+    """Batches of groups of neighbours of the untrained encoder: `conditional` that has decided."""
+    return Neighbours(images, batch_size)
+
+
+class Neighbours(Conditional):
+    def __init__(self, images: int, batch_size: int) -> None:
+        super().__init__(images, batch_size, None, [PART])
+
+    def begin(self, epoch: int, encoder: Any, images: ImageSet, recipe: Recipe) -> None:
+        if self.groups is None:
+            z = embedded(encoder, images, recipe, None)
+            self.groups = neighbour_groups(z, PART, torch.Generator().manual_seed(recipe.seed))
+
+    def possible_sizes(self, recipe: Recipe) -> list[int]:
+        return [PART]
+
+
+CASES["conditional"] = {"batches": partial(neighbours)}
+
+
+class InFloat64(nn.Module):
+    """A network that computes in float64 what it is given in float32."""
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of, self.width = of.double(), of.width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(x.double())  # type: ignore[no-any-return]
+
+
+def conv64(*, channels: int, width: int) -> nn.Module:
+    """`small_conv` in float64."""
+    return InFloat64(small_conv(channels=channels, width=width))
+
+
+def mlp64(width: int, *, dim: int) -> nn.Module:
+    """`mlp` in float64."""
+    return mlp(width, dim=dim).double()
+
+
+def recipe_of(case: str, precision: str, channels: int, size: int, batch: int) -> Recipe:
+    """The recipe of a case: a small network, and plain SGD, whose steps are linear in gradients.
+
+    AdamW divides a gradient by its own size, and would show the rounding of one that is 0.
+    """
+    wide = precision == "fp64"
+    changes = dict(CASES[case])
+    plain = {"head": partial(mlp64 if wide else mlp, dim=16)} | changes
+    return Recipe(
+        name=case,
+        views=partial(augment.digits if channels == 1 else augment.simclr_cifar),
+        backbone=partial(conv64 if wide else small_conv, channels=channels, width=16),
+        loss=plain.pop("loss", partial(losses.nt_xent, temperature=0.2)),
+        optimizer=partial(optim.sgd, momentum=0.9, weight_decay=1e-4),
+        schedule=partial(optim.warmup_cosine),
+        scaling=optim.no_scaling,
+        size=size,
+        batch_size=batch,
+        epochs=1,
+        warmup=0.1,
+        lr=0.02,
+        **plain,
+    )
+
+
+@dataclass(frozen=True)
+class Law:
+    """One comparison: a case on so many ranks beside one process."""
+
+    case: str
+    data: str
+    precision: str
+    ranks: int
+    steps: int
+    weights: float  # greatest difference of a weight, over the larger of it and 1
+    worst: str  # which
+    metrics: float  # greatest difference of a number in metrics.jsonl, likewise
+    alone: float  # of the weights of one process in this precision to those in float64
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance, or within twice of what the precision itself does alone."""
+        return self.weights <= max(self.tolerance, 2 * self.alone)
+
+
+def chosen(only: Sequence[str]) -> list[str]:
+    """The cases that are named, or all. UserError for an unknown one."""
+    for name in only:
+        if name not in CASES:
+            raise UserError(f"verify --training --only {name}: no case {unknown(name, CASES)}")
+    return [case for case in CASES if case in (only or CASES)]
+
+
+def verify_training(
+    only: Sequence[str] = (),
+    *,
+    data: Sequence[str] = ("digits",),
+    precisions: Sequence[str] = ("fp32", "fp64"),
+    ranks: int = 3,
+    steps: int = 8,
+    device: str = "auto",
+    out: Path | None = None,
+    watch: Callable[[Law], None] = lambda law: None,
+) -> list[Law] | None:
+    """Train every case on 1 to `ranks` processes, and compare; None on others than the first.
+
+    data: names of sets; steps: of each training. out: a JSON file of every comparison. Raises
+    UserError for a case that there is not, ChildProcessError where a process is lost.
+    """
+    names, begun = chosen(only), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="contrapose-law-") as folder:
+        settings = (folder, names, tuple(data), tuple(precisions), steps)
+        with processes(ranks, device, take_part, *settings) as me:
+            found = []
+            for law in trained_on_ranks(me, *settings):
+                found.append(law)
+                watch(law)
+    if me.rank:
+        return None
+    if out is not None:
+        record = {
+            "format": FORMAT,
+            "passed": all(law.passed for law in found),
+            "laws": [asdict(law) for law in found],
+            "seconds": round(time.perf_counter() - begun, 1),
+            "environment": environment(me.device, False) | {"ranks": me.world},
+        }
+        replace_file(out, as_json_bytes(record))
+    return found
+
+
+def take_part(me: Rank, *settings: Any) -> None:
+    """What the processes besides the first do."""
+    for _ in trained_on_ranks(me, *settings):
+        pass
+
+
+def trained_on_ranks(
+    me: Rank,
+    folder: str,
+    names: Sequence[str],
+    data: Sequence[str],
+    precisions: Sequence[str],
+    steps: int,
+) -> Iterator[Law]:
+    """On the first process every comparison; the others take part in the trainings."""
+    for source in data:
+        images = Request.of(source).open("train")
+        mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        few = images.subset(mixed[: (steps + 1) * BATCH])
+        for case in names:
+            exact: Run | None = None  # on one process in float64
+            for precision in ("fp64", *(p for p in precisions if p != "fp64")):
+                batch = BATCH if case != "conditional" else BATCH // PART * PART
+                recipe = recipe_of(case, precision, images.channels, images.size, batch)
+                recipe = replace(recipe, epochs=min(1.0, steps / (len(few) // batch)))
+                name = f"{source}-{case}-{precision}"
+                worlds = [w for w in sorted({1, 2, 3, me.world}) if w <= me.world]
+                runs = {
+                    w: trained(me, w, recipe, few, Path(folder) / f"{name}-{w}") for w in worlds
+                }
+                if me.first:
+                    exact = exact or runs[1]
+                    own = off(checkpoint_of(runs[1]), checkpoint_of(exact))[0]
+                    for world in worlds[1:]:
+                        law = compared(runs[world], runs[1])
+                        yield Law(case, source, precision, world, *law, own, TOLERANCE[precision])
+
+
+def trained(me: Rank, world: int, recipe: Recipe, images: ImageSet, out: Path) -> Run:
+    """The run on the first `world` processes; the others have nothing to do."""
+    if me.rank >= world:
+        return Run(out)
+    with me.among(world).in_force():
+        return api.train(
+            recipe, images, out=out, held_out=0.0, device=me.device, precision="fp32",
+            watch=lambda progress: me.gets_on(),
+        )  # fmt: skip
+
+
+def compared(run: Run, alone: Run) -> tuple[int, float, str, float]:
+    """(steps, difference of weights, in which, difference of metrics) to one process."""
+    apart_by, worst = off(checkpoint_of(run), checkpoint_of(alone))
+    rows, wanted = run.metrics(), alone.metrics()
+    if [row.keys() for row in rows] != [row.keys() for row in wanted]:
+        apart = float("inf")
+    else:
+        apart = max(
+            difference(torch.tensor(row[name]), torch.tensor(other[name]))
+            for row, other in zip(rows, wanted, strict=True)
+            for name in other
+            if name not in CLOCK
+        )
+    return wanted[-1]["step"], apart_by, worst, apart
+
+
+def off(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The greatest difference of weights, and where it is."""
+    each = {name: difference(weights[name], x) for name, x in expected.items()}
+    worst = max(each, key=lambda name: each[name])
+    return each[worst], worst
+
+
+def checkpoint_of(run: Run) -> dict[str, Tensor]:
+    """The weights at the end, and all that lives beside them, by names alike in all precisions."""
+    found = run.load_checkpoint()
+    assert found is not None
+    beside = {n: x for n, x in found[1]["objective"].items() if isinstance(x, Tensor)}
+    every = read_weights(run.path)[0] | beside
+    return {name.replace("backbone.of.", "backbone."): x for name, x in every.items()}
+
+
+def difference(x: Tensor, expected: Tensor) -> float:
+    """max |x - e| / max(1, |e|)."""
+    x, expected = x.double(), expected.double()
+    off = (x - expected).abs() / expected.abs().clamp(min=1)
+    return float(off.max()) if off.numel() else 0.0
