@@ -163,7 +163,7 @@ def choices(
     ahead, room = batches_ahead(made.images, made.recipe.batch_size)
     if ahead:
         size = f"{ahead} batch{'es' if ahead > 1 else ''}, {max(room / 1e6, 1):,.0f} MB"
-        found["prefetch"] = [size, "images are read and decoded while a step computes"]
+        found["prefetch"] = [size, "read while a step computes"]
     if named and ("size" in asked or "size" in chosen):
         found["beside size"] = beside_size(str(recipe), made)
     return found

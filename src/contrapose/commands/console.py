@@ -165,7 +165,7 @@ class TrainingProgress:
         speed = f"{at.images_per_second:,.{0 if at.images_per_second >= 10 else 1}f} images/s"
         text = f"epoch {at.epoch:.1f}  loss {at.loss:.3f}{self.knn}  {speed}"
         if at.waiting_share > WAITING:
-            text += f"  waiting for images {at.waiting_share:.0%}"
+            text += f"  {at.waiting_share:.0%} waiting"  # for images
         self.bar.update(self.task, completed=at.step, total=at.steps, description=text)
         left = (at.steps - at.step) * self.batch / max(at.images_per_second, 1e-9)
         self.words = f"step {at.step:,}/{at.steps:,}  {text}"

@@ -25,7 +25,7 @@ def train(
         typer.Argument(
             metavar="DATA",
             help="A named set (`contrapose list`), a folder of images, of class subfolders or of "
-            "Parquet shards, or an .npz/.npy file.",
+            "Parquet or tar shards, 'a-{000..099}.tar', or an .npz/.npy file.",
         ),
     ] = None,
     recipe: Annotated[

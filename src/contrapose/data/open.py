@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from torch import Tensor
 
+from contrapose.data import webdataset
 from contrapose.data.arrays import from_array, from_npy, from_npz
 from contrapose.data.cache import data_root
 from contrapose.data.composed.spec import COMPOSED, is_call, open_call, usage
@@ -20,12 +21,14 @@ from contrapose.data.folder import from_folder
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.labels import encode, given_labels
 from contrapose.data.load import Encoded, Listing, load
-from contrapose.data.named import NAMED, ReadParquet, from_named
+from contrapose.data.named import NAMED, from_named
 from contrapose.data.parquet import from_parquet, shards
 from contrapose.data.parquet_columns import has_images
 from contrapose.data.several import several
+from contrapose.data.shards import is_pattern
 from contrapose.data.values import ValueRange, as_range, as_rgb
 from contrapose.data.walk import holds_images
+from contrapose.data.webdataset import from_tars
 from contrapose.errors import UserError
 
 Split = Literal["train", "test", "unlabeled"]
@@ -53,7 +56,8 @@ def open_images(
     """Open images as uint8 squares [C, size, size].
 
     source: a named set (`NAMED`; write ./name for a folder with such a name), a folder of images or
-        of Parquet shards, a .parquet, .npz or .npy file, an array or tensor, (array, labels), or a
+        of Parquet or tar shards, a .parquet, .tar, .npz or .npy file, a pattern of tar shards,
+        "train-{000..999}.tar" (WebDataset), an array or tensor, (array, labels), or a
         composed set written as a call, "random-bits(mnist, bits=8)" (`COMPOSED`).
     split: train, test or unlabeled. All images of a source without splits are `train`.
     size: in px. None keeps the short side that all images share (up to 256), otherwise it is the
@@ -73,7 +77,8 @@ def open_images(
     max_pixels: of one image; None is 178,956,970, as in Pillow.
     root: the folder of named sets, by default $CONTRAPOSE_DATA or ~/.cache/contrapose.
     labels: an array, a .npy, or a .csv with one label a line or columns of files and labels.
-    label_column, image_column: the columns of a .csv or of Parquet shards that have several.
+    label_column, image_column: the columns of a .csv or of Parquet shards that have several; of
+        tar shards the entry of each .json, and the part of a sample (jpg) that is the image.
     fit: "crop" cuts the central square out of an image, "pad" adds black bars.
     max_bad_share: share of unreadable images above which the set is refused.
     memory: bytes above which images are decoded on access instead of kept as one tensor.
@@ -98,20 +103,15 @@ def open_images(
         "label_column": None if labels is not None else label_column,
         "image_column": image_column,
     }
-    of_shards: list[Path] = []
-
-    def read(path: Path, split: str) -> Listing:
-        of_shards.append(path)
-        return from_parquet(path, split, memory, **columns)
-
+    read = _Shards(memory, columns)
     if isinstance(source, str | PathLike):
         name, listing = _from_name(str(source), split, root, download, read, channels)
     else:
         name, listing = "array", _from_values(source, split, channels)
     for argument, column in columns.items():
-        if column is not None and not of_shards:
+        if column is not None and not read.some:
             raise UserError(
-                f"{argument}={column!r}: {name} has no columns; it is for Parquet"
+                f"{argument}={column!r}: {name} has no columns; it is for Parquet, for tar shards"
                 f"{', and for labels in a .csv' if argument == 'label_column' else ''}"
             )
     if labels is not None:
@@ -128,20 +128,40 @@ def open_images(
     )
 
 
+@dataclass
+class _Shards:
+    """The readers of sets in shards, with the columns that were asked for."""
+
+    memory: int
+    columns: dict[str, str | None]
+    some: bool = False  # whether one was called
+
+    def parquet(self, path: Path, split: str) -> Listing:
+        self.some = True
+        return from_parquet(path, split, self.memory, **self.columns)
+
+    def tars(self, files: Sequence[Path], root: Path, split: str) -> Listing:
+        self.some = True
+        return from_tars(files, root, split, **self.columns)
+
+
 def _from_name(
     source: str,
     split: str,
     root: str | Path | None,
     download: bool,
-    read: ReadParquet,
+    read: "_Shards",
     channels: int | None,
 ) -> tuple[str, Listing]:
     if not source:
         raise UserError("images: an empty name; for the folder you are in, write .")
     where = data_root(root)
     if source in NAMED:
-        return from_named(source, split, where, download, read)
+        return from_named(source, split, where, download, read.parquet)
     path = Path(os.path.expanduser(source))  # Path's own raises for a user that there is not
+    if is_pattern(source) and source.endswith(".tar") and not path.exists():
+        tars = webdataset.named(source, where)
+        return source, read.tars(tars, Path(os.path.commonpath([t.parent for t in tars])), split)
     if not path.exists() and (where / source).exists():
         path = where / source
     if not path.exists():
@@ -149,12 +169,14 @@ def _from_name(
     return source, _from_path(path, split, read, channels)
 
 
-def _from_path(path: Path, split: str, read: ReadParquet, channels: int | None) -> Listing:
+def _from_path(path: Path, split: str, read: "_Shards", channels: int | None) -> Listing:
     if path.is_dir():
         found = shards(path)
         # a table of something else beside images is no set of shards
         if found and (has_images(found[0]) or not holds_images(path)):
-            return read(path, split)
+            return read.parquet(path, split)
+        if not holds_images(path) and (tars := webdataset.shards(path)):
+            return read.tars(tars, path, split)
         return from_folder(path, split)
     if not path.is_file():
         raise UserError(f"{path}: neither a folder nor a plain file")
@@ -164,10 +186,14 @@ def _from_path(path: Path, split: str, read: ReadParquet, channels: int | None) 
     if suffix == ".npy":
         return from_npy(path, split, channels)
     if suffix == ".parquet":
-        return read(path, split)
+        return read.parquet(path, split)
+    if suffix == ".tar":
+        return read.tars([path], path, split)
     if suffix in SUFFIXES:
         raise UserError(f"{path}: one image; name the folder that holds it")
-    raise UserError(f"{path}: not a set of images; use a folder, or a .npz, .npy or .parquet file")
+    raise UserError(
+        f"{path}: not a set of images; use a folder, or a .npz, .npy, .parquet or .tar file"
+    )
 
 
 def _there(source: str, root: str | Path | None) -> bool:

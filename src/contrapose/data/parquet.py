@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 
 from contrapose.data.cache import cache_root
 from contrapose.data.decode import BinaryFile
-from contrapose.data.folder import SPLITS
-from contrapose.data.images import NoSuchSplit, digest
+from contrapose.data.images import digest
 from contrapose.data.labels import encode
 from contrapose.data.load import Encoded, Listing
 from contrapose.data.packed import printable
@@ -33,6 +32,7 @@ from contrapose.data.parquet_columns import (
     read_column,
 )
 from contrapose.data.several import several
+from contrapose.data.shards import of_split, stamp
 from contrapose.data.walk import files_with, walk
 from contrapose.errors import UserError
 
@@ -93,19 +93,13 @@ def from_parquet(
     column must be given.
     """
     files = shards(root) if root.is_dir() else [root]
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(_split(file, root), []).append(file)
-    chosen = by_split.get(split) or (by_split.get("all") if split == "train" else None)
-    if chosen is None:
-        raise NoSuchSplit(
-            f"{root}: no {split!r} split; its shards are of {', '.join(sorted(by_split))}"
-        )
+    by_split = of_split(files, root, split)
+    chosen = by_split.get(split) or by_split["all"]
     columns = choose(chosen, image=image_column, label=label_column)
     rows = [open_shard(file).metadata.num_rows for file in chosen]
     column = _read(chosen, columns.image, memory)
     names = [f"{file}[{row}]" for file, n in zip(chosen, rows, strict=True) for row in range(n)]
-    source = Encoded(names, column.open, _stamp(chosen), place=str(root.resolve()))
+    source = Encoded(names, column.open, stamp(chosen), place=str(root.resolve()))
     above = root if root.is_dir() else root.parent
     shown = [printable(file.relative_to(above).as_posix()) for file in chosen]
     short = [f"{file}:{row}" for file, n in zip(shown, rows, strict=True) for row in range(n)]
@@ -149,15 +143,6 @@ def _beside(root: Path, column: "_Column") -> int:
     return len(files - column.files()) if files else 0
 
 
-def _split(file: Path, root: Path) -> str:
-    """The split of a shard by its name or folder: train-00000-of-00001.parquet,
-    train/0000.parquet."""
-    known = {name: split for split, names in SPLITS.items() for name in names}
-    words = [file.stem.replace("_", "-").split("-")[0].lower()]
-    words += [part.lower() for part in file.parent.parts[len(root.parts) :]]
-    return next((known[word] for word in words if word in known), "all")
-
-
 def _read(files: list[Path], column: str, memory: int) -> _Column:
     size = sum(_bytes(file, column) for file in files)
     if size > memory:
@@ -195,7 +180,7 @@ def _mapped(files: list[Path], column: str, size: int) -> list[Any]:
             f"{files[0].parent}: its images take {size / 2**30:.1f} GiB, more than `memory`, and"
             " CONTRAPOSE_CACHE=off leaves no place to map them from; raise one or the other"
         )
-    copy = root / "arrow" / f"{digest(_stamp(files), str(files[0].resolve()).encode())}.arrow"
+    copy = root / "arrow" / f"{digest(stamp(files), str(files[0].resolve()).encode())}.arrow"
     if not copy.exists():
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -230,8 +215,3 @@ def _next(batches: Any, file: Path, column: str) -> Any:
         return next(batches, None)
     except (pa.ArrowException, OSError) as error:
         raise damaged(file, column, error) from None
-
-
-def _stamp(files: list[Path]) -> bytes:
-    stats = [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
-    return digest(repr(stats).encode()).encode()

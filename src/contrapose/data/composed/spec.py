@@ -5,6 +5,7 @@ accepts; its options are those of the function.
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Container
 from dataclasses import replace
@@ -19,6 +20,7 @@ from contrapose.data.composed.sets import (
     two_digits,
 )
 from contrapose.data.images import ImageSet, NoSuchSplit
+from contrapose.data.shards import expanded, is_pattern
 from contrapose.data.split import hold_out
 from contrapose.data.values import RGB, ValueRange
 from contrapose.errors import UserError
@@ -101,6 +103,8 @@ def absolute(text: str, keep: Container[str] = ()) -> str:
     are."""
     if text in keep:
         return text
+    if is_pattern(text) and Path(expanded(text)[0]).exists():
+        return os.path.abspath(text)
     found = _CALL.fullmatch(text)
     if found is None or Path(text).exists():
         return str(Path(text).resolve()) if Path(text).exists() else text
