@@ -332,6 +332,11 @@ def _with_epochs(run: Run, recipe: Recipe, epochs: float, images: ImageSet) -> R
     """The recipe with so many epochs; what the schedule does then is said."""
     kept = checkpoints(run.path)
     at = (step_of(kept[-1]) if kept else 0) / (len(images) // recipe.batch_size)
+    if recipe.second_stage is not None and at >= recipe.epochs:
+        raise UserError(
+            f"--epochs {epochs:g}: {run.path} is in its second stage, for which the first is "
+            f"frozen; begin a run from its weights with --start {run.path}"
+        )
     if not epochs > at:
         raise UserError(
             f"--epochs {epochs:g}: {run.path} stands at epoch {at:g} already; give more than that"

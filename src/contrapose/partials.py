@@ -30,6 +30,7 @@ HOMES = (
     "contrapose.encoders",
     "contrapose.training.batches",
     "contrapose.training.optim",
+    "contrapose.training.stages",
 )
 
 _LABS = {  # experiments that were files of one folder

@@ -19,6 +19,7 @@ from contrapose.training.recipe import Recipe
 FEW = 2  # images of the first measured step
 ENOUGH = 0.1  # s: a measured step that takes as long is not repeated with more images
 OPTIMIZER = 3  # copies of the weights that gradients and optimiser state take, at most (Adam)
+FORWARD = 1 / 3  # of the time of a view in a step: a second stage has no backward pass but the last
 BESIDE = 1.1  # memory of a step over what its backward pass keeps: gradients on the way, buffers
 
 
@@ -67,6 +68,11 @@ def cost(
             count = min(recipe.batch_size, count * 8)
     speed = count / took
     steps = max(1, int(len(images) // recipe.batch_size * recipe.epochs))
+    seconds = steps * recipe.batch_size / speed
+    if recipe.second_stage is not None:
+        second = recipe.second_stage(recipe)
+        seen = max(1, int(len(images) // second.batch_size * second.epochs)) * second.batch_size
+        seconds += seen * FORWARD * second.number_of_views / recipe.number_of_views / speed
     rows = recipe.batch_size * recipe.number_of_views
     at_once = recipe.batch_size * min(1.0, (recipe.chunk or rows) / rows)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -74,7 +80,7 @@ def cost(
     stored += batches_ahead(images, recipe.batch_size)[1]
     return Cost(
         images_per_second=speed,
-        seconds=steps * recipe.batch_size / speed,
+        seconds=seconds,
         memory=BESIDE * kept * at_once + (1 + OPTIMIZER) * weights + stored,
         parameters=sum(p.numel() for p in network.parameters()),
     )

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -26,7 +27,7 @@ from contrapose.training.objective import (
     learned_label,
     objective_of,
 )
-from contrapose.training.recipe import Recipe
+from contrapose.training.recipe import Recipe, classifies
 
 FEW = 4  # images that go through the network
 
@@ -70,6 +71,17 @@ def dry_run(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
             _try_classifier(classification, trial, few, generator, beside)
         with _part("optimizer"):
             recipe.optimizer(trial, lr=lr)
+        if recipe.second_stage is not None:
+            with _part("second_stage"):
+                second = recipe.second_stage(recipe)
+                if not classifies(second.loss):
+                    raise UserError("it trains a loss that is no classifier's; use linear_stage")
+                trial.freeze(second.freeze)
+                after = Classification(second, second.loss, len(trial.classes))
+                told = learned_label(second, images)[0][index[:FEW]]
+                few = replace(few, label=told)
+                _try_classifier(after, trial, few, generator, beside=True)
+                second.optimizer(trial, lr=second.scaling(second.lr, second.batch_size))
 
 
 def _try_contrast(

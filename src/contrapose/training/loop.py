@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from contrapose.training.parallel import training_of
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import KILLED, OtherImages, Run, Weights, say
 from contrapose.training.signals import online_knn, step_signals
+from contrapose.training.stages import stages_of
 from contrapose.training.step import NonFiniteError, step
 
 ROWS = 100  # of metrics.jsonl in a whole run
@@ -58,11 +60,14 @@ class Progress:
 
 def check(recipe: Recipe, images: ImageSet) -> None:
     """UserError for everything in the recipe and images that prevents training."""
-    if len(images) < recipe.batch_size:
-        raise UserError(
-            f"{images.name} has {len(images)} images, fewer than a batch of {recipe.batch_size}; "
-            f"use --batch-size (or --set batch_size=) {max(2, len(images) // 4)} or so"
-        )
+    for stage in stages_of(recipe):
+        if len(images) < stage.batch_size:
+            first = "--batch-size (or --set batch_size=)"
+            flag = first if stage is recipe else "--set second_stage.batch_size="
+            raise UserError(
+                f"{images.name} has {len(images)} images, fewer than a batch of "
+                f"{stage.batch_size}; use {flag} {max(2, len(images) // 4)} or so"
+            )
     if recipe.positives == "shared" and images.labels is None:
         raise UserError(
             f"positives=shared takes images with several labels, and those of {images.name} have "
@@ -167,30 +172,57 @@ class _Training:
         bf16: bool,
         me: Rank,
     ) -> None:
-        self.recipe, self.run, self.encoder, self.bf16 = recipe, run, encoder, bf16
-        self.me = me
+        self.run, self.encoder, self.bf16, self.me = run, encoder, bf16, me
         self.device = device
-        self.per_epoch = len(images) // recipe.batch_size  # the rest waits for the next epoch
-        self.steps = max(1, math.floor(self.per_epoch * recipe.epochs))
-        self.lr = recipe.scaling(recipe.lr, recipe.batch_size)
-        encoder.to(device).to(memory_format=torch.channels_last).train()
-        self.sharing = training_of(encoder, recipe, me)
-        self.optimizer = recipe.optimizer(encoder, lr=self.lr)
-        self.objective = objective_of(recipe, encoder, len(images))
-        self.batches: Batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
+        self.stages = stages_of(recipe)
+        ends = accumulate(steps_of(stage, len(images)) for stage in self.stages)
+        self.begins = [0, *ends]  # the step before which each stage begins, and the last step
+        self.steps = self.begins[-1]
         self.generator = torch.Generator(device)
         self.images = images.to(torch.device(device))
-        self.prefetch = Prefetch(self.images, -(-recipe.batch_size // me.world))
-        self.label = learned_label(recipe, images)[0] if recipe.learns_from_labels else None
-        self.at, seconds = 0, 0.0
-        self.estimated: dict[str, int] = {}
+        encoder.to(device).to(memory_format=torch.channels_last).train()
+        self.trainable = [weight for weight in encoder.parameters() if weight.requires_grad]
+        self._enter(0)
         before, self.at, seconds = me.first_does(self._opened)
+        self.estimated: dict[str, int] = before.get("estimated_statistics") or {}
         self._same_everywhere()
         self.done = before.get("state") == "finished" and self.at >= self.steps
         self.started, self.saved = time.monotonic() - seconds, time.monotonic()
+        self.waiting_share, self.measured = 0.0, (self.seconds, 0.0)  # time, of which waited
+
+    def _enter(self, stage: int) -> None:
+        """Make all that a stage of training has of its own, for the encoder as it is."""
+        self.stage, self.recipe = stage, self.stages[stage]
+        recipe, encoder = self.recipe, self.encoder
+        self.first = self.begins[stage]
+        self.per_epoch = len(self.images) // recipe.batch_size  # the rest waits for the next epoch
+        self.lr = recipe.scaling(recipe.lr, recipe.batch_size)
+        for weight in self.trainable:
+            weight.requires_grad_(True)
+            weight.grad = None  # of the stage before, which would count where the weight is frozen
+        encoder.freeze(recipe.freeze)
+        self.sharing = training_of(encoder, recipe, self.me)
+        self.optimizer = recipe.optimizer(encoder, lr=self.lr)
+        self.objective = objective_of(recipe, encoder, len(self.images))
+        self.batches: Batches = (recipe.batches or drawn)(len(self.images), recipe.batch_size)
+        self.prefetch = Prefetch(self.images, -(-recipe.batch_size // self.me.world))
+        self.label = learned_label(recipe, self.images)[0] if recipe.learns_from_labels else None
         self.order, self.epoch_of_order = torch.empty(0, 0, dtype=torch.long), -1
         self.order_ahead, self.epoch_ahead = self.order, -1
-        self.waiting_share, self.measured = 0.0, (self.seconds, 0.0)  # time, of which waited
+
+    def _cross(self) -> None:
+        """Go from the first stage to the second: settle statistics, draw the classifier anew.
+
+        All of it follows from the encoder and the seed, so that a run which is resumed at the
+        border is the same.
+        """
+        self._estimate()
+        self.prefetch.close()
+        self._seeded()
+        assert self.encoder.classifier is not None
+        self.encoder.classifier.reset_parameters()
+        self._enter(self.stage + 1)
+        self.measured = self.seconds, 0.0
 
     def _opened(self) -> tuple[dict[str, Any], int, float]:
         """(status, step, seconds) of the run folder, whose newest checkpoint is taken up."""
@@ -224,6 +256,9 @@ class _Training:
     def _restore(self, weights: Weights, state: dict[str, Any]) -> None:
         """Everything but the clock as the checkpoint has it; OtherImages for those of another."""
         _same_images(state, self.images, self.run)
+        stage = sum(state["step"] > end for end in self.begins[1:-1])
+        if stage != self.stage:
+            self._enter(stage)
         self.encoder.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         older = {f"keys.{name}": x for name, x in (state.get("keys") or {}).items()}
@@ -248,7 +283,16 @@ class _Training:
 
     @property
     def epoch(self) -> float:
-        return self.at / self.per_epoch
+        """Epochs so far, those of the first stage in the second."""
+        return self._epochs_before + self._epoch_of_stage
+
+    @property
+    def _epoch_of_stage(self) -> float:
+        return (self.at - self.first) / self.per_epoch
+
+    @property
+    def _epochs_before(self) -> float:
+        return sum(stage.epochs for stage in self.stages[: self.stage])
 
     @property
     def seconds(self) -> float:
@@ -256,10 +300,12 @@ class _Training:
 
     def advance(self) -> Progress:
         """One step, and its row of signals where one is due."""
+        if self.at == self.begins[self.stage + 1]:
+            self._cross()
         recipe, whole = self.recipe, self._index()
         place = self.sharing.place(len(whole))
         index = whole[place]
-        factor = recipe.schedule(self.epoch, recipe.epochs, warmup=recipe.warmup)
+        factor = recipe.schedule(self._epoch_of_stage, recipe.epochs, warmup=recipe.warmup)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.lr * factor
         label = _of(self.images.label, index, self.device)
@@ -299,14 +345,14 @@ class _Training:
         self.objective.update(self.encoder, seen.compared)
         if row is not None:
             self.me.first_does(partial(self.run.append_metrics, row))
-        speed = self.at * recipe.batch_size / max(self.seconds, 1e-9)
+        speed = self._images_seen / max(self.seconds, 1e-9)
         return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row, self.waiting_share)
 
     def close(self) -> None:
         self.prefetch.close()
 
     def save_is_due(self) -> bool:
-        tenth = self.at % max(1, self.steps // 10) == 0 or self.at == self.steps
+        tenth = self.at % max(1, self.steps // 10) == 0 or self.at in self.begins[1:]
         return tenth or time.monotonic() - self.saved > CHECKPOINT_SECONDS
 
     def save(self) -> None:
@@ -334,17 +380,22 @@ class _Training:
 
         Checkpoints stay as they are, and so does encoder.safetensors after many updates.
         """
+        if self._estimate():
+            written = self.encoder.to_bytes(final_step=self.at)
+            self.me.first_does(lambda: self.run.write_encoder(written))
+
+    def _estimate(self) -> bool:
+        """Estimate the statistics of batch normalisation after few updates; False after many."""
         updates = fewest_updates(self.encoder)
         if updates is None:
-            return
+            return False
         recipe = self.recipe
         looked_at = estimate_statistics(
             self.encoder, self.images, recipe.policy, seed=recipe.seed,
             number_of_views=recipe.number_of_views, device=self.device,
         )  # fmt: skip
         self.estimated = {"updates": updates, "images": looked_at, "views": recipe.number_of_views}
-        written = self.encoder.to_bytes(final_step=self.at)
-        self.me.first_does(lambda: self.run.write_encoder(written))
+        return True
 
     def stopped_at_once(self) -> str:
         """Note in the folder that a second signal ended the run in the middle of a step; words."""
@@ -358,13 +409,13 @@ class _Training:
     def status(self, state: str, reason: str | None = None) -> None:
         if not self.me.first:
             return
-        done = self.at * self.recipe.batch_size
+        done = self._images_seen
         self.run.write(
             "status.json",
             {
                 "state": state,
                 "epoch": self.epoch,
-                "epochs": self.recipe.epochs,
+                "epochs": sum(stage.epochs for stage in self.stages),
                 "step": self.at,
                 "steps": self.steps,
                 "seconds": round(self.seconds, 1),
@@ -375,6 +426,11 @@ class _Training:
             },
         )
 
+    @property
+    def _images_seen(self) -> int:
+        done = ((max(0, min(self.at, end) - begin)) for begin, end in pairwise(self.begins))
+        return sum(n * stage.batch_size for n, stage in zip(done, self.stages, strict=True))
+
     def _seeded(self) -> torch.Generator:
         """The generator of the views, and torch's own (dropout), as (seed, step) set them."""
         seed = seed_of_step(self.recipe.seed, self.at)
@@ -383,12 +439,17 @@ class _Training:
 
     def _index(self) -> Int[Tensor, " B"]:
         """Which images the next step takes."""
-        epoch, within = divmod(self.at, self.per_epoch)
+        epoch, within = self._place(self.at)
         if epoch != self.epoch_of_order:
             self.batches.begin(epoch, self.encoder, self.images, self.recipe)
             self.order = self.batches.order(epoch, self.recipe.seed)
             self.epoch_of_order = epoch
         return self.order[within]
+
+    def _place(self, at: int) -> tuple[int, int]:
+        """(epoch, step within it) of a step of this stage; epochs of a second stage count on."""
+        epoch, within = divmod(at - self.first, self.per_epoch)
+        return math.ceil(self._epochs_before) + epoch, within
 
     def _following(self) -> list[Int[Tensor, " B"]]:
         """Which images the steps after the next one take, as far as they are read ahead.
@@ -396,8 +457,9 @@ class _Training:
         Those of the next epoch are a guess: `batches.begin` may still change its order.
         """
         found = []
-        for at in range(self.at + 1, min(self.at + 1 + self.prefetch.ahead, self.steps)):
-            epoch, within = divmod(at, self.per_epoch)
+        end = self.begins[self.stage + 1]
+        for at in range(self.at + 1, min(self.at + 1 + self.prefetch.ahead, end)):
+            epoch, within = self._place(at)
             if epoch not in (self.epoch_of_order, self.epoch_ahead):
                 self.order_ahead = self.batches.order(epoch, self.recipe.seed)
                 self.epoch_ahead = epoch
@@ -420,6 +482,11 @@ class _Training:
         found = online_knn(self.encoder, self.images, self.recipe, self.device, self.bf16)
         self.encoder.train()
         return {"knn": found}
+
+
+def steps_of(recipe: Recipe, images: int) -> int:
+    """Steps of one stage: whole batches of each epoch, one step at least."""
+    return max(1, math.floor(images // recipe.batch_size * recipe.epochs))
 
 
 def seed_of_step(seed: int, step: int) -> int:

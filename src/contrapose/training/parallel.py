@@ -145,6 +145,11 @@ def check_ranks(recipe: Recipe, images: ImageSet, me: Rank) -> None:
                 f"the ranks see different images: those of {images.name} have fingerprint "
                 f"{seen[0]} on rank 0 and {', '.join(others)}; give all of them the same files"
             )
+        if recipe.second_stage is not None:
+            raise UserError(
+                "a second stage trains on one process: leave second_stage out on several ranks, "
+                "then begin a run with --recipe cross_entropy --start RUN --freeze backbone"
+            )
         kinds = (recipe.batches or drawn)(len(images), recipe.batch_size).possible_sizes(recipe)
         least = min([recipe.batch_size, *(recipe.batch_size // size * size for size in kinds)])
         if me.world > least:

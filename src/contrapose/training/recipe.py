@@ -55,6 +55,10 @@ class Recipe:
     mixing: Callable[..., Any] | None = field(
         default=None, metadata={"like": "contrapose.augment.mixing.mixup", "keep": False}
     )
+    # (recipe) -> the recipe that trains a classifier after it, in the same run; None: one stage
+    second_stage: Callable[..., Any] | None = field(
+        default=None, metadata={"like": "contrapose.training.stages.linear_stage", "keep": False}
+    )
     # image; class; shared: images that have a label in common, where each has several;
     # feature:NAME of composed images
     positives: str = "image"
@@ -131,6 +135,12 @@ class Recipe:
                 f"classifier={_named(self.classifier)}: a loss of logits and labels belongs there, "
                 "such as cross_entropy"
             )
+        if self.second_stage is not None and self.classifier is not None:
+            if not self.classifier_weight:
+                raise UserError(
+                    f"classifier={_named(self.classifier)} learns behind a stop-gradient, and "
+                    f"second_stage={_named(self.second_stage)} would draw it anew: leave one out"
+                )
         if not classifies(self.loss):
             if self.mixing is not None:
                 raise UserError(
@@ -167,11 +177,14 @@ class Recipe:
     @property
     def needs_classifier(self) -> bool:
         """True if the encoder has a linear classifier on h."""
-        return self.classifier is not None or classifies(self.loss)
+        of_its_own = self.classifier is not None or self.second_stage is not None
+        return of_its_own or classifies(self.loss)
 
     @property
     def classifier_bias(self) -> bool:
         """True if the logits are W h + b, for losses of logits; others take h and W."""
+        if self.second_stage is not None and self.classifier is None and not classifies(self.loss):
+            return True
         return "logits" in given(self.loss if self.classifier is None else self.classifier)
 
     @property
@@ -195,7 +208,7 @@ def supervised(recipe: Recipe, positives: str = "class") -> Recipe:
     return replace(
         recipe, name=f"{recipe.name}-supervised", head=partial(none), loss=partial(cross_entropy),
         positives=positives, keys=None, batches=None, classifier=None, classifier_weight=0.0,
-        mixing=None,
+        mixing=None, second_stage=None,
     )  # fmt: skip
 
 
@@ -213,7 +226,7 @@ def recipe_from(described: dict[str, Any], own: ModuleType | None = None) -> Rec
     """The recipe that `describe` wrote; UserError where it names a function outside `own`."""
     functions = {
         "views", "backbone", "head", "loss", "optimizer", "schedule", "scaling", "keys", "batches",
-        "classifier", "mixing",
+        "classifier", "mixing", "second_stage",
     }  # fmt: skip
     known = {f.name: f for f in fields(Recipe)}
     for name in described.keys() - known.keys():
