@@ -70,11 +70,11 @@ def print_transfer(found: dict[str, Any]) -> None:
     console.print(table)
     for name, entry in found["sets"].items():
         words = f"{name}: {entry['split']} (read: {entry['read']}); chosen on {entry['validation']}"
-        console.print(Text(words), soft_wrap=True)
+        console.print(Text(words))
         for note in entry["notes"]:
-            console.print(Text(f"{name}: {note}"), soft_wrap=True)
+            console.print(Text(f"{name}: {note}"))
     if absent := found["absent"]:
-        console.print(Text(f"Not at hand: {', '.join(absent)}"), soft_wrap=True)
+        console.print(Text(f"Not at hand: {', '.join(absent)}"))
 
 
 def cell(row: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def print_against(sets: dict[str, Any], others: dict[str, Any], name: str) -> No
             words += f"{found.high:+.3f}) over {name}, p = {found.p:.2g} by 100,000 exchanges"
             if entry["metric"] == "11-point mAP":
                 words += ", of the share of labels told right"
-            console.print(Text(words), soft_wrap=True)
+            console.print(Text(words))
     if not tested:
         line = f"{name} has no set in common that was measured by the same method: transfer it too"
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(line))
