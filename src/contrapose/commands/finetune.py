@@ -67,9 +67,9 @@ def print_finetuning(found: dict[str, Any]) -> None:
     console.print(
         Text(f"test accuracy, {found['n_test']:,} images; mean and 95 % interval of {most} draws")
     )
-    console.print(Text(f"{found['split']}; {found['how']}"), soft_wrap=True)
+    console.print(Text(f"{found['split']}; {found['how']}"))
     for row in found["saved"]:
-        console.print(Text(saved_words(row)), soft_wrap=True)
+        console.print(Text(saved_words(row)))
 
 
 def saved_words(row: dict[str, Any]) -> str:
