@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from contrapose.augment.blur import Blur
 from contrapose.augment.colour import RGB, Grayscale, Jitter, gray_of
 from contrapose.augment.crop import draw_box
-from contrapose.augment.draw import bernoulli, uniform
+from contrapose.augment.draw import bernoulli, integers, normal, uniform
 from contrapose.augment.operations import CODE, ImageOperations
 from contrapose.augment.view import Operation, render
 from contrapose.errors import UserError
@@ -36,7 +36,7 @@ class Rotation:
     @staticmethod
     def draw(count: int, generator: Generator) -> "Rotation":
         """0, 90, 180 or 270 degrees, equally likely."""
-        return Rotation(turns=(uniform(count, 0.0, 4.0, generator).floor().clamp(max=3)).long())
+        return Rotation(turns=integers(count, 4, generator))
 
     def __getitem__(self, rows: Tensor) -> "Rotation":
         return Rotation(turns=self.turns[rows])
@@ -96,8 +96,8 @@ class Noise:
         std < 0."""
         if not std >= 0:
             raise UserError(f"Noise.draw: asked for std={std}; use at least 0")
-        drawn = torch.randn(*shape, generator=generator, device=generator.device) * std
-        return Noise(on=bernoulli(shape[0], p, generator), value=drawn)
+        value = normal(shape[0], generator, *shape[1:]) * std
+        return Noise(on=bernoulli(shape[0], p, generator), value=value)
 
     def __getitem__(self, rows: Tensor) -> "Noise":
         return replace(self, on=self.on[rows], value=self.value[rows])

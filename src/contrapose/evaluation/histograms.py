@@ -19,7 +19,7 @@ from contrapose.evaluation import scores
 from contrapose.evaluation.scores import Score
 from contrapose.similarity import topk
 
-_CHUNK = 64  # images viewed at a time
+CHUNK = 64  # images viewed at a time
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def identify_source(
     policy = partial(views, size=images.size if size is None else size)
     generator = torch.Generator(images.device).manual_seed(seed)
     parts = []
-    for some in torch.split(index, _CHUNK):
+    for some in torch.split(index, CHUNK):
         seen = make_views(policy, images.batch(some)[:, : images.shown], generator, n=crops)
         shares = intensity_histogram(seen.flatten(0, 1), bins=bins, per_channel=per_channel)
         parts.append(shares.sqrt().view(crops, len(some), -1))

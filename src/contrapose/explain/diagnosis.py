@@ -75,6 +75,8 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     if not subject.other:
         with stage("map, neighbours and contact sheet"):
             shown_of_run = pictures.of_run(subject.recipe, shown, embedded, z, group)
+        with stage("what views are of"):
+            shown_of_run |= pictures.crops(subject.run, subject.recipe, subject.train)
         pictures.add(subject.run, **shown_of_run)
     return found
 

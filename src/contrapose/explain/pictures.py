@@ -12,7 +12,9 @@ from torch import Tensor
 from contrapose.augment import center
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet, evenly
+from contrapose.errors import UserError
 from contrapose.evaluation import geometry
+from contrapose.evaluation.crops import Crops, crops_of
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.projection import project
 from contrapose.files import replace_file
@@ -27,6 +29,7 @@ NEIGHBOURS = 8
 MAP = 1000  # points
 THUMB = 32  # px, of the map and the neighbours
 SHEET_SIDE = 96  # px
+CROPPED = 1000  # images whose crops are compared; a fifth of them at large sizes
 
 
 def add(run: Run, **arrays: NDArray[Any]) -> None:
@@ -68,6 +71,29 @@ def contact_sheet(recipe: Recipe, images: ImageSet) -> UInt8[np.ndarray, "R V H 
     side = min(recipe.size, SHEET_SIDE)
     columns = [center(batch, side), *(center(view, side) for view in seen)]
     return to_uint8(images.picture(torch.stack(columns, dim=1)))
+
+
+def crops(run: Run, recipe: Recipe, images: ImageSet) -> dict[str, NDArray[Any]]:
+    """What the crops of the recipe's views are: numbers in views.json, pictures returned."""
+    few = CROPPED if recipe.size <= 64 else CROPPED // 5
+    try:
+        found = crops_of(images, recipe.views, size=recipe.size, count=few, seed=recipe.seed)
+    except UserError as error:
+        run.write("views.json", {"format": 1, "not": str(error)})
+        return {}
+    run.write("views.json", {"format": 1, **found.as_json()})
+    return crop_arrays(found)
+
+
+def crop_arrays(found: Crops) -> dict[str, NDArray[Any]]:
+    """The pictures of crops as arrays of pictures.npz."""
+    return {
+        "crop_image": found.image.movedim(1, -1).contiguous().numpy(),
+        "crop_boxes": found.boxes.float().numpy(),
+        "crop_kind": np.array(found.kind, np.str_),
+        "crop_of": found.of.movedim(1, -1).contiguous().numpy(),
+        "crop_histogram": found.histogram.float().numpy(),
+    }
 
 
 def embedding_map(

@@ -4,6 +4,7 @@ from contrapose.report.experiment import read_experiment, write_experiment
 from contrapose.report.page import write_report
 from contrapose.report.run_folder import FORMAT, Run, read_run
 from contrapose.report.shortcuts import read_shortcuts, write_shortcuts
+from contrapose.report.views import write_views
 
 __all__ = [
     "FORMAT",
@@ -14,4 +15,5 @@ __all__ = [
     "write_experiment",
     "write_report",
     "write_shortcuts",
+    "write_views",
 ]

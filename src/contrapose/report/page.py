@@ -25,6 +25,7 @@ from contrapose.files import replace_file, said_of
 from contrapose.progress import duration
 from contrapose.report.charts import PlotlyFigure
 from contrapose.report.classes import Classes
+from contrapose.report.crops import crop_section
 from contrapose.report.numbers import (
     compare_recipes,
     compare_scores,
@@ -64,6 +65,7 @@ def render(runs: Sequence[Run]) -> str:
     figures: dict[str, PlotlyFigure] = {}
     pictures = [run_pictures(runs, k, classes, figures) for k in range(len(runs))]
     robustness = robustness_sections(runs, figures)
+    crops = [crop_section(r.views, r.pictures.crops, k, figures) for k, r in enumerate(runs)]
     training, geometry = training_panels(runs), geometry_panels(runs)
     figures |= {panel.id: panel.figure for panel in (*training, *geometry) if panel.figure}
     data = {
@@ -78,6 +80,7 @@ def render(runs: Sequence[Run]) -> str:
         several=len(runs) > 1,
         classes=classes,
         pictures=pictures,
+        crops=crops,
         robustness=robustness,
         transfer=transfer_rows(runs),
         training=training,

@@ -69,6 +69,18 @@ class Corrupted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crops:
+    """K images with two crops of each, as shares (top, left, height, width), by kind; histograms
+    of V crops of I images: as views are, and without what comes after the crop."""
+
+    image: UInt8[np.ndarray, "K h w ch"]
+    boxes: Float32[np.ndarray, "K 2 4"]
+    kind: tuple[str, ...]
+    of: UInt8[np.ndarray, "I h w ch"]
+    histogram: Float32[np.ndarray, "2 I V bins"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pictures:
     classes: tuple[str, ...] = ()
     views: UInt8[np.ndarray, "R V_plus_1 H W ch"] | None = None
@@ -77,6 +89,7 @@ class Pictures:
     similarity: Similarity | None = None
     confusion: Confusion | None = None
     corrupted: Corrupted | None = None
+    crops: Crops | None = None
 
 
 Arrays = Mapping[str, np.ndarray]
@@ -105,6 +118,7 @@ def read_pictures(file: Path) -> tuple[Pictures, list[str]]:
         similarity=part(_similarity),
         confusion=part(_confusion),
         corrupted=part(_corrupted),
+        crops=part(crops_in),
     )
     return pictures, left_out
 
@@ -221,6 +235,23 @@ def _corrupted(arrays: Arrays) -> Corrupted | None:
         )
     of = str(arrays.get("corrupted_of", ""))
     return Corrupted(image=image, names=names, severities=severities, of=of)
+
+
+def crops_in(arrays: Arrays) -> Crops | None:
+    """The crops among the arrays, or None; UserError where they disagree."""
+    if "crop_boxes" not in arrays:
+        return None
+    boxes = np.asarray(arrays["crop_boxes"], np.float32)
+    kind = tuple(str(k) for k in np.asarray(arrays.get("crop_kind", [])).ravel())
+    image, of = (_images(arrays, name, ndim=4) for name in ("crop_image", "crop_of"))
+    histogram = np.asarray(arrays.get("crop_histogram", np.empty(0)), np.float32)
+    if boxes.shape != (len(image), 2, 4) or len(kind) != len(image):
+        raise UserError(f"crop_boxes has shape {list(boxes.shape)} for {len(image)} pictures")
+    if histogram.ndim != 4 or histogram.shape[:2] != (2, len(of)):
+        raise UserError(f"crop_histogram has shape {list(histogram.shape)} for {len(of)} pictures")
+    if not (np.isfinite(boxes).all() and np.isfinite(histogram).all()):
+        raise UserError("crop_boxes or crop_histogram is not finite")
+    return Crops(image=image, boxes=boxes, kind=kind, of=of, histogram=histogram)
 
 
 def _images(arrays: Arrays, name: str, *, ndim: int) -> np.ndarray:

@@ -81,6 +81,7 @@ class Run:
     transfer: Mapping[str, Json]  # by the name of the set
     pictures: Pictures
     notices: tuple[Notice, ...]
+    views: Json  # what views are of: views.json, {} without it
 
     @property
     def raw_recipe(self) -> str:
@@ -100,6 +101,7 @@ def read_run(path: Path) -> Run:
     status = _object(path / "status.json", notices)
     environment = _object(path / "environment.json", notices)
     diagnosis = _object(path / "diagnosis.json", notices)
+    views = _object(path / "views.json", notices) if (path / "views.json").exists() else {}
     return Run(
         path=path,
         name=path.resolve().name or str(path),
@@ -118,6 +120,7 @@ def read_run(path: Path) -> Run:
         transfer=_transfer(path / "transfer" / "transfer.json", notices),
         pictures=_pictures(path / "pictures.npz", notices),
         notices=(*_state(path, status), *notices),
+        views=views,
     )
 
 

@@ -45,7 +45,7 @@ Weights = dict[str, torch.Tensor]
 FORMAT = 1
 FINDINGS = (  # about the encoder as it is saved, and the runs that start from it or resemble it
     "evaluation*.json", "diagnosis*.json", "robustness*.json", "suppression.json", "pictures.npz",
-    "report.html", "finetune*", "transfer", "controls",
+    "views.json", "report.html", "finetune*", "transfer", "controls",
 )  # fmt: skip
 START_FILE = "start.safetensors"
 KEPT = 2  # checkpoints
