@@ -167,7 +167,7 @@ def crops_of(
     )
 
 
-def _view_by_view(boxes: list[Int[Tensor, "n 4"]], images: int) -> Int[Tensor, "V B 4"]:
+def _view_by_view(boxes: list[Tensor], images: int) -> Int[Tensor, "V B 4"]:
     """The boxes of all views: for each chunk of images one call, or for `branches` two."""
     chunk: list[Tensor] = []
     found, place = [], 0
