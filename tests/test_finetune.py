@@ -4,15 +4,20 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from support.quick_recipe import quick
+from support.run_folders import write_run
 
 import contrapose
 from contrapose.data import balanced, open_images
 from contrapose.downstream.finetune import budget, finetune, reached, saved
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
+from contrapose.report import write_report
+from contrapose.report.few_labels import saved_words
 from contrapose.training.run import Run
 
 
@@ -49,7 +54,11 @@ def test_what_scratch_needs_is_read_between_budgets():
     seen = {"a": {"finetuned": [0.4, 0.6], "scratch": [0.2, 0.2]},
             "b": {"finetuned": [0.9], "scratch": [0.6]}}  # fmt: skip
     few, all_ = saved({"b": 100, "a": 10}, seen, 100)
-    assert (few["low"], few["high"]) == (pytest.approx(10**0.5), pytest.approx(10))
+    assert (few["least"], few["most"]) == (pytest.approx(10**0.5), pytest.approx(10))
+    assert few["factor"] == pytest.approx(10**0.75)
+    half = stats.t.ppf(0.975, 1) * np.std(np.log([10**0.5, 10]), ddof=1) / 2**0.5
+    assert few["high"] / few["factor"] == pytest.approx(np.exp(half))
+    assert few["factor"] / few["low"] == pytest.approx(np.exp(half))
     assert all_["factor"] is None and all_["not_reached"] == 1 and all_["beyond"] == 1
 
 
@@ -71,6 +80,41 @@ def test_a_study_has_its_controls_goes_on_and_leaves_runs_with_a_classifier(run)
     assert finetune(run, **brief) == found
     assert (folder / "finetuned" / "encoder.safetensors").stat().st_mtime_ns == kept
     assert json.loads((run.path / "finetune" / "finetune.json").read_text())["rows"]
+
+
+def test_the_report_has_the_learning_curve_and_what_is_saved_in_words(tmp_path):
+    def row(labels, n, method, value):
+        return {"labels": labels, "n": n, "method": method, "value": value, "low": value - 0.02,
+                "high": value + 0.02, "each": [value] * 2}  # fmt: skip
+
+    def saving(labels, n, **more):
+        return {"labels": labels, "n": n, "factor": 6.0, "low": 4.0, "high": 9.0, "beyond": 10.0,
+                "not_reached": 0, "draws": 2} | more  # fmt: skip
+
+    folder = write_run(tmp_path / "digits", points=40)
+    (folder / "finetune").mkdir()
+    rows = [row(w, n, m, v) for w, n in (("1%", 14), ("10%", 144))
+            for m, v in (("finetuned", 0.8), ("scratch", 0.5), ("probe", 0.7))]  # fmt: skip
+    found = {"rows": rows, "n_test": 359, "split": "test", "how": "AdamW", "saved": [
+        saving("1%", 14), saving("10%", 144, factor=None, beyond=1.0, not_reached=2)]}  # fmt: skip
+    file = folder / "finetune" / "finetune.json"
+    file.write_text(json.dumps(found))
+    text = write_report([folder]).read_text()
+    assert 'data-figure="few_labels_0_0"' in text and "80.0 (78.0 to 82.0)" in text
+    assert "pretraining saves 70 labels: from scratch it takes 6 times as many" in text
+    assert "(95 % interval 4 to 9)" in text
+    assert "training from scratch does not reach what fine-tuning does" in text
+    file.write_text(json.dumps(found | {"rows": [{"labels": "1%"}]}))
+    text = write_report([folder]).read_text()
+    assert "few_labels_0_0" not in text and "finetune.json" in text
+
+
+def test_what_is_saved_is_a_sentence_for_every_outcome():
+    row = {"labels": "5-per-class", "n": 50, "low": None, "high": None, "beyond": 20.0, "draws": 3}
+    none = saved_words(row | {"factor": None, "not_reached": 3})
+    assert "saves more than 950 labels" in none and "draws" not in none
+    assert "in 1 of 3 draws" in saved_words(row | {"factor": None, "not_reached": 1})
+    assert "saves no labels" in saved_words(row | {"factor": 0.8, "not_reached": 0})
 
 
 @pytest.mark.slow

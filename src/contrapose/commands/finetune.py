@@ -51,6 +51,8 @@ def finetune(
 
 def print_finetuning(found: dict[str, Any]) -> None:
     """Print accuracy by number of labels and method, then what pretraining saves."""
+    from contrapose.report.few_labels import saved_words
+
     table = Table(box=None, pad_edge=False)
     for name, justify in (("labels", "left"), ("n", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -70,13 +72,3 @@ def print_finetuning(found: dict[str, Any]) -> None:
     console.print(Text(f"{found['split']}; {found['how']}"))
     for row in found["saved"]:
         console.print(Text(saved_words(row)))
-
-
-def saved_words(row: dict[str, Any]) -> str:
-    """How many labels pretraining saves at one budget, in words."""
-    begin = f"{row['labels']} of the labels: from scratch as much takes"
-    if row["factor"] is not None:
-        between = f" ({row['low']:.2g} to {row['high']:.2g} over draws)" * (row["draws"] > 1)
-        return f"{begin} {row['factor']:.2g} times as many{between}"
-    missed = f"in {row['not_reached']} of {row['draws']} draws it never gets there"
-    return f"{begin} more than {row['beyond']:.2g} times as many, or {missed}"

@@ -289,10 +289,12 @@ def saved(
     budgets: Mapping[str, int], seen: Mapping[str, Mapping[str, Sequence[float]]], most: int
 ) -> list[dict[str, Any]]:
     """How many labels training from scratch needs for what fine-tuning reaches, over those that
-    fine-tuning had: a factor for each budget, with its least and largest over the draws.
+    fine-tuning had: for each budget a factor, its geometric mean over the draws, and a 95 %
+    interval of it (Student's t of the logarithms), from two draws on.
 
-    By a straight line between budgets on a logarithmic axis of labels. None, where scratch does not
-    reach it with all of the budgets: then it is more than the largest budget over this one.
+    By a straight line between budgets on a logarithmic axis of labels. Where scratch does not reach
+    it with all of the budgets, in some draw, there is no factor: it is more than `beyond`, the
+    largest budget over this one. least, most: the extremes over draws that reach it.
     """
     order = sorted(budgets, key=lambda w: budgets[w])
     found = []
@@ -306,16 +308,28 @@ def saved(
             needed = reached(curve, value)
             factors.append(None if needed is None else needed / budgets[word])
         known = [f for f in factors if f is not None]
+        mean, low, high = _geometric(known) if len(known) == len(factors) else (None, None, None)
         found.append(
             {
-                "labels": word, "n": budgets[word],
-                "factor": statistics.fmean(known) if len(known) == len(factors) else None,
-                "low": min(known, default=None), "high": max(known, default=None),
+                "labels": word, "n": budgets[word], "factor": mean, "low": low, "high": high,
+                "least": min(known, default=None), "most": max(known, default=None),
                 "beyond": max(budgets.values()) / budgets[word], "not_reached": factors.count(None),
                 "draws": len(factors),
             }
         )  # fmt: skip
     return found
+
+
+def _geometric(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Geometric mean, and its 95 % interval from two values on."""
+    logs = [math.log(v) for v in values]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), None, None
+    from scipy import stats  # a second to import
+
+    half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 def reached(curve: Sequence[tuple[int, float]], value: float) -> float | None:

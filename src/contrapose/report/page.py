@@ -26,6 +26,7 @@ from contrapose.progress import duration
 from contrapose.report.charts import PlotlyFigure
 from contrapose.report.classes import Classes
 from contrapose.report.crops import crop_section
+from contrapose.report.few_labels_section import few_labels_section
 from contrapose.report.numbers import (
     compare_recipes,
     compare_scores,
@@ -65,6 +66,13 @@ def render(runs: Sequence[Run]) -> str:
     figures: dict[str, PlotlyFigure] = {}
     pictures = [run_pictures(runs, k, classes, figures) for k in range(len(runs))]
     robustness = robustness_sections(runs, figures)
+    few_labels = [
+        [
+            few_labels_section(found, of, f"{k}_{i}", figures)
+            for i, (of, found) in enumerate(sorted(run.few_labels.items()))
+        ]
+        for k, run in enumerate(runs)
+    ]
     crops = [crop_section(r.views, r.pictures.crops, k, figures) for k, r in enumerate(runs)]
     training, geometry = training_panels(runs), geometry_panels(runs)
     figures |= {panel.id: panel.figure for panel in (*training, *geometry) if panel.figure}
@@ -81,6 +89,7 @@ def render(runs: Sequence[Run]) -> str:
         classes=classes,
         pictures=pictures,
         crops=crops,
+        few_labels=few_labels,
         robustness=robustness,
         transfer=transfer_rows(runs),
         training=training,

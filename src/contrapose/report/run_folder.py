@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from contrapose.errors import UserError
 from contrapose.files import conform, present_names, read_json, read_object, was_killed
+from contrapose.report.few_labels import read_few_labels
 from contrapose.report.pictures import Pictures, read_pictures
 from contrapose.report.robustness import Robustness, read_robustness
 
@@ -82,6 +83,7 @@ class Run:
     pictures: Pictures
     notices: tuple[Notice, ...]
     views: Json  # what views are of: views.json, {} without it
+    few_labels: Mapping[str, Json]  # finetune.json, by the name of the other set, "" for the own
 
     @property
     def raw_recipe(self) -> str:
@@ -101,6 +103,7 @@ def read_run(path: Path) -> Run:
     status = _object(path / "status.json", notices)
     environment = _object(path / "environment.json", notices)
     diagnosis = _object(path / "diagnosis.json", notices)
+    few = _few_labels(path, notices)
     views = _object(path / "views.json", notices) if (path / "views.json").exists() else {}
     return Run(
         path=path,
@@ -121,6 +124,7 @@ def read_run(path: Path) -> Run:
         pictures=_pictures(path / "pictures.npz", notices),
         notices=(*_state(path, status), *notices),
         views=views,
+        few_labels=few,
     )
 
 
@@ -140,6 +144,18 @@ def _others(path: Path, notices: list[Notice]) -> dict[str, OtherSet]:
         said = _records(diagnosis.get("verdict"), f"diagnosis-{name}.json: verdict", notices)
         signals = _as_object(diagnosis.get("signals"))
         found[name] = OtherSet(scores=scores, verdict=said, signals=signals)
+    return found
+
+
+def _few_labels(path: Path, notices: list[Notice]) -> dict[str, Json]:
+    """finetune/finetune.json and finetune-NAME/finetune.json, by NAME."""
+    found = {}
+    for file in sorted(path.glob("finetune*/finetune.json")):
+        name = file.parent.name.removeprefix("finetune").removeprefix("-")
+        try:
+            found[name] = read_few_labels(file)
+        except (UserError, OSError) as error:
+            notices.append(Notice(level="warn", sentence=f"{error}"))
     return found
 
 

@@ -53,7 +53,7 @@ def with_few_labels(folder: Path, *, scale: str, seed: int) -> dict[str, Any]:
     for row in found["saved"]:
         share = row["labels"].rstrip("%")
         measured[f"saved_{share}"] = row["factor"]
-        measured[f"saved_least_{share}"] = row["beyond"] if row["low"] is None else row["low"]
+        measured[f"saved_least_{share}"] = row["beyond"] if row["factor"] is None else row["least"]
     return measured
 
 

@@ -1,0 +1,63 @@
+"""Reading finetune.json: fine-tuning with few labels, and how many labels pretraining saves."""
+
+from pathlib import Path
+from typing import Any
+
+from contrapose.errors import UserError
+from contrapose.files import conform, read_object
+
+Json = dict[str, Any]
+METHODS = ("finetuned", "scratch", "probe")
+SHAPE: Json = {  # what the page relies on
+    "rows": [{
+        "labels": str, "n": int, "method": str, "value": float, "low": float, "high": float,
+        "each": [float],
+    }],
+    "saved": [{
+        "labels": str, "n": int, "factor": float | None, "low": float | None,
+        "high": float | None, "beyond": float, "not_reached": int, "draws": int,
+    }],
+    "n_test": int, "split": str, "how": str,
+}  # fmt: skip
+
+
+def read_few_labels(file: Path) -> Json:
+    """finetune.json; UserError with the name of the wrong field."""
+    remedy = "run `contrapose finetune` again"
+    found: Json = read_object(file, remedy=remedy)
+    conform(found, SHAPE, str(file), remedy)
+    if unknown := {row["method"] for row in found["rows"]} - set(METHODS):
+        raise UserError(f"{file}: there is no method {sorted(unknown)[0]!r}; {remedy}")
+    return found
+
+
+def saved_words(row: Json) -> str:
+    """How many labels pretraining saves at one budget, as a sentence."""
+    begin = f"{row['labels']} of the labels"
+    if row["labels"].endswith("class"):
+        begin = f"{row['labels']} labels"
+    begin = f"With {begin} ({row['n']:,})"
+    if row["factor"] is None:
+        if row["beyond"] <= 1:
+            return f"{begin} training from scratch does not reach what fine-tuning does."
+        rest = (
+            ""
+            if row["not_reached"] == row["draws"]
+            else (f", in {row['not_reached']} of {row['draws']} draws")
+        )
+        return (
+            f"{begin} pretraining saves more than {_count((row['beyond'] - 1) * row['n'])} labels: "
+            f"from scratch {row['beyond']:.2g} times as many do not reach it{rest}."
+        )
+    within = ""
+    if row["low"] is not None and row["high"] is not None:
+        within = f" (95 % interval {row['low']:.2g} to {row['high']:.2g})"
+    saves = (row["factor"] - 1) * row["n"]
+    what = f"saves {_count(saves)} labels" if saves >= 1 else "saves no labels"
+    times = f"{row['factor']:.2g} times as many{within}"
+    return f"{begin} pretraining {what}: from scratch it takes {times}."
+
+
+def _count(n: float) -> str:
+    """A number of labels with two significant digits: 3,400."""
+    return f"{float(f'{n:.2g}'):,.0f}"
