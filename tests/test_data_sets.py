@@ -22,6 +22,7 @@ from contrapose.data import (
     hold_out,
     open_images,
     overlap,
+    parquet,
 )
 
 random = np.random.default_rng(0)
@@ -232,6 +233,29 @@ def test_parquet_larger_than_memory_is_mapped(
     monkeypatch.setenv("CONTRAPOSE_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match="CONTRAPOSE_CACHE"):
         open_images(tmp_path / "set", memory=0)
+
+
+@pytest.mark.parametrize("room", [0, 2**30])
+def test_large_parquet_is_read_by_row_groups_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setenv("CONTRAPOSE_CACHE", str(tmp_path / "cache"))
+    cells = [{"bytes": png(tmp_path / "files", k), "path": None} for k in range(9)]
+    for name, part in (("train-0", cells[:5]), ("train-1", cells[5:])):  # groups of 2, 2, 1, 2, 2
+        shard(tmp_path / f"set/{name}.parquet", part, list("abcab")[: len(part)], None)
+    mapped = open_images(tmp_path / "set", memory=0)
+    monkeypatch.setattr(parquet, "COPIED", 0)
+    monkeypatch.setattr(parquet, "ROOM", room)
+    shutil.rmtree(tmp_path / "cache")
+    images = open_images(tmp_path / "set", memory=0)
+    index = torch.randint(0, 9, (40,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(images.batch(index), mapped.batch(index))
+    assert images.fingerprint == mapped.fingerprint and images.files == mapped.files
+    assert not (tmp_path / "cache/arrow").exists()
+    assert any(note.startswith("read by row groups") for note in images.notes)
+    monkeypatch.setenv("CONTRAPOSE_CACHE", "off")
+    monkeypatch.setattr(parquet, "COPIED", 2**40)
+    assert open_images(tmp_path / "set", memory=0).fingerprint == mapped.fingerprint
 
 
 def test_parquet_rows_without_bytes_are_skipped_or_read_from_their_path(tmp_path: Path) -> None:

@@ -151,15 +151,21 @@ class OnAccess:
         image = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         out = image.numpy()
 
+        order = sorted(range(len(wanted)), key=wanted.__getitem__)  # neighbours read together
+
         def some(chunk: range) -> None:
-            part = out[chunk.start : chunk.stop]
-            failed, _ = self.source.squares(wanted[chunk.start : chunk.stop], part, self.how)
-            for place, error in failed.items():
-                name = self.source.name(wanted[chunk.start + place])
+            places = order[chunk.start : chunk.stop]
+            one = len(places) == 1
+            part = out[places[0] : places[0] + 1] if one else np.empty_like(out[: len(places)])
+            failed, _ = self.source.squares([wanted[k] for k in places], part, self.how)
+            for k, error in failed.items():
+                name = self.source.name(wanted[places[k]])
                 raise UserError(
                     f"{name}: its header was readable but decoding failed ({reason(error)});"
                     " repair or remove the file and open the set again"
                 ) from error
+            if not one:
+                out[places] = part
 
         each(some, chunks(len(wanted), at_most=1 if self.side > TINY else 32))
         return image.to(self.device, non_blocking=pinned)

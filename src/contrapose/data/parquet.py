@@ -1,13 +1,20 @@
 """Parquet shards in the format of the Hugging Face Hub: columns `image: {bytes, path}` and `label`.
 
-The names of the classes are in the schema's metadata. If the encoded images of the shards exceed
-`memory` they are copied once into an uncompressed Arrow file in the cache folder, which is
-memory-mapped, since Parquet itself has no random access.
+The names of the classes are in the schema's metadata. Parquet has no random access: the smallest
+part that can be read is a row group. So if the encoded images of the shards exceed `memory` they
+are copied once into an uncompressed Arrow file in the cache folder, which is memory-mapped. Above
+COPIED bytes, and where the cache has no room for them, nothing is copied: row groups are read when
+one of their images is asked for, and the newest ROOM bytes of them are kept in memory. Shards of
+small row groups (a few images) are then read much faster than those of large ones.
 """
 
 import io
 import os
+import shutil
 import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from contrapose.data.cache import cache_root
 from contrapose.data.decode import BinaryFile
@@ -36,6 +44,9 @@ from contrapose.data.shards import of_split, stamp
 from contrapose.data.walk import files_with, walk
 from contrapose.errors import UserError
 
+COPIED = 16 * 2**30  # bytes of encoded images up to which they are copied for random access
+ROOM = 2**29  # bytes of row groups in memory
+
 
 @dataclass(frozen=True, eq=False)
 class _Column:
@@ -52,17 +63,7 @@ class _Column:
 
     def open(self, i: int) -> BinaryFile:
         chunk = int(np.searchsorted(self.start, i, side="right")) - 1
-        row = i - int(self.start[chunk])
-        data = self.bytes[chunk][row].as_py()
-        if data is not None:
-            return io.BytesIO(data)
-        names = self.path[chunk]
-        name = names[row].as_py() if names is not None else None
-        if not name:
-            raise UserError("the row holds no image")
-        if not (self.folder / name).resolve().is_relative_to(self.folder.resolve()):
-            raise UserError(f"its path {name!r} leads out of the folder")
-        return open(self.folder / name, "rb")
+        return _opened(self.bytes[chunk], self.path[chunk], i - int(self.start[chunk]), self.folder)
 
     def files(self) -> set[str]:
         """The files that are named by rows without bytes."""
@@ -72,6 +73,91 @@ class _Column:
                 where = pc.and_(data.is_null(), names.is_valid())
                 found |= {self.folder / name for name in names.filter(where).to_pylist()}
         return {os.path.realpath(file) for file in found}
+
+
+@dataclass(eq=False)
+class _RowGroups:
+    """As `_Column`, of which row groups are read when they are asked for."""
+
+    shards: list[Path]
+    column: str
+    note: str = ""
+    _kept: "OrderedDict[int, tuple[Any, Any, int]]" = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._footers = [open_shard(file).metadata for file in self.shards]
+        self.groups = [  # (shard, its row group)
+            (k, g) for k, meta in enumerate(self._footers) for g in range(meta.num_row_groups)
+        ]
+        rows = [self._footers[k].row_group(g).num_rows for k, g in self.groups]
+        self.start = np.cumsum([0, *rows])
+        self._reading = [threading.Lock() for _ in self.groups]  # each is read by one thread
+
+    def open(self, i: int) -> BinaryFile:
+        g = int(np.searchsorted(self.start, i, side="right")) - 1
+        with self._reading[g]:
+            data, names = self._group(g)
+        return _opened(data, names, i - int(self.start[g]), self.shards[0].parent)
+
+    def _group(self, g: int) -> tuple[Any, Any]:
+        with self._lock:
+            if g in self._kept:
+                self._kept.move_to_end(g)
+                return self._kept[g][:2]
+        k, number = self.groups[g]
+        file = self.shards[k]
+        try:
+            with pq.ParquetFile(file, metadata=self._footers[k]) as shard:
+                read = shard.read_row_group(number, columns=[self.column], use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(file, self.column, error) from None
+        whole = read[self.column].combine_chunks()
+        data, names = _fields(whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole)
+        with self._lock:
+            self._kept[g] = data, names, whole.nbytes
+            while len(self._kept) > 1 and sum(kept[2] for kept in self._kept.values()) > ROOM:
+                self._kept.popitem(last=False)
+        return data, names
+
+
+def _fields(chunk: Any) -> tuple[Any, Any]:
+    """(the encoded images of a column, the names of files beside them or None)"""
+    if not pa.types.is_struct(chunk.type):
+        return chunk, None
+    named = chunk.type.get_field_index("path") >= 0
+    return pc.struct_field(chunk, "bytes"), pc.struct_field(chunk, "path") if named else None
+
+
+def _opened(images: Any, names: Any, row: int, folder: Path) -> BinaryFile:
+    data = images[row].as_py()
+    if data is not None:
+        return io.BytesIO(data)
+    name = names[row].as_py() if names is not None else None
+    if not name:
+        raise UserError("the row holds no image")
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"its path {name!r} leads out of the folder")
+    return open(folder / name, "rb")
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows(Sequence[str]):
+    """Names of the rows of shards: `shard.parquet:7`."""
+
+    files: Sequence[str]
+    start: np.ndarray  # the first row of each
+    form: str = "{}:{}"
+
+    def __len__(self) -> int:
+        return int(self.start[-1])
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        k = int(np.searchsorted(self.start, i, side="right")) - 1
+        return self.form.format(self.files[k], i - int(self.start[k]))
 
 
 def shards(root: Path) -> list[Path]:
@@ -96,13 +182,13 @@ def from_parquet(
     by_split = of_split(files, root, split)
     chosen = by_split.get(split) or by_split["all"]
     columns = choose(chosen, image=image_column, label=label_column)
-    rows = [open_shard(file).metadata.num_rows for file in chosen]
-    column = _read(chosen, columns.image, memory)
-    names = [f"{file}[{row}]" for file, n in zip(chosen, rows, strict=True) for row in range(n)]
-    source = Encoded(names, column.open, stamp(chosen), place=str(root.resolve()))
+    start = np.cumsum([0, *(open_shard(file).metadata.num_rows for file in chosen)])
+    column, stored = _read(chosen, columns.image, memory)
+    names = _Rows([str(file) for file in chosen], start, "{}[{}]")
+    source = Encoded(names, column.open, stamp(chosen), place=str(root.resolve()), stored=stored)
     above = root if root.is_dir() else root.parent
     shown = [printable(file.relative_to(above).as_posix()) for file in chosen]
-    short = [f"{file}:{row}" for file, n in zip(shown, rows, strict=True) for row in range(n)]
+    short = _Rows(shown, start)
     found = split if chosen is by_split.get(split) and len(by_split) > 1 else "all"
     notes = _notes(columns, len(names))
     if found != "all" and "all" in by_split:
@@ -111,7 +197,9 @@ def from_parquet(
         notes[f"rows not read: no split has the name of their shard ({which})"] = sum(
             open_shard(file).metadata.num_rows for file in lost
         )
-    if root.is_dir() and (beside := _beside(root, column)):
+    if isinstance(column, _RowGroups):
+        notes[column.note] = len(names)
+    elif root.is_dir() and (beside := _beside(root, column)):
         notes["image files beside the shards, not read"] = beside
     if columns.label is None:
         return Listing(source, found, notes=notes, names=short)
@@ -137,28 +225,42 @@ def _notes(columns: Columns, images: int) -> dict[str, int]:
     return {f"{chosen}; not read: {', '.join(columns.left)}": images}
 
 
-def _beside(root: Path, column: "_Column") -> int:
+def _beside(root: Path, column: _Column) -> int:
     """Number of image files in the folder of the shards that no row names."""
     files = {os.path.realpath(file) for file in walk(root).files}
     return len(files - column.files()) if files else 0
 
 
-def _read(files: list[Path], column: str, memory: int) -> _Column:
+def _read(files: list[Path], column: str, memory: int) -> tuple[_Column | _RowGroups, int]:
+    """(the column of images, its bytes)"""
     size = sum(_bytes(file, column) for file in files)
     if size > memory:
+        room, why = _room(size)
+        if not room:
+            groups = _RowGroups(files, column)
+            each = size / max(1, len(groups.groups))
+            groups.note = f"read by row groups, {each / 1e6:,.3g} MB for one image, since {why}"
+            return groups, size
         chunks = _mapped(files, column, size)
     else:
         chunks = [chunk for file in files for chunk in read_column(file, column).chunks]
-    inner = [pa.types.is_struct(chunk.type) for chunk in chunks]
-    data = [
-        pc.struct_field(c, "bytes") if nested else c
-        for c, nested in zip(chunks, inner, strict=True)
-    ]
-    paths = [
-        pc.struct_field(c, "path") if nested and c.type.get_field_index("path") >= 0 else None
-        for c, nested in zip(chunks, inner, strict=True)
-    ]
-    return _Column(data, paths, files[0].parent)
+    fields = [_fields(chunk) for chunk in chunks]
+    return _Column([data for data, _ in fields], [names for _, names in fields],
+                   files[0].parent), size  # fmt: skip
+
+
+def _room(size: int) -> tuple[bool, str]:
+    """Whether a copy of so many bytes is made in the cache folder, or why not."""
+    root = cache_root()
+    if size > COPIED:
+        return False, f"{size / 1e9:,.0f} GB are not copied for random access"
+    if root is None:
+        return False, "CONTRAPOSE_CACHE=off leaves no place for a copy"
+    there = next((p for p in (root, *root.parents) if p.is_dir()), None)
+    free = 0 if there is None else shutil.disk_usage(there).free
+    if free < size:
+        return False, f"{root} has room for {free / 1e9:,.3g} GB (CONTRAPOSE_CACHE names another)"
+    return True, ""
 
 
 def _bytes(file: Path, column: str) -> int:
@@ -175,11 +277,7 @@ def _bytes(file: Path, column: str) -> int:
 def _mapped(files: list[Path], column: str, size: int) -> list[Any]:
     """The column as a memory-mapped Arrow file in the cache folder."""
     root = cache_root()
-    if root is None:
-        raise UserError(
-            f"{files[0].parent}: its images take {size / 2**30:.1f} GiB, more than `memory`, and"
-            " CONTRAPOSE_CACHE=off leaves no place to map them from; raise one or the other"
-        )
+    assert root is not None
     copy = root / "arrow" / f"{digest(stamp(files), str(files[0].resolve()).encode())}.arrow"
     if not copy.exists():
         try:
