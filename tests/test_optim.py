@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from contrapose.encoders import Encoder, mlp, resnet18
+from contrapose.training import optim
 from contrapose.training.optim import (
     adam,
     adamw,
@@ -173,3 +174,43 @@ def test_optimisers_refuse_impossible_rates_and_frozen_modules():
     for lr in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="lars: lr="):
             lars(torch.nn.Linear(2, 2), lr)
+
+
+def test_rmsprop_is_its_formula_and_torchs_own_where_eps_is_nothing():
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(6)]
+    start = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    rates = [0.1, 0.1, 0.05, 0.05, 0.2, 0.2]
+
+    def run(optimizer, w):
+        for g, rate in zip(gradients, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            w.grad = g.clone()
+            optimizer.step()
+        return w.detach()
+
+    w = start.clone().requires_grad_()
+    found = run(optim.RmsProp([{"params": [w], "weight_decay": 1e-2}], 0.1), w)
+    expected, square, velocity = (
+        start.clone(),
+        torch.zeros(5, 3).double(),
+        torch.zeros(5, 3).double(),
+    )
+    for g, rate in zip(gradients, rates, strict=True):
+        g = g + 1e-2 * expected
+        square = 0.9 * square + 0.1 * g**2
+        velocity = 0.9 * velocity + rate * g / (square + 1.0).sqrt()
+        expected = expected - velocity
+    assert torch.allclose(found, expected, atol=1e-12)
+    a, b = (start.clone().requires_grad_() for _ in range(2))
+    rates = [0.1] * 6
+    own = run(optim.RmsProp([{"params": [a]}], 0.1, eps=1e-16), a)
+    torchs = run(torch.optim.RMSprop([b], 0.1, alpha=0.9, momentum=0.9, eps=1e-16), b)
+    assert torch.allclose(own, torchs, atol=1e-9)
+
+
+def test_exponential_falls_every_half_epoch():
+    values = [optim.exponential(e, 10, factor=0.5) for e in (0, 0.49, 0.5, 1, 1.7)]
+    assert values == [1, 1, 0.5, 0.25, 0.125]
+    assert optim.exponential(0.5, 10, warmup=1) == 0.5

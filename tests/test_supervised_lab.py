@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from contrapose import experiments
+from contrapose.encoders import Encoder
 from contrapose.experiments.form import Results
 from contrapose.experiments.supervised import (
     EXPERIMENTS,
+    by_severity,
     few_labels,
     in_and_out,
     methods,
+    optimiser_pairs,
     positives,
     stability,
 )
@@ -112,7 +115,10 @@ def test_published_numbers_are_of_jobs_that_there_are():
         facts = [dict(job.facts) for job in found.jobs("paper", (0,))]
         for number in found.published:
             assert any(dict(number.at).items() <= f.items() for f in facts), number
-            assert 0 < number.value < 1 and "[P]" in number.source
+            assert (
+                0 < number.value < (100 if number.measure == "mce" else 1)
+                and "[P]" in number.source
+            )
 
 
 def test_few_labels_are_those_that_the_probe_knows(tmp_path):
@@ -129,3 +135,35 @@ def test_a_classifier_is_judged_beside_a_probe_and_under_corruptions(tmp_path):
     assert found["accuracy"] == found["classifier"] != found["probe"]
     assert len(found["accuracy_by_severity"]) == 5
     assert found["accuracy_by_severity"][0] > found["accuracy_by_severity"][-1] - 0.05
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_nothing_is_decided_or_drawn_without_results(name):
+    found = experiments.experiment(name)
+    empty = Results(rows=[], measures=found.measures)
+    assert all(claim.test(empty).holds is None for claim in found.claims)
+    assert all(figure.draw(empty) is None for figure in found.figures)
+
+
+def test_every_second_stage_is_on_the_same_frozen_encoder(tmp_path):
+    (job, *_) = optimiser_pairs.jobs("smoke", (0,))
+    found = job.call(tmp_path / "job")
+    rows = optimiser_pairs.pairs(Results(rows=[job.coordinates | found])).rows
+    assert {row["last"]: row["accuracy"] for row in rows} == {
+        name: found[f"then {name}"] for name in optimiser_pairs.FIRST
+    }
+    assert len({row["accuracy"] for row in rows}) > 1 and min(found.values()) >= 0
+    start, *ends = (
+        Encoder.load(path).backbone.state_dict()
+        for path in (tmp_path / "job" / "run", *(tmp_path / "job").glob("second-*"))
+    )
+    assert len(ends) == 3
+    assert all(torch.equal(x, end[n]) for end in ends for n, x in start.items())
+
+
+def test_accuracy_by_severity_is_that_of_the_corruptions(tmp_path):
+    jobs = {job.name: job for job in by_severity.jobs("smoke", (0,))}
+    found = jobs["SupCon-seed0"].call(tmp_path / "job")
+    levels = [found[f"accuracy at {s}"] for s in range(1, 6)]
+    assert found["corrupted"] == pytest.approx(sum(levels) / 5)
+    assert set(found) <= set(by_severity.EXPERIMENT.measures)

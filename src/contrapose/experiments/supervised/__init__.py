@@ -3,4 +3,15 @@
 What labels add to contrast, beside cross-entropy with the same network, views, steps and tuning.
 """
 
-EXPERIMENTS = ("few_labels", "in_and_out", "methods", "positives", "stability")
+EXPERIMENTS = (
+    "batch_epochs_temperature",
+    "by_severity",
+    "few_labels",
+    "in_and_out",
+    "methods",
+    "optimiser_pairs",
+    "policy_pairs",
+    "positives",
+    "stability",
+    "transfer_to_sets",
+)

@@ -14,20 +14,24 @@ from typing import Any
 
 import torch
 
-from contrapose import augment, losses, recipes
+from contrapose import api, augment, losses, recipes
 from contrapose.data import few_labels
-from contrapose.encoders import mlp, small_conv
+from contrapose.encoders import mlp, none, small_conv
 from contrapose.evaluation import probes
 from contrapose.evaluation.calibration import calibration
 from contrapose.evaluation.corruptions import BENCHMARK, CORRUPTIONS
+from contrapose.evaluation.embed import embed
 from contrapose.evaluation.robustness import robustness
+from contrapose.experiments.charts import Chart, chart
 from contrapose.experiments.charts import bars as bars
-from contrapose.experiments.form import Job
+from contrapose.experiments.form import Job, Results
 from contrapose.experiments.noise import above as above
 from contrapose.experiments.trained import Measure, Trained, trained
 from contrapose.training import optim
 from contrapose.training.recipe import Recipe, supervised
 
+Stage = Callable[[Recipe], Recipe]  # of a second stage: `training.stages`
+THEN = "then "  # before the name of a second stage: its accuracy as a measure
 TAU = 0.1  # S2: everywhere [P]
 CROSS_ENTROPY, SUPCON, SUPCON_IN, SIMCLR = "cross-entropy", "SupCon", "SupCon in", "SimCLR"
 MIXUP, CUTMIX, MARGIN, JOINT = "MixUp", "CutMix", "max-margin", "joint"
@@ -233,3 +237,47 @@ def _judged(name: str, logits: torch.Tensor, label: torch.Tensor) -> dict[str, f
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def second_stages(of: Trained, *, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """Test accuracy of the classifier of each second stage on the same frozen encoder, as "then
+    NAME". Each stage is a run beside that of the encoder, so that it goes on after a kill."""
+    assert of.run is not None, "an encoder that was trained"
+    found = {}
+    for name, stage in stages.items():
+        last = stage(of.recipe)
+        last = dataclasses.replace(
+            last, head=partial(none), freeze=("backbone",), start=str(of.run.path),
+            batch_size=min(last.batch_size, len(of.train)),
+        )  # fmt: skip
+        place = of.run.path.parent / f"second-{name.replace(' ', '-')}"
+        encoder = api.encoder_in(place, last, of.train, of.device).to(of.device)
+        h = embed(encoder, of.test, size=last.size, device=of.device).h
+        with torch.no_grad():
+            named = encoder.logits(h.to(of.device)).argmax(dim=1)
+        found[f"{THEN}{name}"] = float((named == of.labels(of.test)).double().mean())
+    return found
+
+
+def spread_out(results: Results, along: str) -> Results:
+    """One row for each second stage of each run: its name is the fact `along`, its accuracy
+    `accuracy`."""
+    rows = [
+        {**row, along: name.removeprefix(THEN), "accuracy": value}
+        for row in results.rows
+        for name, value in row.items()
+        if name.startswith(THEN)
+    ]
+    return Results(rows=rows, missing=results.missing)
+
+
+def heat(results: Results, first: str, second: str, title: str) -> Chart:
+    """The accuracy of each pair of two facts, as a picture with its numbers."""
+    rows, columns = (results.column(name) for name in (first, second)) if results.rows else ((), ())
+    z = [[results.mean("accuracy", **{first: r, second: c}) for c in columns] for r in rows]
+    shown = [[None if v != v else round(v, 4) for v in line_] for line_ in z]
+    trace = {
+        "type": "heatmap", "x": [*map(str, columns)], "y": [*map(str, rows)], "z": shown,
+        "texttemplate": "%{z:.3f}", "showscale": False,
+    }  # fmt: skip
+    return chart([trace] if rows else [], f"second stage: {title}", f"first stage: {title}")
