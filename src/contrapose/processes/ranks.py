@@ -8,9 +8,11 @@ import contextlib
 import datetime
 import os
 import pickle
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -125,6 +127,17 @@ class Rank:
         dist.all_reduce(total, group=self.group)
         return total / self.world
 
+    def why_lost(self, error: BaseException) -> str | None:
+        """What happened to another process, for an error that says it is gone; else None."""
+        if self.world == 1 or getattr(error, "shared", False) or not _of_collective(error):
+            return None
+        return self.lost()
+
+    def without(self, reason: str) -> Exception:
+        """The error that ends the ranks that are left; the first of them says it."""
+        error = ChildProcessError(reason)
+        return _of_rank(self.rank, error) if reason.startswith("rank 0 ") else shared(error)
+
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
         """A context in which `launched` gives this rank: the launcher's processes, or some."""
@@ -238,16 +251,11 @@ def _losses_named(me: Rank, pulse: Pulse) -> Iterator[None]:
     """A context that tells other ranks why this one ends, and names the one that was lost."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
-        if getattr(error, "shared", False) or not _of_collective(error):
-            _told(me, pulse, error)
-            raise
-        why = pulse.lost()
-        if why is None:
-            _told(me, pulse, error)
-            raise
-        raise shared(ChildProcessError(why)) from error
     except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to those that are left
+        if not hasattr(error, "of_rank") and (why := me.why_lost(error)) is not None:
+            raise me.without(why) from error
         _told(me, pulse, error)
         raise
 
@@ -259,9 +267,9 @@ def _of_rank(rank: int, error: Exception) -> Exception:
 
 
 def _told(me: Rank, pulse: Pulse, error: BaseException) -> None:
-    if isinstance(error, Exception):
-        _of_rank(me.rank, error)
-    if not getattr(error, "shared", False):
+    if not getattr(error, "shared", False) and not hasattr(error, "of_rank"):
+        if isinstance(error, Exception):
+            _of_rank(me.rank, error)
         words = str(error) or type(error).__name__
         pulse.say(f"rank {me.rank} on {socket.gethostname()}: {words}")
 

@@ -24,7 +24,11 @@ def over_ranks(encoder: Encoder, *, cuda: bool) -> None:
     cuda: by torch's SyncBatchNorm, which joins all processes. Raises UserError for layers of
     another kind than torch's own.
     """
-    layers = [(n, m) for n, m in encoder.named_modules() if isinstance(m, _BatchNorm)]
+    layers = [
+        (name, layer)
+        for name, layer in encoder.named_modules()
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
+    ]
     for name, layer in layers:
         if type(layer) not in OVER_RANKS:
             raise UserError(

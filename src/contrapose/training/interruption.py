@@ -20,14 +20,18 @@ GRACE = 1.0  # s from the second signal until the process ends by itself, where 
 
 @contextmanager
 def signals_deferred(
-    last_words: Callable[[], str], *, aloud: bool = True
+    last_words: Callable[[], str],
+    *,
+    aloud: Callable[[], bool] = lambda: True,
+    after: float = 0.0,
 ) -> Iterator[Callable[[], bool]]:
     """A context with a function that returns True after a signal; a second signal raises
     KeyboardInterrupt.
 
     If it cannot be raised within GRACE seconds, the process prints what `last_words` returns and
     ends with exit status 130; an interactive session does not end. In other threads than the main
-    one, which cannot handle signals, nothing changes. aloud: whether a first signal is answered.
+    one, which cannot handle signals, nothing changes. aloud: whether a first signal is
+    answered, asked so many seconds after it: a launcher sends one to ranks that fail with another.
     """
     came: list[int] = []
 
@@ -43,7 +47,7 @@ def signals_deferred(
     os.set_blocking(writer, False)
     ended = threading.Event()
     answering = threading.Thread(
-        target=_answer, args=(reader, ended, last_words, aloud), daemon=True
+        target=_answer, args=(reader, ended, last_words, aloud, after), daemon=True
     )
     answering.start()
     before = [signal.signal(kind, remember) for kind in SIGNALS]
@@ -62,14 +66,19 @@ def signals_deferred(
 
 
 def _answer(
-    reader: int, ended: threading.Event, last_words: Callable[[], str], aloud: bool
+    reader: int,
+    ended: threading.Event,
+    last_words: Callable[[], str],
+    aloud: Callable[[], bool],
+    after: float,
 ) -> None:
     """Print the effect of a signal at once; after a second one, end a process that hangs."""
     count = 0
     while number := os.read(reader, 1)[0]:
         count += number in SIGNALS
-        if count == 1 and aloud:
-            _print(FIRST)
+        if count == 1:
+            if not ended.wait(after) and aloud():
+                _print(FIRST)
         elif count > 1 and not ended.wait(GRACE) and not hasattr(sys, "ps1"):
             _print(last_words())
             os._exit(130)

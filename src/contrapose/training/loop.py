@@ -112,7 +112,11 @@ def fit(
     me.first_does(lambda: run.set_aside_findings(training.at))
     with (
         contextlib.closing(training),
-        signals_deferred(training.stopped_at_once, aloud=me.first) as interrupted,
+        signals_deferred(
+            training.stopped_at_once,
+            aloud=lambda: me.first and not training.failing,
+            after=1.0 if me.world > 1 else 0.0,
+        ) as interrupted,
     ):
         me.first_does(lambda: training.status("running"))
         try:
@@ -143,6 +147,14 @@ def fit(
             training.status("failed", reason)
             raise shared(NonFiniteError(reason)) from None
         except BaseException as error:
+            training.failing = True
+            if (lost := me.why_lost(error)) is not None:
+                with contextlib.suppress(OSError):
+                    training.status("failed", lost)
+                raise me.without(
+                    f"{lost}; {run.last_good()}; continue, on any number of ranks, with: "
+                    f"contrapose train --resume {run.path}"
+                ) from error
             with contextlib.suppress(OSError):  # the disk may be full for this file too
                 training.status("failed", f"{type(error).__name__}: {error}")
             raise
@@ -173,6 +185,7 @@ class _Training:
         me: Rank,
     ) -> None:
         self.run, self.encoder, self.bf16, self.me = run, encoder, bf16, me
+        self.failing = False
         self.device = device
         self.stages = stages_of(recipe)
         ends = accumulate(steps_of(stage, len(images)) for stage in self.stages)
@@ -222,6 +235,7 @@ class _Training:
         assert self.encoder.classifier is not None
         self.encoder.classifier.reset_parameters()
         self._enter(self.stage + 1)
+        self._same_everywhere()
         self.measured = self.seconds, 0.0
 
     def _opened(self) -> tuple[dict[str, Any], int, float]:
@@ -244,14 +258,21 @@ class _Training:
         return before, at, seconds
 
     def _same_everywhere(self) -> None:
-        """Give the other ranks the state of the first one: weights, optimiser, keys, batches."""
+        """Give the other ranks the state of the first one: weights, optimiser, keys, batches.
+
+        Only then are gradients exchanged: what comes before may be done by the first one alone.
+        """
         if self.me.world == 1:
             return
+        stage = self.me.first_does(lambda: self.stage)
+        if stage != self.stage:
+            self._enter(stage)
         parts = self.encoder, self.optimizer, self.objective, self.batches
         first = self.me.first_does(lambda: [_on_host(part.state_dict()) for part in parts])
         if not self.me.first:
             for part, state in zip(parts, first, strict=True):
                 part.load_state_dict(state)
+        self.sharing.join()
 
     def _restore(self, weights: Weights, state: dict[str, Any]) -> None:
         """Everything but the clock as the checkpoint has it; OtherImages for those of another."""

@@ -37,6 +37,9 @@ class Alone:
     def __init__(self, encoder: Encoder, recipe: Recipe) -> None:
         self.embed: nn.Module = _Pass(encoder, recipe.chunk)
 
+    def join(self) -> None:
+        """Exchange gradients from here on; called by all, with the same weights."""
+
     def place(self, images: int) -> slice | Shaped[Tensor, " b"]:
         """Which images of a batch this process has."""
         return slice(None)
@@ -65,17 +68,20 @@ class Together(Alone):
     alone = False
 
     def __init__(self, encoder: Encoder, recipe: Recipe, me: Rank) -> None:
-        self.me = me
-        device = next(encoder.parameters()).device
-        if recipe.batch_norm == "global":
-            torchs_own = device.type == "cuda" and me.world == torch.distributed.get_world_size()
-            over_ranks(encoder, cuda=torchs_own)
+        self.me, self.local = me, recipe.batch_norm == "local"
+        cuda = next(encoder.parameters()).device.type == "cuda"
+        if not self.local:
+            over_ranks(encoder, cuda=cuda and me.world == torch.distributed.get_world_size())
+        super().__init__(encoder, recipe)
+
+    def join(self) -> None:
+        device = next(self.embed.parameters()).device
         with warnings.catch_warnings(action="ignore"):  # torch 2.14 renames broadcast_buffers
             self.embed = DistributedDataParallel(
-                _Pass(encoder, recipe.chunk),
+                self.embed,
                 device_ids=[device] if device.type == "cuda" else None,
                 process_group=me.group,
-                broadcast_buffers=recipe.batch_norm == "local",
+                broadcast_buffers=self.local,
                 static_graph=True,  # weights may be used in several chunks, or outside of `embed`
             )
 
