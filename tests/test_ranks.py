@@ -3,71 +3,38 @@ said by name. Real processes throughout."""
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import on_ranks
 
-from contrapose.encoders import Encoder, mlp, small_conv
-from contrapose.processes import processes
-from contrapose.similarity import across
-from contrapose.training.global_batchnorm import over_ranks
-from contrapose.verification import training as law
+from contrapose.training.run import Run
 
-SHARES = (slice(0, 4), slice(4, 4), slice(4, 11))  # of three ranks, one without images
-
-
-def network():
-    torch.manual_seed(0)
-    encoder = Encoder(
-        small_conv(channels=2, width=8).double(), mlp(8, dim=3).double(), (0, 0), (1, 1)
-    )
-    return encoder.double().train()
-
-
-def batchnorm_on_ranks(me):
-    """(z, gradients of weights, gradient of the input, buffers) of this rank's images."""
-    encoder = network()
-    over_ranks(encoder, cuda=False)
-    x = images()[SHARES[me.rank]].requires_grad_()
-    with across(me.group):
-        z = encoder.head(encoder.backbone(x))
-        (z.sin() * weights()[SHARES[me.rank]]).sum().backward()
-    gradients = [p.grad for p in encoder.parameters()]
-    return me.gathered((z.detach(), gradients, x.grad, dict(encoder.named_buffers())))
-
-
-def images():
-    return torch.randn(11, 2, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-
-
-def weights():
-    return torch.randn(11, 3, generator=torch.Generator().manual_seed(2)).double()
-
-
-def on_ranks(me, folder):
-    """What every rank does, started once for all tests: batch norm, then the law's trainings."""
-    normalised = batchnorm_on_ranks(me)
-    me.gets_on()
-    laws = list(law.trained_on_ranks(me, folder, list(law.CASES), ("digits",), ("fp64",), 3))
-    return normalised, laws
+CASES = ("moco", "xbm", "chunked", "conditional", "mixup", "joint")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("law"))
-    with processes(3, "cpu", on_ranks, folder) as me:
-        return on_ranks(me, folder)
+    """What three ranks did, started once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, on_ranks.__file__, str(folder), "3", ",".join(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "found.pt", weights_only=False)
 
 
 def test_batch_norm_over_ranks_is_that_of_one_process_on_the_joined_batch(found):
-    parts, whole = found[0], network()
-    x = images().requires_grad_()
+    parts, whole = found["batch_norm"], on_ranks.network()
+    x = on_ranks.images().requires_grad_()
     z = whole.head(whole.backbone(x))
-    (z.sin() * weights()).sum().backward()
+    (z.sin() * on_ranks.weights()).sum().backward()
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), z.detach())
     torch.testing.assert_close(torch.cat([part[2] for part in parts]), x.grad)
     for k, p in enumerate(whole.parameters()):
@@ -78,45 +45,173 @@ def test_batch_norm_over_ranks_is_that_of_one_process_on_the_joined_batch(found)
 
 
 def test_training_on_two_and_three_ranks_ends_in_the_weights_of_one_process(found):
-    laws = found[1]
-    assert {(x.case, x.ranks) for x in laws} == {(c, r) for c in law.CASES for r in (2, 3)}
+    laws = found["laws"]
+    assert {(x.case, x.ranks) for x in laws} == {(c, r) for c in CASES for r in (2, 3)}
     for x in laws:
         assert x.weights < 1e-10 and x.metrics < 1e-6, x
 
 
-def torchrun(ranks, *arguments, cwd, restarts=0, **environment):
-    """`contrapose train` under torchrun, as a process."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
-        "--max-restarts", str(restarts), "-m", "contrapose", "train", *map(str, arguments),
-    ]  # fmt: skip
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment}
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_a_run_goes_on_with_other_numbers_of_ranks_in_the_middle_of_an_epoch(found):
+    whole, moved, ends, off, ranks = found["other_ranks"]
+    assert [row["step"] for row in moved] == [row["step"] for row in whole] == [*range(1, 13)]
+    for row, other in zip(moved, whole, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-6)
+    assert off < 1e-10 and ranks == [3, 2]
+    one, three, two = ends
+    assert one[0].startswith("InterruptedTraining: stopped at step 3 of 12, saved")
+    assert len({*three}) == 1 and three[0].startswith("InterruptedTraining: stopped at step 7 of")
+    assert two == ["", "", ""]
 
+
+def test_what_ranks_cannot_share_is_refused_on_all_before_a_folder_is_made(found):
+    said = found["refused"]
+    words = {
+        "images": r"UserError: the ranks see different images: .*fingerprint \w+ on rank 0 and \w+ "
+        "on rank 2",
+        "size": "UserError: 3 ranks for a batch of 2 images",
+        "draws": "UserError: the recipe's views draw random numbers of their own",
+        "folder": "FileExistsError: --out .*whole exists",
+    }
+    for name, pattern in words.items():
+        assert len({*said[name]}) == 1 and re.match(pattern, said[name][0]), said[name]
+    assert not {"images", "size", "draws"} & {*said["made"]}
+
+
+def test_a_full_disk_and_a_loss_that_is_not_finite_end_all_ranks_in_the_same_step(found):
+    full, nan = found["full_disk"], found["not_finite"]
+    assert len({*full}) == 1 and full[0].startswith("OSError: checkpoint of step 2 could not be")
+    assert len({*nan}) == 1 and nan[0].startswith("NonFiniteError: step 2 "), nan
+
+
+# ---- under torchrun ------------------------------------------------------------------------------
 
 QUICK = [
     "digits", "--encoder", "small_conv", "--set", "backbone.width=16", "--batch-size", "100",
-    "--epochs", "1", "--device", "cpu", "--no-explain", "--precision", "fp32",
+    "--device", "cpu", "--no-explain", "--precision", "fp32",
 ]  # fmt: skip
+ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
-def same(a: Path, b: Path, within=1e-4):
-    a, b = (load_file(run / "encoder.safetensors") for run in (a, b))
-    assert a.keys() == b.keys()
-    return max(float((a[n].double() - b[n].double()).abs().max()) for n in a) < within
+def started(*command, cwd, **environment):
+    """A process whose output is in cwd/said."""
+    environment = {**os.environ, **ENVIRONMENT, **environment}
+    command = [sys.executable, *map(str, command)]
+    with open(cwd / "said", "w") as said:
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=said, stderr=said)
 
 
-def test_torchrun_trains_one_run_which_another_number_of_ranks_takes_further(tmp_path):
-    alone = subprocess.run(
-        [sys.executable, "-m", "contrapose", "train", *QUICK, "--out", tmp_path / "alone"],
-        cwd=tmp_path, capture_output=True, text=True,
+def torchrun(ranks, *arguments, cwd, restarts=0):
+    return started(
+        "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--max-restarts", restarts,
+        "-m", "contrapose", "train", *arguments, cwd=cwd,
     )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
-    two = torchrun(2, *QUICK, "--out", tmp_path / "two", cwd=tmp_path)
-    out, err = two.communicate(timeout=120)
-    assert two.returncode == 0, err
-    assert out.count("Trained:") == 1  # the first rank speaks
-    assert same(tmp_path / "alone", tmp_path / "two")
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["ranks"] == 2
+
+
+def until(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def rank(number: int, launcher: int) -> int:
+    """The process that the launcher started with this rank."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = f" {launcher} " in (path / "stat").read_text().rpartition(")")[2][:14]
+            told = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if mine and f"RANK={number}".encode() in told:
+            return int(path.name)
+    raise AssertionError(f"no rank {number}")
+
+
+def test_a_killed_rank_is_named_and_torchrun_goes_on_by_itself(tmp_path):
+    out = tmp_path / "run"
+    process = torchrun(2, *QUICK, "--epochs", "12", "--out", out, cwd=tmp_path, restarts=1)
+    until(lambda: [*out.glob("checkpoints/step-*")])
+    os.kill(rank(1, process.pid), signal.SIGKILL)
+    assert process.wait(timeout=120) == 0, (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    assert "error: rank 1 (process" in said and "was killed, or ran out of memory; the last" in said
+    assert said.count("Trained:") == 1 and "Traceback" not in said
+    run = Run.open(out)
+    assert run.status()["state"] == "finished"
+    assert len(run.read("environment.json")["resumed"]) == 1
+    assert [row["step"] for row in run.metrics()] == [*range(1, 169)]
+
+
+def test_a_rank_that_never_starts_ends_the_others_with_a_message(tmp_path):
+    alone = started(
+        "-m", "contrapose", "train", *QUICK, "--out", "run", cwd=tmp_path, RANK="0",
+        WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", CONTRAPOSE_JOIN_SECONDS="2",
+    )  # fmt: skip
+    assert alone.wait(timeout=90) == 2
+    said = (tmp_path / "said").read_text()
+    assert "error: rank 0 waited 2 s for 2 processes (WORLD_SIZE=2)" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_and_the_ranks_flag_train_what_one_process_does(tmp_path):
+    brief = [*QUICK, "--epochs", "1"]
+    for name, more in (("alone", []), ("flag", ["--ranks", "3"])):
+        done = started(
+            "-m", "contrapose", "train", *brief, *more, "--out", name, cwd=tmp_path
+        ).wait(timeout=200)
+        assert done == 0, (tmp_path / "said").read_text()
+    assert torchrun(2, *brief, "--out", "two", cwd=tmp_path).wait(timeout=200) == 0
+    alone, *others = (
+        load_file(tmp_path / f"{n}/encoder.safetensors") for n in ("alone", "flag", "two")
+    )
+    for other in others:
+        assert max(float((other[n] - x).abs().max()) for n, x in alone.items()) < 1e-3
+    found = [json.loads((tmp_path / f"{n}/environment.json").read_text()) for n in ("flag", "two")]
+    assert [x["ranks"] for x in found] == [3, 2]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_lose_nothing(tmp_path):
+    """A rank, drawn each time, is killed; the others end within 30 s, and the run goes on."""
+    draw, out = torch.Generator().manual_seed(0), tmp_path / "run"
+    command = ["-m", "contrapose", "train", "--ranks", "3", "--device", "cpu", "--no-explain"]
+    begin = [
+        *command,
+        *[q for q in QUICK if q not in ("--no-explain",)],
+        "--epochs",
+        "400",
+        "--out",
+        out,
+    ]
+    ends, steps = [], []
+    for kill in range(20):
+        go_on = [*command, "--resume", out]
+        begun = (out / "recipe.json").exists()
+        process = started(*(go_on if begun else begin), cwd=tmp_path)
+        until(lambda: "ranks" in text_of(out / "environment.json"), 120)
+        until(lambda p=process: p.poll() is not None or has_ranks(p.pid), 120)
+        time.sleep(float(torch.rand((), generator=draw)) * 8)
+        victim = int(torch.randint(3, (), generator=draw))
+        os.kill(rank(victim, process.pid), signal.SIGKILL)
+        at = time.monotonic()
+        assert process.wait(timeout=60) != 0
+        ends.append(time.monotonic() - at)
+        said = (tmp_path / "said").read_text()
+        assert f"rank {victim} " in said, (kill, victim, said)
+        if (out / "recipe.json").exists():
+            found = Run.open(out).load_checkpoint()
+            steps.append(0 if found is None else found[1]["step"])
+    assert max(ends) < 30 and steps == sorted(steps)
+    print(f"ended after {min(ends):.1f} to {max(ends):.1f} s; steps {steps}")
+
+
+def has_ranks(launcher: int) -> bool:
+    try:
+        return all(rank(k, launcher) for k in range(3))
+    except AssertionError:
+        return False
+
+
+def text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
