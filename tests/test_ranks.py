@@ -17,7 +17,7 @@ from support import on_ranks
 
 from contrapose.training.run import Run
 
-CASES = ("moco", "xbm", "chunked", "conditional", "mixup", "joint")
+CASES = ("moco", "xbm", "chunked", "conditional", "mixup", "joint", "two stages")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from contrapose.similarity import across, gather_rows
 from contrapose.training.batches import drawn
 from contrapose.training.global_batchnorm import over_ranks
 from contrapose.training.recipe import Recipe
+from contrapose.training.stages import stages_of
 
 
 class Alone:
@@ -76,13 +77,18 @@ class Together(Alone):
 
     def join(self) -> None:
         device = next(self.embed.parameters()).device
+        # A static graph permits weights that are used in several chunks, or outside of `embed` as
+        # the classifier's are; it exchanges the first gradients when that of the output arrives,
+        # so the output must have one.
+        names = [n for n, weight in self.embed.named_parameters() if weight.requires_grad]
+        static = any(not name.startswith("encoder.classifier.") for name in names)
         with warnings.catch_warnings(action="ignore"):  # torch 2.14 renames broadcast_buffers
             self.embed = DistributedDataParallel(
                 self.embed,
                 device_ids=[device] if device.type == "cuda" else None,
-                process_group=me.group,
+                process_group=self.me.group,
                 broadcast_buffers=self.local,
-                static_graph=True,  # weights may be used in several chunks, or outside of `embed`
+                static_graph=static,
             )
 
     def place(self, images: int) -> Shaped[Tensor, " b"]:
@@ -151,13 +157,9 @@ def check_ranks(recipe: Recipe, images: ImageSet, me: Rank) -> None:
                 f"the ranks see different images: those of {images.name} have fingerprint "
                 f"{seen[0]} on rank 0 and {', '.join(others)}; give all of them the same files"
             )
-        if recipe.second_stage is not None:
-            raise UserError(
-                "a second stage trains on one process: leave second_stage out on several ranks, "
-                "then begin a run with --recipe cross_entropy --start RUN --freeze backbone"
-            )
         kinds = (recipe.batches or drawn)(len(images), recipe.batch_size).possible_sizes(recipe)
-        least = min([recipe.batch_size, *(recipe.batch_size // size * size for size in kinds)])
+        whole = [stage.batch_size for stage in stages_of(recipe)]
+        least = min(whole + [recipe.batch_size // size * size for size in kinds])
         if me.world > least:
             raise UserError(
                 f"{me.world} ranks for a batch of {least} images: each needs one; use fewer ranks, "

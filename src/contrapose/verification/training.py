@@ -29,6 +29,7 @@ from contrapose.training.batches import Conditional, embedded
 from contrapose.training.conditional import neighbour_groups
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
+from contrapose.training.stages import linear_stage
 
 FORMAT = 1
 TOLERANCE = {"fp32": 1e-5, "fp64": 1e-10}  # of a weight, over the larger of it and 1
@@ -64,6 +65,11 @@ CASES: dict[str, dict[str, Any]] = {
         "positives": "class",
         "mixing": partial(augment.mixup),
         "head": partial(heads.none),
+    },
+    "two stages": {
+        "loss": partial(losses.supcon, temperature=0.2),
+        "positives": "class",
+        "second_stage": partial(linear_stage, epochs=0.5, batch_size=90, lr=0.1),
     },
     "joint": {
         "loss": partial(losses.supcon, temperature=0.2),
@@ -241,6 +247,8 @@ def trained_on_ranks(
                 if me.first:
                     exact = exact or runs[1]
                     own = off(checkpoint_of(runs[1]), checkpoint_of(exact))[0]
+                    if recipe.second_stage is not None:
+                        own = 0.0  # its classifier is drawn in its precision: other numbers
                     for world in worlds[1:]:
                         law = compared(runs[world], runs[1])
                         yield Law(case, source, precision, world, *law, own, TOLERANCE[precision])
