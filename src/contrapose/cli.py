@@ -25,6 +25,7 @@ from contrapose.commands.reproduce import reproduce
 from contrapose.commands.robustness import robustness
 from contrapose.commands.shortcuts import shortcuts
 from contrapose.commands.show import show
+from contrapose.commands.study import study
 from contrapose.commands.train import train
 from contrapose.commands.transfer import transfer
 from contrapose.commands.tune_temperature import tune_temperature
@@ -47,7 +48,7 @@ app = typer.Typer(
 )
 for command in (
     train, evaluate, diagnose, embed, report, demo, verify, reproduce, tune_temperature, shortcuts,
-    finetune, transfer, robustness, show, bench,
+    study, finetune, transfer, robustness, show, bench,
 ):  # fmt: skip
     app.command()(command)
 app.command(name="list")(list_)
