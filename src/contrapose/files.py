@@ -30,6 +30,12 @@ class HeldElsewhere(UserError):
     """The folder is locked by another process, which writes into it."""
 
 
+def cache_root() -> Path | None:
+    """The folder of the cache: $CONTRAPOSE_CACHE, else ~/.cache/contrapose; None if it is `off`."""
+    said = os.environ.get("CONTRAPOSE_CACHE") or "~/.cache/contrapose"
+    return None if said == "off" else Path(said).expanduser()
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Replace the file atomically: a reader sees the old content or the new, never half of it."""
     with replacing(path) as file:

@@ -154,6 +154,11 @@ def free_memory(device: str) -> float:
     return float(min(available, left))
 
 
+def instructions() -> str:
+    """The processor's name and every instruction set it says it has: what a library is made for."""
+    return " ".join([_cpuinfo("model name") or platform.processor(), *sorted(_cpu_flags())])
+
+
 def _cpu_flags() -> set[str]:
     return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
 

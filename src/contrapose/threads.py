@@ -7,12 +7,14 @@ all operations of a piece run on one thread, and the pieces are shared by the th
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, wraps
 from threading import Barrier
 from typing import Any, TypeVar
 
 import torch
+
+SMALL = 2**17  # numbers that one thread works off sooner than it wakes another
 
 Piece = TypeVar("Piece")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -41,6 +43,11 @@ def serial() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def serial_if_small(x: torch.Tensor) -> AbstractContextManager[None]:
+    """`serial`, if operations on x are too short for a second thread to help."""
+    return serial() if x.numel() <= SMALL else nullcontext()
 
 
 def alone(f: Function) -> Function:

@@ -35,6 +35,7 @@ class Record:
     environment: dict[str, Any]
     results: list[Measured] = field(default_factory=list)
     ceiling: dict[str, float] = field(default_factory=dict)  # FLOP/s of a product, by precision
+    native: dict[str, dict[str, float]] = field(default_factory=dict)  # see similarity.compiler
     complete: bool = False
 
     def at(self, case: Case, size: int) -> list[Measured]:
@@ -82,6 +83,7 @@ class Record:
             "environment": self.environment,
             "settings": vars(self.settings),
             "flops_of_a_matrix_product": self.ceiling,
+            "seconds_by_library_and_by_torch": self.native,
             "results": [self.line(m) for m in self.results],
         }
 
@@ -129,6 +131,13 @@ class Record:
                 f"{m.contender}, {self.case(m).title(m.size)}: {flop / 1e9:,.0f} GFLOP at "
                 f"{speed / 1e9:,.0f} GFLOP/s, {speed / self.ceiling[precision]:.0%} of what a "
                 f"{precision} matrix product reaches here ({self.ceiling[precision] / 1e9:,.0f})"
+            )
+        for precision, took in self.native.items():
+            faster = took["torch"] / took["native"]
+            which = "that library" if faster >= 1 else "those operations"
+            found.append(
+                f"The library compiled for this processor is {faster:.1f} times as fast as torch's "
+                f"operations with products in {precision}: {which} served"
             )
         return found
 

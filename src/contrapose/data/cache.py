@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 
 from contrapose.data.images import Skipped
 from contrapose.data.values import ValueRange
+from contrapose.files import cache_root
 
 _KEPT = 8 * 2**30  # bytes of squares in the cache folder; the oldest copies go first
 
@@ -36,12 +37,6 @@ class Decoded:
 def data_root(root: str | Path | None = None) -> Path:
     """The folder of data sets: `root`, else $CONTRAPOSE_DATA, else ~/.cache/contrapose."""
     return Path(root or os.environ.get("CONTRAPOSE_DATA") or "~/.cache/contrapose").expanduser()
-
-
-def cache_root() -> Path | None:
-    """The folder of the cache: $CONTRAPOSE_CACHE, else ~/.cache/contrapose; None if it is `off`."""
-    said = os.environ.get("CONTRAPOSE_CACHE") or "~/.cache/contrapose"
-    return None if said == "off" else Path(said).expanduser()
 
 
 def recall(key: str) -> Decoded | None:

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from contrapose.data.cache import cache_root
 from contrapose.data.images import ImageSource, InMemory, Pixels, digest
 from contrapose.data.threads import chunks, each
+from contrapose.files import cache_root
 
 WHOLE = 4 * 2**30  # bytes of encoded images that are read for a fingerprint
 _SLOW = 2.0  # seconds of reading after which the result is kept

@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from contrapose.data.cache import cache_root
 from contrapose.data.decode import BinaryFile
 from contrapose.data.images import digest
 from contrapose.data.labels import encode
@@ -43,6 +42,7 @@ from contrapose.data.several import several
 from contrapose.data.shards import of_split, stamp
 from contrapose.data.walk import files_with, walk
 from contrapose.errors import UserError
+from contrapose.files import cache_root
 
 COPIED = 16 * 2**30  # bytes of encoded images up to which they are copied for random access
 ROOM = 2**29  # bytes of row groups in memory

@@ -1,7 +1,7 @@
 """The row reductions, each passed on to the implementation that suits its operands.
 
-That is `fused` on CUDA if Triton is installed and its kernels accept the operands, else `tiled`.
-The choice is made in this file and nowhere else.
+That is `fused` on CUDA if Triton is installed and its kernels accept the operands, else `tiled`,
+which for its part chooses between torch's operations and a compiled library.
 """
 
 import contextlib

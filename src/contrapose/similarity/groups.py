@@ -13,7 +13,7 @@ from contrapose.errors import UserError
 from contrapose.similarity.pairs import two_views
 from contrapose.similarity.sharded import gather_rows, rank_and_world, row_ids
 from contrapose.similarity.wide import widen
-from contrapose.threads import alone
+from contrapose.threads import serial_if_small
 
 
 def group_sum(x: Float[Tensor, "N D"], group: Int[Tensor, " N"]) -> Float[Tensor, "G D"]:
@@ -170,21 +170,21 @@ def _members(group: Tensor) -> _Numbered | _Views:
 
 class _PositiveSimilarity(torch.autograd.Function):
     @staticmethod
-    @alone
     def forward(ctx, z, every, members):  # type: ignore[no-untyped-def]
-        others = members.others(z if every is None else every, z)
-        count = members.divisor(z.dtype)
-        ctx.save_for_backward(z, others)
-        ctx.members, ctx.gathered, ctx.count = members, every is not None, count
-        return (others * z).sum(dim=1).div_(count)
+        with serial_if_small(z):
+            others = members.others(z if every is None else every, z)
+            count = members.divisor(z.dtype)
+            ctx.save_for_backward(z, others)
+            ctx.members, ctx.gathered, ctx.count = members, every is not None, count
+            return (others * z).sum(dim=1).div_(count)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    @alone
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         z, others = ctx.saved_tensors
-        weight = (grad / ctx.count)[:, None]
-        back = weight * z  # to the rows of the group
-        if ctx.gathered:
-            return (weight * others).sub_(back), ctx.members.over_all(back), None
-        return ctx.members.others(back, back).addcmul_(weight, others), None, None
+        with serial_if_small(z):
+            weight = (grad / ctx.count)[:, None]
+            back = weight * z  # to the rows of the group
+            if ctx.gathered:
+                return (weight * others).sub_(back), ctx.members.over_all(back), None
+            return ctx.members.others(back, back).addcmul_(weight, others), None, None

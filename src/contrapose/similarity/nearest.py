@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrapose.similarity.pairs import Blocks
+from contrapose.similarity import native
+from contrapose.similarity.pairs import Blocks, Pairs
 from contrapose.similarity.tiles import DEVICE_TILE, slices
 from contrapose.threads import alone, share
 
@@ -25,35 +26,11 @@ class TopK(torch.autograd.Function):
 
     @staticmethod
     @alone
-    def forward(ctx, query, key, k, pairs, tile, threads):  # type: ignore[no-untyped-def]
-        height, width, at_once = _shape(query, key, k, tile, threads)
-        rows, cols = slices(query.shape[0], height), slices(key.shape[0], width)
-        block = Blocks(pairs, rows, cols, query.dtype)
-        value = query.new_full((query.shape[0], k), -math.inf)
-        index = torch.zeros(query.shape[0], k, dtype=torch.long, device=query.device)
-
-        def work(i: int) -> None:
-            q = query[rows[i]]
-            scratch = q.new_empty(len(q), min(key.shape[0], at_once * width))
-            values, indices = [], []
-            for first in range(0, len(cols), at_once):
-                some = cols[first : first + at_once]
-                start, stop = some[0].start, some[-1].stop
-                for j, J in enumerate(some, start=first):
-                    out = scratch[:, J.start - start : J.stop - start]
-                    if (mask := block(i, j)) is False:
-                        out.fill_(-math.inf)
-                    else:
-                        torch.mm(q, key[J].T, out=out)
-                        if mask is not True:
-                            out.add_(mask.log_())
-                found, place = _largest(scratch[:, : stop - start], min(k, stop - start))
-                values.append(found)
-                indices.append(place + start)
-            value[rows[i]], best = _sorted(torch.cat(values, dim=1), k)
-            index[rows[i]] = torch.cat(indices, dim=1).gather(1, best)
-
-        share(work, range(len(rows)), threads)
+    def forward(ctx, query, key, k, pairs, tile, threads, compiled):  # type: ignore[no-untyped-def]
+        if compiled:
+            value, index = native.nearest(query, key, k, pairs, threads)
+        else:
+            value, index = _by_products(query, key, k, pairs, tile, threads)
         ctx.save_for_backward(query, key, value, index)
         ctx.mark_non_differentiable(index)
         return value, index
@@ -71,7 +48,42 @@ class TopK(torch.autograd.Function):
             dquery[I].addmm_(g, key)
             if dkey is not None:
                 dkey.addmm_(g.T, query[I])
-        return dquery, dkey, None, None, None, None
+        return dquery, dkey, None, None, None, None, None
+
+
+def _by_products(
+    query: Tensor, key: Tensor, k: int, pairs: Pairs, tile: int | None, threads: int
+) -> tuple[Tensor, Tensor]:
+    """The search in torch's operations: products of blocks, then the largest of each."""
+    height, width, at_once = _shape(query, key, k, tile, threads)
+    rows, cols = slices(query.shape[0], height), slices(key.shape[0], width)
+    block = Blocks(pairs, rows, cols, query.dtype)
+    value = query.new_full((query.shape[0], k), -math.inf)
+    index = torch.zeros(query.shape[0], k, dtype=torch.long, device=query.device)
+
+    def work(i: int) -> None:
+        q = query[rows[i]]
+        scratch = q.new_empty(len(q), min(key.shape[0], at_once * width))
+        values, indices = [], []
+        for first in range(0, len(cols), at_once):
+            some = cols[first : first + at_once]
+            start, stop = some[0].start, some[-1].stop
+            for j, J in enumerate(some, start=first):
+                out = scratch[:, J.start - start : J.stop - start]
+                if (mask := block(i, j)) is False:
+                    out.fill_(-math.inf)
+                else:
+                    torch.mm(q, key[J].T, out=out)
+                    if mask is not True:
+                        out.add_(mask.log_())
+            found, place = _largest(scratch[:, : stop - start], min(k, stop - start))
+            values.append(found)
+            indices.append(place + start)
+        value[rows[i]], best = _sorted(torch.cat(values, dim=1), k)
+        index[rows[i]] = torch.cat(indices, dim=1).gather(1, best)
+
+    share(work, range(len(rows)), threads)
+    return value, index
 
 
 def _shape(

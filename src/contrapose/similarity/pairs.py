@@ -17,6 +17,7 @@ from torch import Tensor
 from contrapose.errors import UserError
 from contrapose.similarity.sharded import gather_rows, row_ids
 
+RELATIONS = {"all": 0, "same": 1, "different": 2}  # their numbers in kernels
 EXACT = 2**24  # whole numbers below it are float32 numbers
 
 Sides = tuple[Tensor | None, Tensor | None]  # what describes the rows, and the columns

@@ -10,9 +10,16 @@ online  otherwise the running maximum of each row is subtracted: for any tempera
 
 If `query` and `key` are the same object only tiles of the upper triangle are computed; each adds to
 the sums of its rows and of its columns.
+
+Direct sums in float32 on a CPU, and the nearest keys, are left to `native`, a small library that is
+compiled on first use, wherever it is there and was measured to be quicker: `by_library` decides.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.errors import UserError
+from contrapose.similarity import compiler, native
 from contrapose.similarity.nearest import TopK
 from contrapose.similarity.pairs import EVERY, Pairs, two_views
 from contrapose.similarity.passes import DirectLogSumExp, OnlineLogSumExp, SoftplusSum
@@ -119,7 +127,9 @@ def topk(
         raise UserError(f"topk: asked for k={k} neighbours among {m} keys; use 1 <= k <= {m}")
     pairs.check(n, m)
     threads = workers(query, m, few=ALONE)
-    value, index = TopK.apply(widen(query), widen(key), k, pairs, tile, threads)
+    query, key = widen(query), widen(key)
+    compiled = tile is None and by_library(query, torch.float32) and _finite(query, key)
+    value, index = TopK.apply(query, key, k, pairs, tile, threads, compiled)
     return value, index
 
 
@@ -136,13 +146,51 @@ def _reduce(
     precision = precision_of(query, query if key is None else key)
     query, key = widen(query), None if key is None else widen(key)
     factor = _factor(scale, query)
-    tiles = Tiles(query, key, tile, precision, match)
     bound = _bound(query, key, factor)
-    arguments = query, key, factor, rules, columns, tiles
     # sums of exponentials, and their inverses, stay well inside the dtype
-    if bound < (60 if query.dtype == torch.float32 else 500):
+    direct = bound < (60 if query.dtype == torch.float32 else 500)
+    if direct and tile is None and by_library(query, precision, len(rules)):
+        threads = workers(query, len(query if key is None else key), few=native.ALONE)
+        found = native.LogSumExp.apply(query, key, factor, rules, columns, match, bound, threads)
+        return cast(tuple[Tensor, ...], found)
+    tiles = Tiles(query, key, tile, precision, match)
+    arguments = query, key, factor, rules, columns, tiles
+    if direct:
         return cast(tuple[Tensor, ...], DirectLogSumExp.apply(*arguments, bound))
     return cast(tuple[Tensor, ...], OnlineLogSumExp.apply(*arguments))
+
+
+def by_library(query: Tensor, precision: torch.dtype, rules: int = 1) -> bool:
+    """True if native.c computes this here: there is a library, and it was measured to be quicker.
+
+    Of torch's products only those in bf16 can be quicker, on a processor with a unit for them.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.float32 or rules > native.RULES:
+        return False
+    if _library_or_not.get() is not None:
+        return bool(_library_or_not.get())
+    if compiler.library() is None:
+        return False
+    products = torch.bfloat16 if precision == torch.bfloat16 else torch.float32
+    return compiler.is_quicker(products, *(partial(_step, how) for how in (True, False)))
+
+
+@contextlib.contextmanager
+def library(used: bool) -> Iterator[None]:
+    """A context with native.c wherever it can compute, or nowhere: for tests and measurements."""
+    token = _library_or_not.set(used)
+    try:
+        yield
+    finally:
+        _library_or_not.reset(token)
+
+
+def _step(used: bool, z: Tensor) -> None:
+    """Forward and backward of rows against the others: what the choice is measured by."""
+    with library(used), torch.inference_mode(False), torch.enable_grad():
+        rows, itself = z.detach().clone().requires_grad_(), torch.arange(len(z))
+        pairs = Pairs(row_id=itself, col_id=itself, distinct=True)
+        logsumexp(rows, rows, scale=10.0, pairs=pairs).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _mutual(match: Tensor | None) -> bool:
@@ -175,5 +223,13 @@ def _bound(query: Tensor, key: Tensor | None, scale: float | Tensor) -> float:
     return reach + math.log(other.shape[0])
 
 
+def _finite(*operands: Tensor) -> bool:
+    """True if every number is finite, as far as the lengths of rows tell."""
+    return all(not len(x) or math.isfinite(_longest(x)) for x in operands)
+
+
 def _longest(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x.detach(), dim=1).amax())
+
+
+_library_or_not: ContextVar[bool | None] = ContextVar("library", default=None)

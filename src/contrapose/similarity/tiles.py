@@ -52,10 +52,7 @@ class Tiles:
         height, width = (tile, tile) if tile else _shape(query, m, self.mirrored, self.threads)
         self.shape = max(1, min(height, n)), max(1, min(width, m))
         self.rows, self.cols = slices(n, self.shape[0]), slices(m, self.shape[1])
-        # twice as many parts as threads, so that those of a round are as many as threads
-        parts = min(2 * self.threads, len(self.rows)) if self.threads > 1 else 1
-        order = _mirrored if self.mirrored else _rectangular
-        self.rounds = order(len(self.rows), len(self.cols), max(1, parts))
+        self.rounds = rounds(len(self.rows), len(self.cols), self.threads, self.mirrored)
         self.bytes = math.prod(self.shape) * query.element_size()
         self.match = match
         self.matches = {} if match is None else _places(match, self.shape, m)
@@ -168,6 +165,16 @@ def _shape(query: Tensor, keys: int, mirrored: bool, threads: int) -> tuple[int,
     width = min(256, max(32, -(-keys // threads)))
     height = min(AREA // width, max(32, -(-query.shape[0] // threads)))
     return height, max(width, AREA // height)
+
+
+def rounds(rows: int, cols: int, threads: int, mirrored: bool) -> list[list[list[Tile]]]:
+    """The order in which threads visit rows x cols tiles: rounds of tasks, each a list of tiles.
+
+    Tasks of one round have no row and no column in common. mirrored: only tiles (i, j) with i <= j.
+    """
+    # twice as many parts as threads, so that the tasks of a round are as many as threads
+    parts = max(1, min(2 * threads, rows)) if threads > 1 else 1
+    return (_mirrored if mirrored else _rectangular)(rows, cols, parts)
 
 
 def _mirrored(blocks: int, _: int, parts: int) -> list[list[list[Tile]]]:
