@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int16, Int32, Int64
 
-from contrapose.data.cache import cache_root
 from contrapose.data.decode import Header, Reading
 from contrapose.data.images import ImageSource, Skipped, digest, reason
 from contrapose.data.threads import chunks, each
+from contrapose.files import cache_root
 
 _CHUNK = 256  # images a task
 _SLOW = 2.0  # s of looking after which the result is kept

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from contrapose.data.cache import cache_root
 from contrapose.data.decode import SUFFIXES, BinaryFile
 from contrapose.data.images import digest
 from contrapose.data.labels import encode, numbers
@@ -38,6 +37,7 @@ from contrapose.data.shards import expanded, numbering_gaps, of_split, stamp
 from contrapose.data.threads import each
 from contrapose.data.walk import files_with, hidden
 from contrapose.errors import UserError
+from contrapose.files import cache_root
 
 LABEL = ("label", "labels", "cls", "class", "target")  # entries of a .json
 _FORMAT = 1  # of the kept index
