@@ -32,13 +32,13 @@ CONTENDERS = {
     "lightly fp32, 2 workers": ("lightly", "fp32", 2),
     "lightly bf16, 2 workers": ("lightly", "bf16", 2),
 }
-BATCH = 256
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="timed steps of a process")
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", help="contenders whose name contains this")
@@ -72,7 +72,7 @@ def report(seen: dict[str, list[dict[str, float]]], arguments: argparse.Namespac
     print(
         f"torch {torch.__version__}, lightly {version('lightly')}, {arguments.device}, "
         f"{arguments.threads} threads, {platform.machine()}; median of {arguments.rounds} fresh "
-        f"processes of {arguments.steps} timed steps of {BATCH} images, two views, 32 px"
+        f"processes of {arguments.steps} timed steps of {arguments.batch} images, two views, 32 px"
     )
     print(f"{'':26}{'images/s':>10}{'range':>18}{'peak memory':>14}")
     for name, runs in seen.items():
@@ -80,7 +80,7 @@ def report(seen: dict[str, list[dict[str, float]]], arguments: argparse.Namespac
         spread = f"{speeds[0]:.1f} - {speeds[-1]:.1f}"
         memory = f"{middle(name, 'peak_mb'):,.0f} MB"
         print(f"{name:26}{middle(name, 'images_per_second'):>10.1f}{spread:>18}{memory:>14}")
-    lightly = [n for n in seen if n.startswith("lightly fp32")]
+    lightly = [n for n in seen if n.startswith("lightly")]
     ratios = {}
     if lightly:
         best = max(lightly, key=lambda name: middle(name, "images_per_second"))
@@ -103,14 +103,14 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     bf16 = precision == "bf16"
     steps = arguments.steps + 1  # the first warms up
     if kind == "ours":
-        run = ours(bf16, arguments.device, steps)
+        run = ours(bf16, arguments.device, steps, arguments.batch)
     else:
-        run = peer(bf16, arguments.device, steps, workers)
+        run = peer(bf16, arguments.device, steps, workers, arguments.batch)
     next(run)
     synchronise(arguments.device)
     start, count = time.perf_counter(), 0
     for _ in run:
-        count += BATCH
+        count += arguments.batch
     synchronise(arguments.device)
     seconds = time.perf_counter() - start
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -118,7 +118,7 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     return {"images_per_second": count / seconds, "peak_mb": (own + children) / 1024}
 
 
-def ours(bf16: bool, device: str, steps: int) -> Iterator[None]:
+def ours(bf16: bool, device: str, steps: int, batch_size: int) -> Iterator[None]:
     """The library's own step, as `contrapose train cifar10 --encoder resnet18` takes it."""
     from contrapose import adapt
     from contrapose.data import open_images
@@ -127,20 +127,20 @@ def ours(bf16: bool, device: str, steps: int) -> Iterator[None]:
     from contrapose.training.objective import Batch, objective_of
     from contrapose.training.step import step
 
-    images = open_images(pixels(steps)).to(torch.device(device))
+    images = open_images(pixels(steps * batch_size)).to(torch.device(device))
     recipe = recipe_for("simclr", 32, 3)
     encoder = adapt.build(recipe, images).to(device, memory_format=torch.channels_last).train()
     optimizer = partial(optim.sgd, momentum=0.9)(encoder, lr=0.03)
     generator = torch.Generator(device).manual_seed(0)
     objective = objective_of(recipe, encoder, len(images))
     for i in range(steps):
-        index = torch.arange(i * BATCH, (i + 1) * BATCH)
+        index = torch.arange(i * batch_size, (i + 1) * batch_size)
         batch = Batch(images.batch(index), index)
         step(encoder, optimizer, objective, batch, recipe, generator, bf16=bf16)
         yield
 
 
-def peer(bf16: bool, device: str, steps: int, workers: int) -> Iterator[None]:
+def peer(bf16: bool, device: str, steps: int, workers: int, batch_size: int) -> Iterator[None]:
     """lightly's transform, head and loss around torchvision's ResNet-18 with the CIFAR stem."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
@@ -151,9 +151,11 @@ def peer(bf16: bool, device: str, steps: int, workers: int) -> Iterator[None]:
 
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
 
+    count = steps * batch_size
+
     class Views(torch.utils.data.Dataset[Any]):
         def __init__(self) -> None:
-            self.image = [Image.fromarray(x) for x in pixels(steps).permute(0, 2, 3, 1).numpy()]
+            self.image = [Image.fromarray(x) for x in pixels(count).permute(0, 2, 3, 1).numpy()]
 
         def __len__(self) -> int:
             return len(self.image)
@@ -168,7 +170,7 @@ def peer(bf16: bool, device: str, steps: int, workers: int) -> Iterator[None]:
     model = torch.nn.Sequential(backbone, head).to(device)
     criterion = NTXentLoss(temperature=0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
-    loader = DataLoader(Views(), BATCH, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(Views(), batch_size, num_workers=workers, persistent_workers=workers > 0)
     model.train()
     for a, b in loader:
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -181,14 +183,14 @@ def peer(bf16: bool, device: str, steps: int, workers: int) -> Iterator[None]:
         yield
 
 
-def pixels(steps: int) -> torch.Tensor:
+def pixels(count: int) -> torch.Tensor:
     """CIFAR-10 where CONTRAPOSE_DATA has it, else noise: the arithmetic is the same."""
     from contrapose.data import open_images
 
     try:
-        return open_images("cifar10").batch(torch.arange(steps * BATCH))
+        return open_images("cifar10").batch(torch.arange(count))
     except (FileNotFoundError, ValueError):
-        return torch.randint(0, 256, (steps * BATCH, 3, 32, 32), dtype=torch.uint8)
+        return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
 
 
 def synchronise(device: str) -> None:

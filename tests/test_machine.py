@@ -5,6 +5,8 @@ no float64, which mps lacks, is seen from every tensor that a step makes.
 """
 
 import dataclasses
+import json
+import re
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from support.quick_recipe import quick
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import contrapose
 from contrapose import adapt, machine, recipes
 from contrapose.augment import views
 from contrapose.data import open_images
 from contrapose.errors import UserError
 from contrapose.processes import ranks
+from contrapose.training import precision
 from contrapose.training.objective import Batch, objective_of
 from contrapose.training.step import step
 
@@ -115,3 +119,47 @@ def test_the_views_of_digits_need_no_float64():
         views(recipe.policy, torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.Generator(), n=2)
     with pytest.raises(AssertionError, match="gives float64"), NoFloat64():
         torch.zeros(2).double()
+
+
+@pytest.fixture
+def measuring(monkeypatch, tmp_path):
+    """A processor that multiplies bf16 by what it says of itself, where every run is measured."""
+    monkeypatch.setenv("CONTRAPOSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(machine, "_cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(precision, "WORTH", 0)
+    return tmp_path
+
+
+def test_the_faster_precision_of_a_processor_is_measured_kept_and_resumed(measuring):
+    digits, recipe = open_images("digits"), quick(epochs=0.1)  # one step
+    run = contrapose.train(recipe, digits, out=measuring / "a", device="cpu")
+    written = run.read("environment.json")
+    assert re.fullmatch(
+        r"measured at the start: a step of \d+ images takes .* s in bf16, .* s in fp32",
+        written["why"]["precision"],
+    )
+    (kept,) = (measuring / "cache/precision").iterdir()
+    for bf16, expected in ((0.1, "bf16"), (0.99, "fp32")):
+        kept.write_text(json.dumps({"bf16": bf16, "fp32": 1.0, "images": 32}))
+        run = contrapose.train(recipe, digits, out=measuring / str(bf16), device="cpu")
+        written = run.read("environment.json")
+        assert written["precision"] == expected
+        assert written["why"]["precision"].startswith("measured before: a step of 32 images")
+    kept.write_text(json.dumps({"bf16": 0.1, "fp32": 1.0, "images": 32}))
+    again = contrapose.resume(run, recipe=recipe, images=digits, device="cpu")
+    assert again.read("environment.json")["resumed"][0]["precision"] == "fp32"
+    asked = contrapose.train(
+        recipe, digits, out=measuring / "asked", device="cpu", precision="fp32"
+    )
+    assert asked.read("environment.json")["why"]["precision"] == "asked for by --precision fp32"
+
+
+def test_a_short_run_is_not_measured_and_measuring_draws_nothing(measuring, monkeypatch):
+    digits, recipe = open_images("digits"), quick(epochs=1)
+    network, state = adapt.build(recipe, digits), torch.get_rng_state()
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    assert precision.faster_precision(recipe, digits, network) is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
+    monkeypatch.setattr(precision, "WORTH", len(digits) + 1)
+    assert precision.faster_precision(recipe, digits, network) is None

@@ -20,9 +20,11 @@ from contrapose.files import as_file_name, holder, read_object, unfinished
 from contrapose.machine import choose_bf16, choose_device, environment
 from contrapose.partials import describe, revive, up_to_date
 from contrapose.processes import Rank, launched, restarted
+from contrapose.progress import stage
 from contrapose.training import loop
 from contrapose.training.dry_run import dry_run
 from contrapose.training.parallel import check_ranks
+from contrapose.training.precision import faster_precision
 from contrapose.training.recipe import Recipe, classifies
 from contrapose.training.run import FORMAT, START_FILE, Run, say
 from contrapose.training.start import begin_from, source_of
@@ -82,6 +84,10 @@ def train(
             start=None if start is None else str(start), freeze=tuple(freeze),
         )  # fmt: skip
         check_ranks(chosen, source, me)
+        measured = ""
+        if bf16 and precision == "auto" and device == "cpu":
+            found = me.first_does(lambda: _measured_precision(chosen, source, network))
+            bf16, measured = (bf16, measured) if found is None else found
         folder = me.first_does(lambda: Path(out) if out else new_folder(source.name, chosen.name))
         written = {"format": FORMAT, "contrapose": __version__, "command": command, "data": data}
         written |= {"recipe": describe(chosen), "plan": planned, "choices": choices}
@@ -92,7 +98,7 @@ def train(
             if begun is not None:
                 weights = network.to_bytes()
                 me.first_does(lambda: run.write_start(weights))
-            now = environment(device, bf16, where) | _of_ranks(me)
+            now = environment(device, bf16, where, measured) | _of_ranks(me)
             me.first_does(lambda: run.write("environment.json", now))
             if me.pulse is not None and me.first:
                 me.pulse.note("folder", str(folder.absolute()))
@@ -101,6 +107,13 @@ def train(
                 network.backbone.compile()
             loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch, me=me)
     return run
+
+
+def _measured_precision(
+    recipe: Recipe, images: ImageSet, network: Encoder
+) -> tuple[bool, str] | None:
+    with stage("measuring steps in bf16 and in fp32"):
+        return faster_precision(recipe, images, network)
 
 
 @contextmanager

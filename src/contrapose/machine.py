@@ -16,10 +16,13 @@ from contrapose.version import __version__
 T = TypeVar("T")
 
 
-def environment(device: str, bf16: bool, asked: tuple[str, str] | None = None) -> dict[str, Any]:
+def environment(
+    device: str, bf16: bool, asked: tuple[str, str] | None = None, measured: str = ""
+) -> dict[str, Any]:
     """Machine, software versions, device and precision of a run, for its environment.json.
 
     asked: the device and precision that were asked for, of which it says why they are so.
+    measured: what decided the precision, where that was measured.
     """
     found = {
         "contrapose": __version__,
@@ -27,7 +30,7 @@ def environment(device: str, bf16: bool, asked: tuple[str, str] | None = None) -
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu": _cpuinfo("model name") or platform.processor(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "precision": "bf16" if bf16 else "fp32",
@@ -35,7 +38,7 @@ def environment(device: str, bf16: bool, asked: tuple[str, str] | None = None) -
     }
     if asked is None:
         return found
-    precision = why_precision(asked[1], device, bf16)
+    precision = measured or why_precision(asked[1], device, bf16)
     return found | {"why": {"device": why_device(asked[0], device), "precision": precision}}
 
 
@@ -154,9 +157,14 @@ def free_memory(device: str) -> float:
     return float(min(available, left))
 
 
+def processor() -> str:
+    """The name of the CPU."""
+    return _cpuinfo("model name") or platform.processor()
+
+
 def instructions() -> str:
     """The processor's name and every instruction set it says it has: what a library is made for."""
-    return " ".join([_cpuinfo("model name") or platform.processor(), *sorted(_cpu_flags())])
+    return " ".join([processor(), *sorted(_cpu_flags())])
 
 
 def _cpu_flags() -> set[str]:

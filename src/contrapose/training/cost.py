@@ -62,7 +62,7 @@ def cost(
             picture = images.batch(index).to(device)
             if not kept:  # the first step also warms up
                 kept = _kept(trial, recipe, picture, bf16) / count
-            took = min(_timed(trial, recipe, picture, bf16) for _ in range(2))
+            took = min(timed_step(trial, recipe, picture, bf16) for _ in range(2))
             if took > ENOUGH or count == recipe.batch_size:
                 break
             count = min(recipe.batch_size, count * 8)
@@ -86,7 +86,8 @@ def cost(
     )
 
 
-def _timed(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:
+def timed_step(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:
+    """Seconds of a step without loss and update: views, forward and backward pass."""
     start = time.perf_counter()
     _step(trial, recipe, picture, bf16)
     return time.perf_counter() - start
