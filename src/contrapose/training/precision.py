@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from contrapose.data import ImageSet
-from contrapose.data.cache import cache_root
 from contrapose.data.images import digest
 from contrapose.encoders import Encoder
+from contrapose.files import cache_root
 from contrapose.machine import processor
 from contrapose.partials import describe
 from contrapose.training.batches import shuffled
