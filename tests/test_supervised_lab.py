@@ -10,12 +10,15 @@ from contrapose.encoders import Encoder
 from contrapose.experiments.form import Results
 from contrapose.experiments.supervised import (
     EXPERIMENTS,
+    applied_transformation,
     by_severity,
     few_labels,
+    hadsell,
     in_and_out,
     methods,
     optimiser_pairs,
     positives,
+    special_cases,
     stability,
 )
 from contrapose.experiments.supervised.protocol import (
@@ -167,3 +170,49 @@ def test_accuracy_by_severity_is_that_of_the_corruptions(tmp_path):
     levels = [found[f"accuracy at {s}"] for s in range(1, 6)]
     assert found["corrupted"] == pytest.approx(sum(levels) / 5)
     assert set(found) <= set(by_severity.EXPERIMENT.measures)
+
+
+def test_older_losses_are_special_cases_to_rounding(tmp_path):
+    found = special_cases.identities(tmp_path, seed=4)
+    for name in special_cases.IDENTITIES:
+        assert found[name] < special_cases.EXACT, name
+    claims = special_cases.EXPERIMENT.claims
+    wrong = Results(rows=[{"seed": 0} | found | {"n_pairs": 1e-3}])
+    assert [c.test(wrong).holds for c in claims] == [True, False, True, True]
+
+
+def test_pairs_of_hadsell_are_neighbours_and_every_shift_of_them():
+    x, digit, image, shift = hadsell.images_of("digits", 8, "train", (-1, 2))
+    assert len(x) == 48 and digit[:16].bincount().tolist() == [8, 8]
+    assert torch.equal(x[32:, :, :, 2:], x[:16, :, :, :-2])  # 2 px to the right
+    assert torch.equal(x[16:32, :, :, :-1], x[:16, :, :, 1:])
+    pairs = hadsell.similar_pairs(x, image, shift, hadsell.SHIFTED)
+    distance = torch.cdist(x.flatten(1), x.flatten(1)).fill_diagonal_(torch.inf)
+    for i in (0, 20, 47):
+        mine = pairs[pairs[:, 0] == i, 1]
+        nearest = distance[i].topk(5, largest=False).values
+        assert torch.allclose(distance[i, mine].sort().values, nearest.sort().values)
+    every = {tuple(p) for p in hadsell.similar_pairs(x, image, shift, hadsell.INVARIANT).tolist()}
+    assert {(3, 19), (19, 35), (35, 3)} <= every and not any(a == b for a, b in every)
+    assert len(every) == 16 * (5 * 9 + 6)
+
+
+def test_the_pair_loss_is_hadsells_equation():
+    a, b = torch.zeros(4, 2), torch.tensor([[0.3, 0.4], [3.0, 4.0], [0.3, 0.4], [3.0, 4.0]])
+    similar = torch.tensor([True, True, False, False])
+    by_hand = (0.25 + 25 + 0.25 + 0) / 2 / 4
+    assert hadsell.pair_loss(a, b, similar) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("task", applied_transformation.TASKS)
+def test_what_was_applied_is_what_is_told(task):
+    image = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    before, generator = image.clone(), torch.Generator().manual_seed(0)
+    told = applied_transformation.applied(image, task, generator)
+    same = (image == before).flatten(1).all(dim=1)
+    assert torch.equal(same, told == 0) and 0 < int(same.sum()) < 40
+    if task == applied_transformation.ROTATION:
+        k = int((told == 1).nonzero()[0])
+        assert torch.equal(image[k], torch.rot90(before[k], 1, (1, 2)))
+    if task == applied_transformation.COLOUR:
+        assert 0.5 < float(same.double().mean()) < 0.97  # one in five is gray

@@ -115,13 +115,15 @@ def transformed(
     by: tuple[str, ...] = (),
     strength: float = 1.0,
     area: tuple[float, float] = (0.08, 1.0),
+    p: float = 1.0,
     rgb: RGB | None = None,
 ) -> Float[Tensor, "B C size size"]:
     """Each image through these of TRANSFORMATIONS in turn, always; with none as it is.
 
-    crop: area 0.08-1 and a flip with p 0.5. colour: jitter with p 0.8 and grayscale with p 0.2, of
-    `strength`. blur: of every image, by a kernel of at least 3 px. SimCLR's study gives one branch
-    such a view and leaves the other alone (`branches`). Raises UserError for another name.
+    p: with this probability for sobel and noise. crop: area 0.08-1 and a flip with p 0.5. colour:
+    jitter with p 0.8 and grayscale with p 0.2, of `strength`. blur: of every image, by a kernel of
+    at least 3 px. SimCLR's study gives one branch such a view and leaves the other alone
+    (`branches`). Raises UserError for another name.
     """
     for name in by:
         if name not in TRANSFORMATIONS:
@@ -138,7 +140,7 @@ def transformed(
             flip = bernoulli(count, 0.5, generator)
         else:
             shape = (count, channels, size, size)
-            steps += _drawn(name, shape, generator, strength, rgb)
+            steps += _drawn(name, shape, generator, strength, p, rgb)
     return render(view, box, size, flip=flip, steps=steps)
 
 
@@ -147,6 +149,7 @@ def _drawn(
     shape: tuple[int, int, int, int],
     generator: Generator,
     strength: float,
+    p: float,
     rgb: RGB | None,
 ) -> list[Operation]:
     """The draws of one transformation that is no crop, for views of this shape."""
@@ -163,9 +166,9 @@ def _drawn(
         )
         return [jitter, Grayscale.draw(count, generator, p=0.2, rgb=rgb)]
     if name == "sobel":
-        return [Sobel.draw(count, generator)]
+        return [Sobel.draw(count, generator, p=p)]
     if name == "noise":
-        return [Noise.draw(shape, generator)]
+        return [Noise.draw(shape, generator, p=p)]
     if name == "blur":
         return [Blur.draw(count, generator, side=max(30, size), p=1.0)]
     return [Rotation.draw(count, generator)]

@@ -4,14 +4,17 @@ What labels add to contrast, beside cross-entropy with the same network, views, 
 """
 
 EXPERIMENTS = (
+    "applied_transformation",
     "batch_epochs_temperature",
     "by_severity",
     "few_labels",
+    "hadsell",
     "in_and_out",
     "methods",
     "optimiser_pairs",
     "policy_pairs",
     "positives",
+    "special_cases",
     "stability",
     "transfer_to_sets",
 )
