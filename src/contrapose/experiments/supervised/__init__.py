@@ -7,6 +7,7 @@ EXPERIMENTS = (
     "applied_transformation",
     "batch_epochs_temperature",
     "by_severity",
+    "continual",
     "few_labels",
     "hadsell",
     "in_and_out",
