@@ -354,9 +354,16 @@ def test_metrics_hold_every_signal_and_are_json(tmp_path, digits):
 
 
 def test_supervised_positives_and_every_recipe_train(tmp_path, digits):
+    frames = dataclasses.replace(digits, features={"time": 40 * torch.arange(len(digits))})
     for name in recipes.names():
+        of_time = recipes.recipe_for(name, 8, 1).of_time
         run = contrapose.train(
-            name, digits, out=tmp_path / name, epochs=1, encoder="small_conv", device="cpu"
+            name,
+            frames if of_time else digits,
+            out=tmp_path / name,
+            epochs=1,
+            encoder="small_conv",
+            device="cpu",
         )
         rows = run.metrics()
         # keys that start at random make the first epochs harder, not easier

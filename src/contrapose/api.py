@@ -224,6 +224,7 @@ def _prepared(
     chosen = adapt.beside_constants(chosen, source)
     if held_out is None:
         learns = chosen.learns_from_labels or chosen.positives == "shared"
+        learns = learns and not chosen.of_time  # times are no labels that a test would need
         untested = learns and not request.like(source).has_test(source)
         held_out = request.held_out or (HELD_OUT if untested else 0.0)
     request = dataclasses.replace(request, held_out=held_out)

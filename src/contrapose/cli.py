@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from contrapose.commands.align import align
 from contrapose.commands.bench import bench
 from contrapose.commands.demo import demo
 from contrapose.commands.diagnose import diagnose
@@ -48,7 +49,7 @@ app = typer.Typer(
 )
 for command in (
     train, evaluate, diagnose, embed, report, demo, verify, reproduce, tune_temperature, shortcuts,
-    study, finetune, transfer, robustness, show, bench,
+    study, align, finetune, transfer, robustness, show, bench,
 ):  # fmt: skip
     app.command()(command)
 app.command(name="list")(list_)

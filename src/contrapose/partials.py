@@ -29,6 +29,7 @@ HOMES = (
     "contrapose.augment",
     "contrapose.encoders",
     "contrapose.training.batches",
+    "contrapose.training.in_time",
     "contrapose.training.optim",
     "contrapose.training.stages",
 )

@@ -61,6 +61,9 @@ OF_IMAGES: dict[str, Any] = {  # the options that say which images: fields of a 
     "max_bad_share": Annotated[
         float | None, typer.Option(help="Share of unreadable images to accept; 0.05 without it.")
     ],
+    "fps": Annotated[
+        float | None, typer.Option(help="Frames a second, of a folder of frames of video.")
+    ],
     "download": Annotated[bool, typer.Option("--download", help="Fetch a named set.")],
 }
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from contrapose.data import webdataset
+from contrapose.data import video, webdataset
 from contrapose.data.arrays import from_array, from_npy, from_npz
 from contrapose.data.cache import data_root
 from contrapose.data.composed.spec import COMPOSED, is_call, open_call, usage
 from contrapose.data.decode import SUFFIXES, Fit, Reading
 from contrapose.data.folder import from_folder
-from contrapose.data.images import ImageSet, NoSuchSplit
+from contrapose.data.images import ImageSet, NoSuchSplit, Numbered
 from contrapose.data.labels import encode, given_labels
 from contrapose.data.load import Encoded, Listing, load
 from contrapose.data.named import NAMED, from_named
@@ -52,10 +53,12 @@ def open_images(
     max_pixels: int | None = None,
     max_bad_share: float = 0.05,
     memory: int = 4 * 2**30,
+    fps: float | None = None,
 ) -> ImageSet:
     """Open images as uint8 squares [C, size, size].
 
-    source: a named set (`NAMED`; write ./name for a folder with such a name), a folder of images or
+    source: a named set (`NAMED`; write ./name for a folder with such a name), a video file, a
+        folder of images (frames have times where `fps` or fps.json tells it, `data/video.py`) or
         of Parquet or tar shards, a .parquet, .tar, .npz or .npy file, a pattern of tar shards,
         "train-{000..999}.tar" (WebDataset), an array or tensor, (array, labels), or a
         composed set written as a call, "random-bits(mnist, bits=8)" (`COMPOSED`).
@@ -81,6 +84,7 @@ def open_images(
         tar shards the entry of each .json, and the part of a sample (jpg) that is the image.
     fit: "crop" cuts the central square out of an image, "pad" adds black bars.
     max_bad_share: share of unreadable images above which the set is refused.
+    fps: frames a second of a folder of frames.
     memory: bytes above which images are decoded on access instead of kept as one tensor.
 
     Open a test split with the `size`, `channels` and `value_range` of its train split.
@@ -104,7 +108,12 @@ def open_images(
         "image_column": image_column,
     }
     read = _Shards(memory, columns)
-    if isinstance(source, str | PathLike):
+    place = _place(source, root)
+    decoded = None
+    if place is not None and video.is_video(place):
+        decoded, listing = _video(place, split, size, fps)
+        name = str(source)
+    elif isinstance(source, str | PathLike):
         name, listing = _from_name(str(source), split, root, download, read, channels)
     else:
         name, listing = "array", _from_values(source, split, channels)
@@ -116,7 +125,7 @@ def open_images(
             )
     if labels is not None:
         listing = _relabel(listing, labels, label_column)
-    return load(
+    images = load(
         listing,
         name=name,
         size=size,
@@ -126,6 +135,37 @@ def open_images(
         max_bad_share=max_bad_share,
         memory=memory,
     )
+    if decoded is not None:
+        return replace(images, features={video.TIME: torch.from_numpy(decoded.time)})
+    if place is not None and place.is_dir() and isinstance(listing.source, Encoded):
+        return video.with_frame_times(images, place, fps)
+    if fps is not None:
+        raise UserError(f"--fps {fps:g} is for a folder of frames, which {name} is not")
+    return images
+
+
+def _place(source: object, root: str | Path | None) -> Path | None:
+    """The file or folder that the source names, or None."""
+    if not isinstance(source, str | PathLike) or not str(source) or str(source) in NAMED:
+        return None
+    path = Path(os.path.expanduser(str(source)))
+    inside = data_root(root) / str(source)
+    return path if path.exists() or not inside.exists() else inside
+
+
+def _video(
+    path: Path, split: str, size: int | None, fps: float | None
+) -> tuple[video.Decoded, Listing]:
+    """The frames of a video file, and their listing."""
+    if split != "train":
+        raise NoSuchSplit(f"{path}: a video has no {split!r} split; hold out a part of it")
+    if fps is not None:
+        raise UserError(f"--fps {fps:g}: {path} has times of its own; leave it out")
+    decoded = video.decode_video(path, size)
+    listing = from_array(decoded.frames, what=str(path))
+    notes = {f"frames decoded by {decoded.reader}": len(decoded.frames)}
+    names = Numbered(path.name, len(decoded.frames))
+    return decoded, replace(listing, names=names, notes={**listing.notes, **notes})
 
 
 @dataclass

@@ -51,6 +51,7 @@ class Request:
     few_labels: int | None = None  # training images that keep their label
     held_out: float = 0.0  # share of each class kept from training
     groups: str | Path | None = None  # a table, or a pattern of names: what belongs together
+    fps: float | None = None  # of a folder of frames of video
     copies_together: bool = True  # copies of an image stay on one side of what is held out
 
     def __post_init__(self) -> None:
@@ -233,12 +234,13 @@ class Request:
             label_column=None if elsewhere else self.label_column,
             image_column=self.image_column, value_range=self.value_range, rgb=self.rgb,
             max_pixels=self.max_pixels, download=self.download, max_bad_share=self.max_bad_share,
+            fps=self.fps,
         )  # fmt: skip
 
 
 _PLAIN = (  # fields that JSON holds as they are
     "label_column", "image_column", "max_pixels", "max_bad_share", "subset", "test_subset",
-    "few_labels", "held_out", "copies_together",
+    "few_labels", "held_out", "copies_together", "fps",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contrapose.data import ImageSet
 from contrapose.data.composed import features_of
+from contrapose.data.video import TIME
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.evaluation import probes, scores
@@ -66,7 +67,7 @@ def read_features(
                 f"{', '.join(both) or 'none'}"
             )
     found = {}
-    for name in names or [name for name in label if name in test_label]:
+    for name in names or [n for n in label if n in test_label and n != TIME]:  # no class
         seen, rows = torch.unique(label[name][label[name] >= 0], return_counts=True)
         known, strange = _known(test_label[name], seen)
         if names is None and (len(seen) < 2 or bool((known < 0).all())):

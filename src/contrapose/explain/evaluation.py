@@ -12,6 +12,7 @@ from torch import Tensor
 
 from contrapose.augment import center
 from contrapose.data import ImageSet, evenly
+from contrapose.data.video import TIME
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.evaluation import probes, scores
@@ -87,7 +88,7 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
                 confusion=scores.confusion(named, test.label, classes).numpy(),
                 confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
             )
-    if subject.train.features:
+    if set(subject.train.features) - {TIME}:
         encoders: list[tuple[Encoder, scores.Features]] = [
             (subject.encoder, "h"),
             (subject.untrained, "untrained h"),

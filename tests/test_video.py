@@ -1,0 +1,241 @@
+"""Video: frame times from files and folders, batches in time, losses that get them, alignment."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import contrapose
+from contrapose import losses, recipes
+from contrapose.data import Request
+from contrapose.data.video import APART, of_clip, times_of
+from contrapose.downstream import align
+from contrapose.encoders import Encoder, mlp, small_conv
+from contrapose.errors import UserError
+from contrapose.evaluation.alignment import align as align_rows
+from contrapose.keys.contrast import Halves, InBatch, OverTime
+from contrapose.training.in_time import moments
+from contrapose.training.objective import contrast_of, learned_label
+
+
+def picture(place, side=16, camera=0):
+    """A bright square on its way from left to right, seen by a camera of its own."""
+    image = np.full((side, side, 3), 20 + 60 * camera, np.uint8)
+    left = round(place * (side - 5))
+    image[side // 2 - 3 : side // 2 + 2, left : left + 5] = (250, 250 - 120 * camera, 60)
+    return image if camera == 0 else image[::-1].copy()
+
+
+def write_clip(folder, frames=12, camera=0, side=16):
+    folder.mkdir(parents=True)
+    for k in range(frames):
+        Image.fromarray(picture(k / (frames - 1), side, camera)).save(folder / f"f{k}.png")
+
+
+def test_frames_have_the_times_of_their_clip_in_the_order_of_their_numbers(tmp_path):
+    write_clip(tmp_path / "v" / "one")
+    write_clip(tmp_path / "v" / "two", frames=3)
+    (tmp_path / "v" / "fps.json").write_text(json.dumps({"one": 25, "two": 10.0}))
+    images = Request(tmp_path / "v").open("train")
+    time = times_of(images)
+    at = dict(zip([str(f) for f in images.files], time.tolist(), strict=True))
+    assert [at[f"one/f{k}.png"] for k in (0, 2, 10, 11)] == [0, 80, 400, 440]
+    assert [at[f"two/f{k}.png"] for k in range(3)] == [APART, APART + 100, APART + 200]
+    assert of_clip(time).unique().tolist() == [0, 1]
+    assert times_of(Request(tmp_path / "v", fps=20).open("train")).max() == APART + 100
+    alone = Request(tmp_path / "v" / "one").open("train")  # told by the file beside it
+    assert times_of(alone).max() == 440
+
+
+def test_without_frames_per_second_a_folder_has_no_times(tmp_path):
+    write_clip(tmp_path / "one")
+    images = Request(tmp_path / "one").open("train")
+    with pytest.raises(UserError, match="no frame times"):
+        times_of(images)
+    with pytest.raises(UserError, match="no frame times"):
+        learned_label(recipes.recipe_for("time_contrastive", 16, 3), images)
+
+
+def test_cameras_of_an_action_share_its_times(tmp_path):
+    for action in ("pour", "stir"):
+        for camera in (0, 1):
+            write_clip(tmp_path / action / f"cam{camera}", camera=camera)
+    time = times_of(Request(tmp_path, fps=10).open("train"))
+    assert sorted(time.tolist()) == sorted(
+        [a * APART + 100 * k for a in (0, 1) for k in range(12)] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda root: [p.unlink() for p in sorted((root / "a").iterdir())[1:]], "1 frame"),
+        (lambda root: Image.new("RGB", (20, 9)).save(root / "a" / "f3.png"), "change their size"),
+        (lambda root: (root / "fps.json").write_text('{"a": 0}'), "has 0 for a"),
+        (lambda root: (root / "fps.json").write_text('{"b": 25}'), "does not name a"),
+        (lambda root: (root / "fps.json").write_text("25"), "no object of frames per second"),
+    ],
+)
+def test_what_is_no_clip_is_refused_by_name(tmp_path, break_it, said):
+    write_clip(tmp_path / "a")
+    write_clip(tmp_path / "c")
+    (tmp_path / "fps.json").write_text('{"a": 25, "c": 25}')
+    break_it(tmp_path)
+    with pytest.raises(UserError, match=said):
+        Request(tmp_path).open("train")
+
+
+def test_cameras_of_different_length_and_fps_of_no_folder_are_refused(tmp_path):
+    write_clip(tmp_path / "pour" / "cam0")
+    write_clip(tmp_path / "pour" / "cam1", frames=9)
+    with pytest.raises(UserError, match="different numbers of frames"):
+        Request(tmp_path, fps=10).open("train")
+    with pytest.raises(UserError, match="--fps 25 is for a folder"):
+        Request("digits", fps=25).open("train")
+    with pytest.raises(UserError, match="--fps -1"):
+        Request(tmp_path, fps=-1).open("train")
+
+
+def network():
+    net = partial(small_conv, channels=3, width=8)
+    return Encoder.build(net, partial(mlp, dim=4), [0.5] * 3, [0.25] * 3)
+
+
+def write_video(path, frames=20, rate=10, side=32):
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=rate)
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        for k in range(frames):
+            frame = av.VideoFrame.from_ndarray(
+                picture(k / max(1, frames - 1), side), format="rgb24"
+            )
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+def test_a_file_is_decoded_in_the_order_of_time(tmp_path):
+    write_video(tmp_path / "clip.mp4")
+    images = Request(tmp_path / "clip.mp4", size=16).open("train")
+    assert len(images) == 20 and images.size == 16
+    assert times_of(images).tolist() == [100 * k for k in range(20)]
+    assert any("PyAV" in note or "torchcodec" in note for note in images.notes)
+    bright = images.batch(torch.arange(20)).float().mean(dim=1).mean(dim=1)
+    assert bright.argmax(dim=1)[0] < bright.argmax(dim=1)[-1]  # the square went to the right
+    with pytest.raises(UserError, match="times of its own"):
+        Request(tmp_path / "clip.mp4", fps=3).open("train")
+
+
+def test_a_broken_file_and_one_frame_are_refused(tmp_path):
+    pytest.importorskip("av")
+    (tmp_path / "bad.mp4").write_bytes(b"nothing" * 100)
+    with pytest.raises(UserError, match=r"bad\.mp4 cannot be decoded by"):
+        Request(tmp_path / "bad.mp4").open("train")
+    write_video(tmp_path / "one.mp4", frames=1)
+    with pytest.raises(UserError, match="1 frame"):
+        Request(tmp_path / "one.mp4").open("train")
+
+
+def test_partners_are_near_in_time_or_of_another_camera(tmp_path):
+    write_clip(tmp_path / "a" / "one", frames=30)
+    write_clip(tmp_path / "a" / "two", frames=10)
+    images = Request(tmp_path / "a", fps=10).open("train")
+    time = times_of(images)
+    recipe = recipes.recipe_for("time_contrastive", 16, 3)
+    batches = moments(len(images), 8, near=200)
+    batches.begin(0, network(), images, recipe)
+    order = batches.order(3, seed=1)
+    assert order.shape == (5, 8) and torch.equal(order, batches.order(3, seed=1))
+    assert not torch.equal(order, batches.order(4, seed=1))
+    gap = (time[order[:, :4]] - time[order[:, 4:]]).abs()
+    assert gap.max() <= 200 and gap.min() > 0
+    for row in order[:, :4]:
+        assert len(row.unique()) == 4
+    again = moments(len(images), 8, near=200)
+    again.load_state_dict(batches.state_dict())
+    assert torch.equal(again.order(3, seed=1), order)
+
+    for camera in (0, 1):
+        write_clip(tmp_path / "b" / "pour" / f"cam{camera}", camera=camera)
+    images = Request(tmp_path / "b", fps=10).open("train")
+    time = times_of(images)
+    both = moments(len(images), 8)
+    both.begin(0, network(), images, recipe)
+    for epoch in range(4):
+        order = both.order(epoch, seed=0)
+        assert torch.equal(time[order[:, :4]], time[order[:, 4:]])
+        assert (order[:, :4] != order[:, 4:]).all()
+        assert all(len(time[row].unique()) == 4 for row in order[:, :4])
+    with pytest.raises(UserError, match="of several cameras"):
+        moments(40, 8).begin(0, network(), Request(tmp_path / "a", fps=10).open("train"), recipe)
+    with pytest.raises(UserError, match="even batch"):
+        moments(40, 7)
+
+
+def test_a_loss_is_given_times_or_cameras_by_its_arguments(tmp_path):
+    time = torch.tensor([0, 100, 100, 900])
+    number = torch.arange(4)
+    base = recipes.recipe_for("time_contrastive", 16, 3)
+    found = contrast_of(base, time, number)
+    assert type(found) is OverTime and torch.equal(found.time, time.repeat(2))
+    z = torch.nn.functional.normalize(torch.randn(8, 3), dim=1)
+    own = losses.time_contrastive(z, time.repeat(2), near=200, far=400, margin=0.2)
+    assert torch.equal(found.loss(base.loss, z), own)
+    cameras = replace(base, loss=partial(losses.triplet_semi_hard, margin=0.2))
+    found = contrast_of(cameras, time, number)
+    assert type(found) is InBatch and torch.equal(found.group, time.repeat(2))
+    pairs = replace(base, loss=partial(losses.n_pairs), number_of_views=1)
+    found = contrast_of(pairs, time, number)
+    assert type(found) is Halves
+    assert torch.equal(found.loss(pairs.loss, z[:4]), losses.n_pairs(z[:2], z[2:4]))
+
+
+def test_alignment_is_zero_in_step_and_a_third_at_random():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 16, generator=g)
+    time = torch.arange(60) * 40
+    same = align_rows(x, time, x, time)
+    assert same.error == 0 and same.within == 1 and same.match.tolist() == list(range(60))
+    back = align_rows(x, time, x.flip(0), time)
+    assert back.error == pytest.approx(
+        float((2 * torch.arange(60) - 59).abs().double().mean() / 59)
+    )
+    slow = align_rows(x, time, x, 2 * time)  # the same at half the speed is in step
+    assert slow.error == 0
+    y = torch.randn(60, 16, generator=g)
+    drawn = align_rows(x, time, y, time)
+    assert abs(drawn.error - 1 / 3) < 0.08 and drawn.random == pytest.approx(1 / 3, abs=0.01)
+    assert drawn.random_within == pytest.approx(11 / 60, abs=0.03)
+    with pytest.raises(UserError, match="needs two times"):
+        align_rows(x[:1], time[:1], y, time)
+
+
+@pytest.mark.parametrize("loss", ["time_contrastive", "n_pairs"])
+def test_training_in_time_brings_two_cameras_into_step(tmp_path, loss):
+    for action in ("pour", "stir"):
+        for camera in (0, 1):
+            write_clip(tmp_path / "v" / action / f"cam{camera}", frames=24, camera=camera)
+    changes = ["positives=time", "batches=moments", "batches.near=0", "batch_size=16"]
+    if loss == "n_pairs":
+        changes = ["positives=time", "batches=moments", "loss=n_pairs", "number_of_views=1"]
+        changes += ["batches.near=0", "batch_size=16", "head.unit_length=false"]
+    run = contrapose.train(
+        "time_contrastive", Request(tmp_path / "v", fps=10), out=tmp_path / "run", epochs=60,
+        encoder="small_conv", changes=[*changes, "backbone.width=32"], seed=0,
+    )  # fmt: skip
+    cameras = [Request(tmp_path / "v" / "pour" / f"cam{c}", fps=10) for c in (0, 1)]
+    found, page = align(run, *cameras, tolerance=200)
+    by = found["by"]
+    assert by["z"]["error"] < 0.6 * by["z"]["random"]
+    assert by["z"]["error"] < by["z before training"]["error"]
+    assert "Matched frames" in page.read_text() and (run.path / "align-cam0-cam1.json").exists()
+    metrics = run.metrics()
+    assert all(math.isfinite(row["loss"]) for row in metrics)
+    with pytest.raises(UserError, match="holds 2 clips"):
+        align(run, Request(tmp_path / "v", fps=10))
