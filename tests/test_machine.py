@@ -154,6 +154,17 @@ def test_the_faster_precision_of_a_processor_is_measured_kept_and_resumed(measur
     assert asked.read("environment.json")["why"]["precision"] == "asked for by --precision fp32"
 
 
+def test_unmeasured_a_processor_trains_in_bf16_only_with_units_for_it(monkeypatch):
+    for flags, multiplies, auto in (
+        (set(), False, False), ({"avx512_bf16"}, True, False),
+        ({"avx512_bf16", "amx_bf16"}, True, True), ({"bf16"}, True, True),
+    ):  # fmt: skip
+        monkeypatch.setattr(machine, "_cpu_flags", lambda flags=flags: flags)
+        assert machine.multiplies_bf16("cpu") == multiplies
+        assert machine.choose_bf16("auto", "cpu") == auto
+        assert machine.choose_bf16("bf16", "cpu")
+
+
 def test_a_short_run_is_not_measured_and_measuring_draws_nothing(measuring, monkeypatch):
     digits, recipe = open_images("digits"), quick(epochs=1)
     network, state = adapt.build(recipe, digits), torch.get_rng_state()

@@ -17,7 +17,7 @@ from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.files import as_file_name, holder, read_object, unfinished
-from contrapose.machine import choose_bf16, choose_device, environment
+from contrapose.machine import choose_bf16, choose_device, environment, multiplies_bf16
 from contrapose.partials import describe, revive, up_to_date
 from contrapose.processes import Rank, launched, restarted
 from contrapose.progress import stage
@@ -85,7 +85,7 @@ def train(
         )  # fmt: skip
         check_ranks(chosen, source, me)
         measured = ""
-        if bf16 and precision == "auto" and device == "cpu":
+        if precision == "auto" and device == "cpu" and multiplies_bf16(device):
             found = me.first_does(lambda: _measured_precision(chosen, source, network))
             bf16, measured = (bf16, measured) if found is None else found
         folder = me.first_does(lambda: Path(out) if out else new_folder(source.name, chosen.name))

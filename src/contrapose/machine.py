@@ -14,6 +14,7 @@ from contrapose.errors import UserError
 from contrapose.version import __version__
 
 T = TypeVar("T")
+_UNITS = {"amx_bf16", "bf16"}  # flags of processors that multiply bf16 twice as fast (x86, ARM)
 
 
 def environment(
@@ -108,21 +109,32 @@ def why_precision(asked: str, device: str, bf16: bool) -> str:
         return f"asked for by --precision {asked}"
     if device == "mps":
         return "bf16 is only used on mps where it is asked for"
+    if device == "cpu" and not bf16 and multiplies_bf16(device):
+        return "whether bf16 is faster here was not measured, as for so short a run"
     what = "processor" if device == "cpu" else "GPU"
     return f"this {what} multiplies bf16" if bf16 else f"this {what} does not multiply bf16 itself"
 
 
 def choose_bf16(precision: str, device: str) -> bool:
-    """True for bf16; `auto` is bf16 if the hardware multiplies it natively."""
+    """True for bf16; `auto` is bf16 if the hardware multiplies it in units of its own.
+
+    A processor with AVX-512's bf16 instructions but without AMX is slower in bf16 as often as not
+    (`training.precision` measures it), so `auto` is fp32 there.
+    """
     if precision not in ("auto", "fp32", "bf16"):
         raise UserError(f"--precision {precision}: use auto, fp32 or bf16")
     if precision != "auto":
         return precision == "bf16"
+    return multiplies_bf16(device) and (device != "cpu" or bool(_cpu_flags() & _UNITS))
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether the hardware has instructions for products of bf16; of mps it is not known."""
     if device == "mps":
         return False
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(_cpu_flags() & {"avx512_bf16", *_UNITS})
 
 
 def synchronize(device: torch.device) -> None:

@@ -19,7 +19,7 @@ from contrapose.bench.page import pages
 from contrapose.bench.record import Record
 from contrapose.errors import UserError
 from contrapose.files import as_json_bytes, replace_file, said_of, unfinished
-from contrapose.machine import choose_bf16, choose_device, cores, environment, free_memory
+from contrapose.machine import choose_device, cores, environment, free_memory, multiplies_bf16
 from contrapose.similarity import compiler
 
 LONG = 10.0  # seconds: a step that takes longer is run once
@@ -61,7 +61,7 @@ def bench(
         repeats=min(repeats, 3) if quick else repeats,
         seconds=3.0 if quick else 10.0,
     )
-    where = environment(device, choose_bf16("auto", device)) | {"peers": versions()}
+    where = environment(device, multiplies_bf16(device)) | {"peers": versions()}
     record = Record(new_folder(out), cases, settings, where)
     watch("starting")
     forks = Forks(sorted({c.needs for case in cases for c in case.contenders if c.needs}))
