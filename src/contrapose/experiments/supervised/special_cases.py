@@ -3,7 +3,7 @@
     contrapose reproduce special_cases
 
 Expect every identity to hold to rounding in float64, and the figure to show where a triplet loss of
-margin 2 tau follows the contrastive one. It takes seconds at every scale.
+margin 2 tau follows the contrastive one. It takes about 5 s at every scale.
 """
 
 import math
