@@ -15,6 +15,7 @@ from contrapose.experiments.supervised import (
     few_labels,
     hadsell,
     in_and_out,
+    landmark_consistency,
     methods,
     optimiser_pairs,
     positives,
@@ -216,3 +217,25 @@ def test_what_was_applied_is_what_is_told(task):
         assert torch.equal(image[k], torch.rot90(before[k], 1, (1, 2)))
     if task == applied_transformation.COLOUR:
         assert 0.5 < float(same.double().mean()) < 0.97  # one in five is gray
+
+
+def test_the_true_corners_are_consistent_and_lie_on_the_kite():
+    generator = torch.Generator().manual_seed(0)
+    image, corner = landmark_consistency.rendered(6, generator)
+    one, first = landmark_consistency.view(image, generator)
+    _, second = landmark_consistency.view(image, generator)
+    u, v = (landmark_consistency.moved(m, corner) for m in (first, second))
+    assert float(landmark_consistency.consistency(u, v, first, second)) < 1e-5
+    assert float(landmark_consistency.consistency(u, u, first, second)) > 0.01
+    middle = corner.mean(dim=1, keepdim=True)
+    for seen, points, centre in (
+        (image, corner, middle),
+        (one, u, landmark_consistency.moved(first, middle)),
+    ):
+        inward, outward = (centre + k * (points - centre) for k in (0.6, 1.7))
+        grey = [
+            torch.nn.functional.grid_sample(seen, p[:, :, None], align_corners=False)
+            for p in (inward, outward)
+        ]
+        kept = (outward.abs() < 0.9).all(dim=2)
+        assert (grey[0] - grey[1])[:, 0, :, 0][kept].median() > 0.2

@@ -118,7 +118,7 @@ def finetune(
 
 
 def budget(words: str, images: ImageSet) -> int:
-    """How many labels `1%` or `5-per-class` are of these images, all of which have one."""
+    """The number of labels that `1%` or `5-per-class` stands for, of images that all have one."""
     classes = len(torch.unique(images.label))
     share, each = re.fullmatch(r"([\d.]+)%", words), re.fullmatch(r"(\d+)-per-class", words)
     if share is not None:

@@ -1,6 +1,7 @@
-"""Does a classifier know how often it is right? Calibration error, its interval, temperature.
+"""Calibration of a classifier: expected calibration error, bootstrap interval, temperature scaling.
 
-Everything is of the top class: confidence p = max_k softmax(z / T)_k, right or not. In float64.
+All are of the top class, in float64: its probability p = max_k softmax(z / T)_k is the confidence,
+and the prediction is right or not.
 """
 
 import functools
@@ -92,7 +93,7 @@ def calibration(
 def confidences(
     logits: Float[Tensor, "N K"], label: Int[Tensor, " N"], temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image the probability of its top class, and 1 where that is its label."""
+    """The confidence of each prediction, and 1 where it is right: the top class is the label."""
     p = (logits.double().cpu() / temperature).softmax(dim=1)
     best = p.max(dim=1)
     return best.values.numpy(), (best.indices == label.cpu()).double().numpy()
@@ -157,7 +158,7 @@ def _bootstrap(
 
 @functools.lru_cache(maxsize=1)
 def _times_drawn(n: int, seed: int, resamples: int) -> np.ndarray:
-    """How often each of n images is in each of the resamples."""
+    """The number of times that each of n images is in each of the bootstrap resamples."""
     random = np.random.default_rng(seed)
     return np.stack(
         [

@@ -47,7 +47,8 @@ ALEXNET = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One set of images: as they are (corruption "", severity 0), or corrupted."""
+    """The calibration of a classifier on one set of images: clean (corruption "", severity 0), or
+    under one corruption."""
 
     corruption: str
     severity: int
@@ -62,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """Everything that was measured, the clean images first."""
+    """The measurements of a classifier: on clean images, then by corruption and severity."""
 
     clean: Measured
     corrupted: tuple[Measured, ...]
@@ -88,7 +89,7 @@ class Robustness:
         return {severity: _means(found) for severity, found in sorted(rows.items())}
 
     def by_corruption(self) -> dict[str, dict[str, float]]:
-        """The same over severities."""
+        """Means over severities, with the columns of `by_severity`."""
         rows: dict[str, list[Measured]] = {}
         for each in self.corrupted:
             rows.setdefault(each.corruption, []).append(each)
@@ -104,7 +105,7 @@ class Robustness:
         return _mean(found)
 
     def as_json(self) -> dict[str, Any]:
-        """What a run folder records."""
+        """The content of robustness.json."""
         rows = [
             {
                 "corruption": each.corruption,
@@ -242,7 +243,7 @@ def judged(
     seed: int,
     bins: int,
 ) -> Measured:
-    """The measurements of one set of logits."""
+    """The calibration of these logits, before and after temperature scaling."""
     before = calibration(logits, label, bins=bins, seed=seed)
     after = None
     if temperature is not None:

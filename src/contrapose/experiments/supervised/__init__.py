@@ -11,6 +11,7 @@ EXPERIMENTS = (
     "few_labels",
     "hadsell",
     "in_and_out",
+    "landmark_consistency",
     "methods",
     "optimiser_pairs",
     "policy_pairs",

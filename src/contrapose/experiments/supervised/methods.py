@@ -32,7 +32,7 @@ from contrapose.experiments.supervised.protocol import (
 )
 
 METHODS = (CROSS_ENTROPY, PLAIN_VIEWS, MIXUP, CUTMIX, MARGIN, JOINT, SIMCLR, SUPCON, SUPCON_IN)
-SHAKEN = {"smoke": 32, "cpu": 300, "paper": 10_000}  # test images that are corrupted
+CORRUPTED = {"smoke": 32, "cpu": 300, "paper": 10_000}  # test images that are corrupted
 TWICE = "cross-entropy, twice the epochs"
 
 
@@ -40,7 +40,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     found = []
     for seed in seeds:
         make = partial(
-            job, scale=scale, seed=seed, measures=(partial(corrupted, images=SHAKEN[scale]),)
+            job, scale=scale, seed=seed, measures=(partial(corrupted, images=CORRUPTED[scale]),)
         )
         found += [make(name=m, facts={"epochs": 1.0}, method=m) for m in METHODS]
         longer: dict[str, Any] = {"epochs": 2.0}  # SupCon embeds twice in a step of two stages
