@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench bench-gpu clean
 
 demo: .venv/ready
 	$(BIN)/contrapose demo
@@ -23,6 +23,10 @@ bench: .venv/ready-bench
 	$(BIN)/contrapose bench
 	$(BIN)/python -m benchmarks.views
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.feeding
+
+bench-gpu: .venv/ready-bench
+	$(BIN)/python -m benchmarks.gpu
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
