@@ -192,7 +192,7 @@ def test_a_loss_is_given_times_or_cameras_by_its_arguments(tmp_path):
     assert type(found) is InBatch and torch.equal(found.group, time.repeat(2))
     pairs = replace(base, loss=partial(losses.n_pairs), number_of_views=1)
     found = contrast_of(pairs, time, number)
-    assert type(found) is Halves
+    assert type(found) is Halves and found.group.tolist() == [0, 1, 0, 1]
     assert torch.equal(found.loss(pairs.loss, z[:4]), losses.n_pairs(z[:2], z[2:4]))
 
 
@@ -214,6 +214,18 @@ def test_alignment_is_zero_in_step_and_a_third_at_random():
     assert drawn.random_within == pytest.approx(11 / 60, abs=0.03)
     with pytest.raises(UserError, match="needs two times"):
         align_rows(x[:1], time[:1], y, time)
+
+
+@pytest.mark.parametrize("loss", ["time_contrastive", "n_pairs"])
+def test_frames_of_one_camera_train_once_each(tmp_path, loss):
+    write_clip(tmp_path / "clip", frames=24)
+    changes = ["number_of_views=1", "batch_size=8", "backbone.width=8", f"loss={loss}"]
+    run = contrapose.train(
+        "time_contrastive", Request(tmp_path / "clip", fps=10), out=tmp_path / "run", epochs=2,
+        encoder="small_conv", changes=changes,
+    )  # fmt: skip
+    assert all(math.isfinite(row["loss"]) for row in run.metrics())
+    assert ("alignment" in run.metrics()[-1]) == (loss == "n_pairs")
 
 
 @pytest.mark.parametrize("loss", ["time_contrastive", "n_pairs"])

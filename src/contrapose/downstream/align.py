@@ -54,7 +54,7 @@ def align(
     device = choose_device(device)
     size = run.read("recipe.json")["data"]["size"]
     one = _opened(video, size)
-    two = _altered(one) if other is None else _opened(other, size)
+    two = altered(one) if other is None else _opened(other, size)
     before = adapt.untrained(chosen, one, device, like=encoder)
     found: dict[str, Alignment] = {}
     for words, network, which in (
@@ -97,7 +97,7 @@ def _opened(video: Any, size: int) -> ImageSet:
     return images.subset(time.argsort(stable=True))
 
 
-def _altered(images: ImageSet) -> ImageSet:
+def altered(images: ImageSet) -> ImageSet:
     """The frames mirrored and darker, at the same times."""
     seen = images.batch(torch.arange(len(images)))
     changed = seen.flip(-1).float().mul(DARKER).round().to(torch.uint8)

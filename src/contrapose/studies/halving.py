@@ -30,6 +30,11 @@ from contrapose.training.recipe import Recipe
 NAME = "study"
 DEFAULT, COMBINED = "default", "combined"
 VIEWS, LOSS, HEAD = "views", "loss", "head"
+OTHER = {
+    VIEWS: "Other views are better",
+    LOSS: "Another loss or temperature is better",
+    HEAD: "Another head is better",
+}
 ACCURACY = "linear_probe"
 SCALE = "cpu"  # what the study is called among an experiment's scales
 TIMES = (1, 2, 4)  # epochs of a rung, in units of those of rung 0
@@ -163,7 +168,7 @@ def experiment(
             Claim("The recommended recipe is better than the default.", "this study",
                   partial(recommended_is_better, criterion=criterion, final=dict(final or {}))),
             *(
-                Claim(f"Another {factor} is better than the default's.", "this study, rung 0",
+                Claim(f"{OTHER[factor]} than the default's.", "this study, rung 0",
                       partial(factor_matters, criterion=criterion, factor=factor))
                 for factor in candidates
             ),
@@ -337,7 +342,10 @@ def by_candidate(found: Results, *, criterion: str, factor: str) -> Chart:
         "text": [f"{values[n]:.3f}" for n in names],
         "marker": {"color": ["var(--muted)" if n == DEFAULT else "var(--r0)" for n in names]},
     }  # fmt: skip
-    return chart([trace], MEASURES[criterion], "")
+    low, high = values[names[0]], values[names[-1]]
+    room = 0.25 * (high - low) + 1e-3
+    axis = {"range": [max(0.0, low - 2 * room), high + room]}
+    return chart([trace], MEASURES[criterion], "", xaxis=axis)
 
 
 def last_rung(found: Results, *, criterion: str) -> Chart:

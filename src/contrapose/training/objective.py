@@ -142,6 +142,11 @@ class Contrastive:
             entries = self.source.entries(rows.view, z, batch.index, group)
             return Compared(self.source.contrast(len(z), entries), entries)
         views = len(z) // max(1, len(batch.image))
+        if recipe.of_time and batch.place is not None and "query" in given(recipe.loss):
+            raise UserError(
+                "pairs of frames in halves of a batch are for one process; leave out --ranks, or "
+                "take a loss of `time` or of `group`"
+            )
         return Compared(
             contrast_of(recipe, batch.label, batch.number, batch.part, batch.several, views)
         )
@@ -346,7 +351,8 @@ def contrast_of(
     if "time" in wanted:
         return OverTime(group.repeat(views), of, group.repeat(views))
     if {"query", "key"} <= set(wanted):
-        return Halves(group.repeat(views), of)
+        pair = torch.arange(len(of), device=of.device) % max(1, len(of) // 2)
+        return Halves(pair, of)
     return InBatch(group.repeat(views), of)
 
 

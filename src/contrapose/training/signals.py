@@ -77,6 +77,8 @@ def agreement(z: Float[Tensor, "N D"], contrast: Contrast) -> dict[str, float]:
         if not some.any():
             return {}
         found = {"contrastive_accuracy": float(near[some].float().mean())}
+    elif len(torch.unique(contrast.group)) == len(contrast.group):
+        return {}  # frames of times of their own, each once
     else:
         each = [geometry.contrastive_accuracy(z[r], part.group) for r, part in contrast.parts()]
         found = {"contrastive_accuracy": statistics.fmean(each)}

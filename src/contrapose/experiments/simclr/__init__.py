@@ -16,4 +16,5 @@ EXPERIMENTS = (
     "optimiser_and_norm",
     "projection_head",
     "temperature_and_norm",
+    "video_in_time",
 )
