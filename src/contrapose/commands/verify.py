@@ -1,5 +1,6 @@
 """`contrapose verify`: the losses on many ranks and precisions against float64."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from contrapose.commands.options import (
     Device,
     names_of,
 )
+from contrapose.errors import UserError
 
 
 def verify(
@@ -17,11 +19,21 @@ def verify(
     json: Annotated[Path | None, typer.Option(help="A file for every number.")] = None,
     ranks: Annotated[int, typer.Option(min=1, max=3, help="Processes to start.")] = 3,
     device: Device = "auto",
+    training: Annotated[
+        bool, typer.Option("--training", help="Whole trainings, on 1 to 3 ranks, not the losses.")
+    ] = False,
+    data: Annotated[
+        str, typer.Option(metavar="SET,...", help="With --training: what is trained on.")
+    ] = "digits",
 ) -> None:
     """Prove the losses: gradients on many ranks against one process in float64.
 
     On GPUs, or several machines: torchrun --nproc-per-node 8 -m contrapose verify
+    With --training: each way of training on 2 and 3 ranks ends in the weights of one process.
     """
+    if training:
+        verify_trainings(names_of(only), data.split(","), quick, ranks, device, json)
+        return
     from contrapose import verification
     from contrapose.commands.verify_table import checking, print_record
 
@@ -35,4 +47,32 @@ def verify(
     if json is not None:
         typer.echo(f"Written: {json}")
     if not record.passed:
+        raise typer.Exit(1)
+
+
+def verify_trainings(
+    only: Sequence[str],
+    data: Sequence[str],
+    quick: bool,
+    ranks: int,
+    device: str,
+    json: Path | None,
+) -> None:
+    """Train every case on 1 to `ranks` processes, and print the table of differences."""
+    if ranks < 2:
+        raise UserError(f"verify --training --ranks {ranks}: compares with one process; use 2 or 3")
+    from contrapose.commands.verify_table import checking, print_laws
+    from contrapose.verification.training import verify_training
+
+    with checking() as watch:
+        done = verify_training(
+            only, data=data, ranks=ranks, steps=3 if quick else 10, device=device, out=json,
+            watch=lambda law, done, of: watch(f"{law.data} {law.case} {law.precision}", done, of),
+        )  # fmt: skip
+    if done is None:  # this is not the first process of torchrun
+        return
+    print_laws(done)
+    if json is not None:
+        typer.echo(f"Written: {json}")
+    if not all(law.passed for law in done):
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from rich.text import Text
 from contrapose.commands.console import console
 from contrapose.verification.checks import ARITHMETIC, LAST_PLACE, PRECISIONS, Check
 from contrapose.verification.run import Record
+from contrapose.verification.training import TOLERANCE, Law
 
 SHOWN = 20  # failures that are listed; all are in the JSON
 
@@ -101,3 +102,40 @@ def sentence(check: Check) -> str:
         f"{where}: loss off by {check.loss_error:.1e}, gradient in {check.worst} by "
         f"{check.gradient_error:.1e} (tolerance {check.tolerance:.0e})"
     )
+
+
+def print_laws(laws: list[Law]) -> None:
+    """Print how far trainings on several ranks end from those on one process."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("weights off", no_wrap=True)
+    columns = sorted({(law.precision, law.ranks) for law in laws}, key=lambda c: (c[0], c[1]))
+    for precision, ranks in columns:
+        table.add_column(f"{precision}, {ranks} ranks", justify="right")
+    halves = sorted({law.precision for law in laws} - {"fp64"})
+    for precision in halves:
+        table.add_column(f"{precision} alone", justify="right")
+        table.add_column("ranks", justify="right")
+    for of in dict.fromkeys((law.data, law.case) for law in laws):
+        mine = {(law.precision, law.ranks): law for law in laws if (law.data, law.case) == of}
+        cells = [
+            Text(f"{law.weights:.0e}", style="" if law.passed else "bold red")
+            for law in (mine[column] for column in columns)
+        ]
+        for precision in halves:
+            own = [law for law in mine.values() if law.precision == precision]
+            cells += [Text(f"{max(law.alone for law in own):.0e}")]
+            cells += [Text(f"{max(law.exact for law in own):.0e}")]
+        table.add_row(" ".join(of), *cells)
+    table.add_row("tolerance", *[f"{TOLERANCE[p]:.0e}" for p, _ in columns], style="dim")
+    console.print(table)
+    if halves:
+        words = (
+            "alone, ranks: one process and ranks in that precision, from one process in float64; "
+            "ranks that are at most twice as far pass too"
+        )
+        console.print(Text(words, style="dim"))
+    good = sum(law.passed for law in laws)
+    style = "bold green" if good == len(laws) else "bold red"
+    text = f"{good} of {len(laws)} trainings end as on one process"
+    metrics = max((law.metrics for law in laws if law.precision == "fp64"), default=0.0)
+    console.print(Text(text, style=style) + Text(f"; metrics of float64 within {metrics:.0e}"))

@@ -232,8 +232,11 @@ class _Training:
         self._estimate()
         self.prefetch.close()
         self._seeded()
-        assert self.encoder.classifier is not None
-        self.encoder.classifier.reset_parameters()
+        classifier = self.encoder.classifier
+        assert classifier is not None
+        kind = classifier.weight.dtype
+        classifier.float().reset_parameters()  # the same numbers in any precision
+        classifier.to(kind)
         self._enter(self.stage + 1)
         self._same_everywhere()
         self.measured = self.seconds, 0.0

@@ -160,12 +160,17 @@ class Law:
     worst: str  # which
     metrics: float  # greatest difference of a number in metrics.jsonl, likewise
     alone: float  # of the weights of one process in this precision to those in float64
+    exact: float  # the same of these ranks
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        """Within the tolerance, or within twice of what the precision itself does alone."""
-        return self.weights <= max(self.tolerance, 2 * self.alone)
+        """Within the tolerance, or at most twice as far from float64 as one process is.
+
+        One process may be far: torch's batch norm sums a channel of channels-last float32 images
+        on a CPU one after the other, and is off by 1e-5 of the mean at 10^5 elements.
+        """
+        return self.weights <= self.tolerance or self.exact <= max(self.tolerance, 2 * self.alone)
 
 
 def chosen(only: Sequence[str]) -> list[str]:
@@ -185,7 +190,7 @@ def verify_training(
     steps: int = 8,
     device: str = "auto",
     out: Path | None = None,
-    watch: Callable[[Law], None] = lambda law: None,
+    watch: Callable[[Law, int, int], None] = lambda law, done, of: None,
 ) -> list[Law] | None:
     """Train every case on 1 to `ranks` processes, and compare; None on others than the first.
 
@@ -199,7 +204,8 @@ def verify_training(
             found = []
             for law in trained_on_ranks(me, *settings):
                 found.append(law)
-                watch(law)
+                of = len(data) * len(names) * len({"fp64", *precisions}) * (min(me.world, 3) - 1)
+                watch(law, len(found), of)
     if me.rank:
         return None
     if out is not None:
@@ -246,12 +252,12 @@ def trained_on_ranks(
                 }
                 if me.first:
                     exact = exact or runs[1]
-                    own = off(checkpoint_of(runs[1]), checkpoint_of(exact))[0]
-                    if recipe.second_stage is not None:
-                        own = 0.0  # its classifier is drawn in its precision: other numbers
+                    apart = {
+                        w: off(checkpoint_of(runs[w]), checkpoint_of(exact))[0] for w in worlds
+                    }
                     for world in worlds[1:]:
-                        law = compared(runs[world], runs[1])
-                        yield Law(case, source, precision, world, *law, own, TOLERANCE[precision])
+                        law = (*compared(runs[world], runs[1]), apart[1], apart[world])
+                        yield Law(case, source, precision, world, *law, TOLERANCE[precision])
 
 
 def trained(me: Rank, world: int, recipe: Recipe, images: ImageSet, out: Path) -> Run:
