@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -36,8 +37,12 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "contrapose", *arguments)
     except ChildFailedError as error:
-        status = error.get_first_failure()[1].exitcode
-        return status if status > 0 else 1
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return int(failure.exitcode)
+        how = signal.Signals(-failure.exitcode).name  # before it joined nobody else knows of it
+        print(f"rank {rank} (process {failure.pid}) was ended by {how}", file=sys.stderr)
+        return 1
     except SignalException:
         return 130
     return 0
