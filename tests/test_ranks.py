@@ -180,7 +180,7 @@ def test_twenty_kills_at_any_moment_lose_nothing(tmp_path):
         *command,
         *[q for q in QUICK if q not in ("--no-explain",)],
         "--epochs",
-        "400",
+        "60",
         "--out",
         out,
     ]
