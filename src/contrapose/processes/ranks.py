@@ -378,12 +378,18 @@ def _joined(
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(device)
+    limit = datetime.timedelta(seconds=joining)
+    how: dict[str, Any] = {"init_method": store}
+    if store == "env://":  # torchrun keeps its store over restarts, with addresses of the dead
+        found = next(dist.rendezvous(store, rank, world, timeout=limit))  # type: ignore[attr-defined]
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        how = {"store": dist.PrefixStore(f"attempt-{attempt}", found[0])}  # type: ignore[attr-defined]
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        init_method=store,
         rank=rank,
         world_size=world,
-        timeout=datetime.timedelta(seconds=joining),
+        timeout=limit,
+        **how,
     )
     try:
         groups: dict[int, Any] = {1: None}
