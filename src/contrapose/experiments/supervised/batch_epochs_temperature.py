@@ -125,7 +125,7 @@ EXPERIMENT = Experiment(
         Figure("Accuracy by temperature", curve("tau", "temperature"), "Highest near 0.1."),
     ),
     costs={
-        "smoke": "35 s on 2 cores",
+        "smoke": "40 s on 2 cores",
         "cpu": "about 20 min a seed on 2 cores (estimated)",
         "paper": "20 runs of ResNet-50 on CIFAR-10, up to 1,000 epochs, on a GPU (not timed)",
     },

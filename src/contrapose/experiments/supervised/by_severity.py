@@ -186,7 +186,7 @@ EXPERIMENT = Experiment(
                "Dotted: after scaling on clean images."),
     ),
     costs={
-        "smoke": "35 s on 2 cores",
+        "smoke": "25 s on 2 cores",
         "cpu": "about 10 min a seed on 2 cores (estimated)",
         "paper": "3 runs of ResNet-50 on CIFAR-10, 1,000 epochs, on a GPU (not timed)",
     },

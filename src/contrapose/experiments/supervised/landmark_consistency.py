@@ -208,7 +208,7 @@ EXPERIMENT = Experiment(
     ),
     figures=(Figure("Error by kind of consistency", chart_of_errors, "Shorter is better."),),
     costs={
-        "smoke": "10 s on 2 cores", "cpu": "about 2 min a seed on 2 cores (estimated)",
+        "smoke": "15 s on 2 cores", "cpu": "about 2 min a seed on 2 cores (estimated)",
         "paper": "about 15 min a seed on 2 cores (not timed)",
     },
     notes=(

@@ -106,7 +106,7 @@ EXPERIMENT = Experiment(
                "Few points apart, as in the published table."),
     ),
     costs={
-        "smoke": "35 s on 2 cores",
+        "smoke": "20 s on 2 cores",
         "cpu": "about 8 min a seed on 2 cores (estimated)",
         "paper": "3 runs of ResNet-50, 1,000 epochs, and 9 second stages (not timed)",
     },

@@ -114,7 +114,7 @@ EXPERIMENT = Experiment(
     ),
     figures=(Figure("Accuracy by set", bars_of_sets, "Which method leads on which set."),),
     costs={
-        "smoke": "30 s on 2 cores",
+        "smoke": "25 s on 2 cores",
         "cpu": "about 8 min a seed on 2 cores (estimated)",
         "paper": "3 runs of ResNet-50 on CIFAR-10, 1,000 epochs, on a GPU (not timed)",
     },
