@@ -114,7 +114,7 @@ def test_a_study_goes_on_and_ends_in_a_recipe(tmp_path):
     request["candidates"] = {f: dict(list(c.items())[:2]) for f, c in request["candidates"].items()}
     study._write(tmp_path, request)
     advice, errors, page = study.study(file)
-    assert not errors and advice.n == 80 and page.exists()
+    assert not errors and 70 <= advice.n <= 80 and page.exists()
     assert json.loads((tmp_path / "study.json").read_text())["recommended"] == advice.recommended
     recipes.recipe_for(str(tmp_path / "recipe.py"), 8, 1)
     results = sorted(tmp_path.glob("study-cpu/*/result.json"))
