@@ -177,6 +177,31 @@ def test_no_less_precise_than_plain_torch_however_close_the_positives(name, temp
     assert ours >= 0 or loss < 0
 
 
+FEW = {
+    "three views": torch.arange(48).repeat(3),
+    "classes of 1 to 9 rows": torch.arange(48).clamp(max=29).repeat_interleave(3) % 31,
+}
+
+
+@pytest.mark.parametrize("distance", [1e-3, 0.03, 0.3])
+@pytest.mark.parametrize("temperature", [0.03, 0.07])
+@pytest.mark.parametrize("group", FEW.values(), ids=FEW)
+@pytest.mark.parametrize("name", ["supcon", "supcon_in", "gcl_coupled"])
+@pytest.mark.filterwarnings("ignore:.*without a positive")
+def test_no_less_precise_with_a_few_close_positives(name, group, temperature, distance):
+    generator = torch.Generator().manual_seed(1)
+    image = normalize(torch.randn(int(group.max()) + 1, 32, generator=generator), dim=1)[group]
+    noise = normalize(torch.randn(len(group), 32, generator=generator), dim=1)
+    x = normalize(image + distance / 2 * noise, dim=1)
+    loss, grad = value_and_gradient(name, x.double(), group, ORACLE[name], temperature)
+    plain, plain_grad = value_and_gradient(name, x, group, ORACLE[name], temperature)
+    ours, ours_grad = value_and_gradient(name, x, group, temperature=temperature)
+    slack = 8 * torch.finfo(torch.float32).eps / temperature
+    assert (ours - loss).abs() <= (plain - loss).abs() + slack * loss.abs()
+    error, plain_error = ((g.double() - grad).norm() for g in (ours_grad, plain_grad))
+    assert error <= 1.5 * plain_error + slack * grad.norm()
+
+
 HARD_CASES = {
     "equal": torch.ones(12, 5),
     "opposite": torch.ones(12, 5) * torch.tensor([1.0, -1.0]).repeat(6)[:, None],

@@ -317,13 +317,27 @@ def test_gradient_of_the_similarity_to_positives(z, group):
     "group", [[40, 2, 40, 2, 7], [3, 3], [0], [], [1, 0, 0, 1], [0, 1, 0, 1], [5, 6]]
 )
 def test_the_only_positive_is_the_other_row_of_the_group(group):
-    *_, only = positives_of(torch.zeros(len(group), 2), torch.tensor(group, dtype=torch.long))
+    _, _, only, _ = positives_of(torch.zeros(len(group), 2), torch.tensor(group, dtype=torch.long))
     found = only.tolist()
     for i, j in enumerate(found):
         same = [k for k, name in enumerate(group) if name == group[i] and k != i]
         assert j == (same[0] if same else i)
     for three in ([0, 1, 0, 0], [0, 1, 0, 1, 0, 1]):
         assert positives_of(torch.zeros(len(three), 2), torch.tensor(three))[2] is None
+
+
+@pytest.mark.parametrize(
+    "group", [[4, 0, 4, 4, 0, 7], [2, 2, 2], [0, 1, 2] * 4, [3, 3, 3, -5, 10**12]]
+)
+def test_a_few_positives_are_the_other_rows_of_the_group(group):
+    z = torch.randn(len(group), 3, dtype=torch.float64, requires_grad=True)
+    *_, few = positives_of(z, torch.tensor(group))
+    for i, row in enumerate(few.tolist()):
+        same = {k for k, name in enumerate(group) if name == group[i] and k != i}
+        assert set(row[: len(same)]) == same and set(row[len(same) :]) <= {i}
+    assert positives_of(torch.zeros(30, 3), torch.arange(30) // 10)[3] is None  # nine are many
+    torch.testing.assert_close(similarity.similarity_at(z, z, few), (z @ z.T).gather(1, few))
+    assert torch.autograd.gradcheck(lambda z: similarity.similarity_at(z, z * 2, few), z)
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])

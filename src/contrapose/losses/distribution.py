@@ -36,7 +36,7 @@ def gcl_coupled(
     check_positive("gcl_coupled", temperature=temperature)
     z, group = check_groups("gcl_coupled", z, group)
     every = gather_rows(z)
-    loss, count = supcon_terms(z, every, temperature, *positives_of(z, group, every))
+    loss, count = supcon_terms(z, every, temperature, *positives_of(z, group, every), group)
     return mean_over_anchors("gcl_coupled", temperature * loss, where=count > 0)
 
 

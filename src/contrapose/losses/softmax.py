@@ -275,7 +275,7 @@ def _supcon(
     z, group = check_groups(name, z, group)
     every = gather_rows(z)
     t = _temperature(name, z, every, group, temperature, perplexity, per)
-    loss, count = supcon_terms(z, every, t, *positives_of(z, group, every))
+    loss, count = supcon_terms(z, every, t, *positives_of(z, group, every), group)
     return mean_over_anchors(name, loss, count > 0, among=anchor)
 
 

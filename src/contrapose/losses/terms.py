@@ -5,8 +5,11 @@ Where the positive of an anchor is known,
     log(e^{s_p/t} + sum_n e^{s_n/t}) - s_p/t  =  log(1 + sum_n e^{(s_n - s_p)/t})
 
 and the right side has the precision of s_n - s_p however small it is: the left one takes numbers of
-size 1/t from each other, and its gradient 1 from a weight that is all but 1.
+size 1/t from each other, and its gradient 1 from a weight that is all but 1. With a few positives,
+of mean similarity m, it is log(sum_p e^{(s_p - m)/t} + sum_n e^{(s_n - m)/t}).
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.losses.temperature import tempered_logsumexps
-from contrapose.similarity import others
+from contrapose.similarity import negatives, others, safe_logsumexp, similarity_at, widen
 
 
 def softplus(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -29,18 +32,40 @@ def supcon_terms(
     similarity: Float[Tensor, " N"],
     count: Int[Tensor, " N"],
     only: Int[Tensor, " N"] | None,
+    few: Int[Tensor, "N P"] | None = None,
+    group: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
     """log sum_{a in A(i)} e^{s_ia/t} - p_i/t of each row, p_i the mean similarity of P(i); |P(i)|.
 
-    `similarity` is p_i and `count` is |P(i)|. `only`: the only positive of each row (itself if it
-    has none), if all have one at most; the loss then has the precision of s_n - s_p. It is never
-    below log |P(i)|, its minimum.
+    `similarity` is p_i and `count` is |P(i)|. `only` is the only positive of each row, `few` are
+    the few of each, as `positives_of` gives them, the latter with `group`: the loss then has the
+    precision of s_n - s_p. It is never below log |P(i)|, its minimum.
     """
     pull, rules = similarity / t, (others(len(z), z.device),)
     if only is not None:
         (push,) = tempered_logsumexps(z, every, t, rules, only)
         return softplus(push - pull), count
-    (push,) = tempered_logsumexps(z, every, t, rules)
-    loss = torch.where(count > 0, push - pull, 0.0)
-    least = count.clamp(min=1).to(loss.dtype).log()
+    least = count.clamp(min=1).to(similarity.dtype).log()
+    if few is not None and group is not None:
+        (push,) = tempered_logsumexps(z, every, t, (negatives(group),))
+        loss = _of_few(similarity_at(widen(z), widen(every), few), push, t, count)
+    else:
+        (push,) = tempered_logsumexps(z, every, t, rules)
+        loss = torch.where(count > 0, push - pull, 0.0)
     return loss + (least - loss.detach()).clamp(min=0), count
+
+
+def _of_few(
+    similarity: Float[Tensor, "N P"],
+    push: Float[Tensor, " N"],
+    t: float | Float[Tensor, "..."],
+    count: Int[Tensor, " N"],
+) -> Float[Tensor, " N"]:
+    """log(sum_p e^{(s_p - m)/t} + e^{push - m/t}) over the first `count` of each row; 0 if none."""
+    there = torch.arange(similarity.shape[1], device=count.device) < count[:, None]
+    x = similarity / (t[:, None] if isinstance(t, Tensor) and t.ndim else t)
+    mean = torch.where(there, x, 0.0).sum(dim=1) / count.clamp(min=1)
+    away = torch.where(there, x - mean[:, None], -math.inf)
+    # a row without positives has none to draw to: any finite numbers keep its gradient 0
+    pull = torch.where(count > 0, safe_logsumexp(away), 0.0)
+    return torch.where(count > 0, pull + softplus(push - mean - pull), 0.0)

@@ -16,6 +16,7 @@ from contrapose.similarity.groups import group_sum as group_sum
 from contrapose.similarity.groups import positive_count as positive_count
 from contrapose.similarity.groups import positive_similarity as positive_similarity
 from contrapose.similarity.groups import positives_of as positives_of
+from contrapose.similarity.groups import similarity_at as similarity_at
 from contrapose.similarity.groups import unlabelled_apart as unlabelled_apart
 from contrapose.similarity.groups import whole_numbers as whole_numbers
 from contrapose.similarity.pairs import EVERY as EVERY

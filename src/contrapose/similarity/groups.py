@@ -33,7 +33,7 @@ def positive_similarity(
     It is z_i . (sum over the group - z_i) / count, and 0 for a row that is alone. Sums are float32
     or float64. every: `gather_rows(z)`, if the caller has it already.
     """
-    mean, count, _ = positives_of(z, group, every)
+    mean, count, *_ = positives_of(z, group, every)
     return mean, count
 
 
@@ -41,16 +41,31 @@ def positives_of(
     z: Float[Tensor, "N D"],
     group: Int[Tensor, " N"],
     every: Float[Tensor, "M D"] | None = None,
-) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"] | None]:
-    """What `positive_similarity` gives, and the index of each row's only positive among everyone's.
+) -> tuple[
+    Float[Tensor, " N"],
+    Int[Tensor, " N"],
+    Int[Tensor, " N"] | None,
+    Int[Tensor, "N P"] | None,
+]:
+    """What `positive_similarity` gives, and which rows the positives of each row are.
 
-    A row that is alone has its own index. The index is None if a group has three rows or more, and
-    on an accelerator, where looking at the numbers would stall it.
+    The third is the index of each row's only positive among everyone's, if no group has three rows;
+    else the fourth holds those of all positives, if no row has more than FEW. A row's own index
+    fills the places left over. Both are None for larger groups, and on an accelerator, where
+    looking at the numbers would stall it.
     """
     z, every = widen(z), widen(gather_rows(z) if every is None else every)
     members = _members(group)
     mean = _PositiveSimilarity.apply(z, None if every is z else every, members)
-    return mean, members.count(), members.only()
+    only = members.only()
+    return mean, members.count(), only, members.few() if only is None else None
+
+
+def similarity_at(
+    query: Float[Tensor, "N D"], key: Float[Tensor, "M D"], index: Int[Tensor, "N P"]
+) -> Float[Tensor, "N P"]:
+    """query_i . key_j for the keys j that each row of `index` names, in O(N D) memory."""
+    return _SimilarityAt.apply(query, key, index)  # type: ignore[no-any-return]
 
 
 def positive_count(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -81,6 +96,10 @@ def unlabelled_apart(group: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     rank, world = rank_and_world()
     own = -1 - rank - world * torch.arange(len(group), device=group.device)
     return torch.where(group < 0, own, group)
+
+
+FEW = 8  # positives of a row that are looked at one by one
+AT_ONCE = 2**20  # numbers of their rows that are gathered at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +138,24 @@ class _Numbered:
         found = torch.empty_like(order).index_copy_(0, order, other)
         return found if self.mine is self.every else found[row_ids(len(self.mine))[0]]
 
+    def few(self) -> Int[Tensor, "N P"] | None:
+        """The other rows of each row's group, the row itself in places left over; None if many."""
+        if self.every.device.type != "cpu" or not len(self.every):
+            return None
+        size = torch.zeros_like(self.every).index_add_(0, self.every, torch.ones_like(self.every))
+        most = int(size.max()) - 1
+        if most > FEW:
+            return None
+        order = self.every.argsort(stable=True)  # groups one after the other, in order of numbers
+        start = size.cumsum(0) - size
+        place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
+        row = torch.arange(len(order)) if self.mine is self.every else row_ids(len(self.mine))[0]
+        number = self.every[row]
+        turn = torch.arange(1, most + 1)
+        ahead = (place[row] - start[number])[:, None] + turn
+        found = order[start[number][:, None] + ahead % size[number][:, None]]
+        return torch.where(turn < size[number][:, None], found, row[:, None])
+
     def over_all(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "M D"]:
         """For each row of all processes the sum of my x over its group."""
         total = x.new_zeros(len(self.every), x.shape[1]).index_add_(0, self.mine, x)
@@ -141,6 +178,12 @@ class _Views:
     def only(self) -> Int[Tensor, " N"] | None:
         n = len(self.group)
         return two_views(n)[0] if self.views == 2 else torch.arange(n) if self.views == 1 else None
+
+    def few(self) -> Int[Tensor, "N P"] | None:
+        n = len(self.group)
+        if self.views - 1 > FEW:
+            return None
+        return (torch.arange(n)[:, None] + n // self.views * torch.arange(1, self.views)) % n
 
     def others(self, x: Float[Tensor, "N D"], mine: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         shape = self.views, -1, x.shape[1]
@@ -188,3 +231,27 @@ class _PositiveSimilarity(torch.autograd.Function):
             if ctx.gathered:
                 return (weight * others).sub_(back), ctx.members.over_all(back), None
             return ctx.members.others(back, back).addcmul_(weight, others), None, None
+
+
+class _SimilarityAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, index):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(query, key, index)
+        some = _some_columns(index, query)
+        return torch.cat([(query[:, None] * key[at]).sum(dim=2) for at in some], dim=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        query, key, index = ctx.saved_tensors
+        dquery, dkey = torch.zeros_like(query), torch.zeros_like(key)
+        some = _some_columns(index, query)
+        for at, g in zip(some, _some_columns(grad, query), strict=True):
+            dquery.add_((g[:, None] @ key[at])[:, 0])
+            dkey.index_add_(0, at.flatten(), (g[:, :, None] * query[:, None]).flatten(0, 1))
+        return dquery, dkey, None
+
+
+def _some_columns(x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """x cut into columns, as many at once as keep a row for each of their entries in AT_ONCE."""
+    return torch.split(x, max(1, AT_ONCE // max(1, rows.numel())), dim=1)
