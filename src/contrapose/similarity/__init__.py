@@ -12,6 +12,7 @@ from contrapose.similarity.backend import topk as topk
 from contrapose.similarity.backend import using as using
 from contrapose.similarity.dense import paired as paired
 from contrapose.similarity.dense import safe_logsumexp as safe_logsumexp
+from contrapose.similarity.groups import few_positives as few_positives
 from contrapose.similarity.groups import group_sum as group_sum
 from contrapose.similarity.groups import positive_count as positive_count
 from contrapose.similarity.groups import positive_similarity as positive_similarity

@@ -33,7 +33,7 @@ def positive_similarity(
     It is z_i . (sum over the group - z_i) / count, and 0 for a row that is alone. Sums are float32
     or float64. every: `gather_rows(z)`, if the caller has it already.
     """
-    mean, count, *_ = positives_of(z, group, every)
+    mean, count, _ = positives_of(z, group, every)
     return mean, count
 
 
@@ -41,24 +41,24 @@ def positives_of(
     z: Float[Tensor, "N D"],
     group: Int[Tensor, " N"],
     every: Float[Tensor, "M D"] | None = None,
-) -> tuple[
-    Float[Tensor, " N"],
-    Int[Tensor, " N"],
-    Int[Tensor, " N"] | None,
-    Int[Tensor, "N P"] | None,
-]:
-    """What `positive_similarity` gives, and which rows the positives of each row are.
+) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"] | None]:
+    """What `positive_similarity` gives, and the index of each row's only positive among everyone's.
 
-    The third is the index of each row's only positive among everyone's, if no group has three rows;
-    else the fourth holds those of all positives, if no row has more than FEW. A row's own index
-    fills the places left over. Both are None for larger groups, and on an accelerator, where
-    looking at the numbers would stall it.
+    A row that is alone has its own index. The index is None if a group has three rows or more, and
+    on an accelerator, where looking at the numbers would stall it.
     """
     z, every = widen(z), widen(gather_rows(z) if every is None else every)
     members = _members(group)
     mean = _PositiveSimilarity.apply(z, None if every is z else every, members)
-    only = members.only()
-    return mean, members.count(), only, members.few() if only is None else None
+    return mean, members.count(), members.only()
+
+
+def few_positives(group: Int[Tensor, " N"]) -> Int[Tensor, "N P"] | None:
+    """The other rows of each row's group among everyone's; the row itself in the places left over.
+
+    None if a row has more than FEW, and on an accelerator.
+    """
+    return _members(group).few()
 
 
 def similarity_at(
