@@ -4,7 +4,8 @@
 
 Expect accuracy to fall and the calibration error to rise with severity for every method: the
 sentence of the paper, that SupCon's does not, is contradicted by its own table. At scale cpu about
-10 min a seed on 2 cores, an estimate; it was not run.
+5 min a seed on 2 cores; one job of three was run: SupCon 0.358 clean, 0.297 at severity 5, with an
+ECE of 0.029 and 0.057.
 """
 
 from collections.abc import Sequence
@@ -187,7 +188,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "25 s on 2 cores",
-        "cpu": "about 10 min a seed on 2 cores (estimated)",
+        "cpu": "about 5 min a seed on 2 cores (one job timed)",
         "paper": "3 runs of ResNet-50 on CIFAR-10, 1,000 epochs, on a GPU (not timed)",
     },
     notes=(
