@@ -128,7 +128,12 @@ def test_without_a_compiler_torchs_operations_serve_and_it_is_said_once(monkeypa
     with pytest.warns(UserWarning, match="does not compile it"):
         assert anew() is None
     monkeypatch.delenv("CONTRAPOSE_CC")
-    assert anew() is not None and list((tmp_path / "native").glob("*.so"))
+    assert anew() is not None
+    (kept,) = (tmp_path / "native").glob("*.so")
+    whole = kept.read_bytes()
+    kept.unlink()  # not written over: this process has it in memory
+    kept.write_bytes(whole[:100])
+    assert anew() is not None and kept.read_bytes() == whole  # damaged: made anew
     monkeypatch.setenv("CONTRAPOSE_CACHE", "off")
     assert anew() is not None  # compiled, and not kept
     monkeypatch.undo()

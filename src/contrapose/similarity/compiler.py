@@ -8,6 +8,7 @@ whose matrix unit only torch's products use may say otherwise.
 CONTRAPOSE_CC names the compiler (default: $CC, cc, gcc or clang); `none` leaves native.c alone.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -44,7 +45,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("CONTRAPOSE_CC") == "none":
         return None
     try:
-        return _load(_compiled())
+        return _loaded()
     except Unavailable as error:
         if _first_time(str(error)):
             warnings.warn(
@@ -97,10 +98,8 @@ def _kept() -> dict[str, dict[str, float]]:
 
 def _keep(found: dict[str, dict[str, float]]) -> None:
     if (path := _beside()) is not None:
-        try:
+        with contextlib.suppress(OSError):  # read only: measured again by the next process
             replace_file(path, json.dumps(found).encode())
-        except OSError:  # a cache that is read only: measured again by the next process
-            pass
 
 
 def _beside() -> Path | None:
@@ -135,20 +134,24 @@ def _name() -> str:
     return "native-" + hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _compiled() -> Path | bytes:
-    """The file of the library; its content, if it cannot be kept."""
+def _loaded() -> ctypes.CDLL:
+    """The library that is kept; a new one, kept if it can be, where there is none or a damaged."""
     folder, name = _folder(), f"{_name()}.so"
     if folder is not None and (folder / name).exists():
-        return folder / name
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(folder / name))
     content = _compile()
-    if folder is None:
-        return content
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / name, content)
-    except OSError:
-        return content
-    return folder / name
+    if folder is not None:
+        with contextlib.suppress(OSError):  # a cache that is read only, or full
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / name, content)
+    with tempfile.TemporaryDirectory() as beside:
+        path = Path(beside) / name
+        path.write_bytes(content)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            raise Unavailable(f"it does not load ({error})") from None
 
 
 def _compile() -> bytes:
@@ -167,32 +170,16 @@ def _compile() -> bytes:
     raise Unavailable(f"{_compiler()} does not compile it ({said})")
 
 
-def _load(library: Path | bytes) -> ctypes.CDLL:
-    try:
-        if isinstance(library, Path):
-            return ctypes.CDLL(str(library))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "native.so"
-            path.write_bytes(library)
-            return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise Unavailable(f"it does not load ({error})") from None
-
-
 def _first_time(reason: str) -> bool:
     """True if this reason was not given before, as far as the cache knows."""
     folder = _folder()
     if folder is None:
         return True
     path = folder / "why-not.txt"
-    try:
+    with contextlib.suppress(OSError):
         if path.read_text() == reason:
             return False
-    except OSError:
-        pass
-    try:
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, reason.encode())
-    except OSError:
-        pass
     return True
