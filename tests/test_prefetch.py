@@ -162,7 +162,7 @@ def test_closing_does_not_wait_for_what_is_being_read(tmp_path):
 
 def test_the_share_of_the_time_spent_waiting_is_a_signal(tmp_path):
     recipe, said = quick(batch_size=16, epochs=1), []
-    images = slow(seconds=0.15)
+    images = slow(seconds=0.6)  # long beside a step, on a busy machine too
     run = contrapose.train(
         recipe, images, out=tmp_path / "a", device="cpu", watch=lambda at: said.append(at)
     )
