@@ -22,13 +22,13 @@ from contrapose.similarity import kernels, tiled
 from contrapose.similarity.pairs import EVERY, RELATIONS, Pairs
 from contrapose.similarity.tiled import softplus_sum as softplus_sum
 from contrapose.similarity.tiled import topk as topk
+from contrapose.similarity.tiles import LOG2E
 from contrapose.similarity.wide import LOW, precision_of
 
 WIDEST = 256
 NARROWEST = 16  # columns: the least that a tensor core multiplies
 HEIGHT, WIDTH = 128, 64  # rows and columns of a tile in 16 bits; half of each in 32
 PROGRAMS = 512  # the work is split until there are so many, some four for each multiprocessor
-LOG2E = 1 / math.log(2)
 TINY = torch.finfo(torch.float32).tiny
 NOWHERE = 3e38  # log-sum-exp of a row without pairs, for the backward pass: all weights become 0
 

@@ -17,10 +17,9 @@ from torch.nn.functional import pad
 
 from contrapose.similarity.compiler import library
 from contrapose.similarity.pairs import RELATIONS, Pairs
-from contrapose.similarity.tiles import rounds
+from contrapose.similarity.tiles import LOG2E, rounds
 from contrapose.threads import alone
 
-LOG2E = 1 / math.log(2)
 SIDE = 192  # rows and columns of a tile: a core's cache holds its weights and its operands
 MANY = 3072  # rows that are cut into such tiles; fewer into tiles of half the side
 KEEP = 12 * 2**20  # bytes of exponentials kept for the backward pass; more are made again

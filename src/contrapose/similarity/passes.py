@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrapose.similarity.tiles import Scratch, Tiles
+from contrapose.similarity.tiles import LOG2E, Scratch, Tiles
 from contrapose.threads import Function, serial
 
 KEEP = 12 * 2**20  # bytes of exponentials kept for the backward pass; the rest are made again
-LOG2E = 1 / math.log(2)  # e^x = 2^(x log2 e), and a power of 2 takes half the time
 
 
 def _planned(work: Function) -> Function:

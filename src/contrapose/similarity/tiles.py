@@ -18,6 +18,7 @@ from contrapose.similarity.pairs import Blocks, Pairs, two_views
 from contrapose.similarity.wide import instructions_for
 from contrapose.threads import share
 
+LOG2E = 1 / math.log(2)  # e^x = 2^(x log2 e), and a power of 2 takes half the time
 AREA = 256 * 256  # entries of a tile on a CPU: 256 KB in float32, and a core keeps a few at hand
 DEVICE_TILE = 4096  # rows and columns on an accelerator, where few large products are quickest
 ALONE = 2**17  # entries of a matrix that one thread works off sooner than it wakes another

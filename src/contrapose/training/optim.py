@@ -92,10 +92,7 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _recomputed(closure)
         for group in self.param_groups:
             weights = [w for w in group["params"] if w.grad is not None]
             if weights:
@@ -154,10 +151,7 @@ class RmsProp(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _recomputed(closure)
         for group in self.param_groups:
             for w in (w for w in group["params"] if w.grad is not None):
                 if not self.state[w]:
@@ -283,3 +277,11 @@ def _check(name: str, step: float, steps: float, warmup: float) -> None:
             f"{name}: step={step} of {steps} with warmup={warmup}; needs 0 <= step <= steps and "
             "0 <= warmup <= steps, all in one unit"
         )
+
+
+def _recomputed(closure: Callable[[], Any] | None) -> Any:
+    """The loss that a closure given to `step` computes anew, with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
