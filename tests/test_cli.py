@@ -165,8 +165,8 @@ def test_list_names_everything():
 
 
 def test_torchrun_is_refused_by_commands_that_would_run_whole_in_each_process():
-    other = contrapose("evaluate", "run", RANK="0", WORLD_SIZE="2")
-    assert other.returncode == 2 and "error: contrapose evaluate: torchrun" in other.stderr
+    other = contrapose("transfer", "run", RANK="0", WORLD_SIZE="2")
+    assert other.returncode == 2 and "error: contrapose transfer: torchrun" in other.stderr
 
 
 def test_without_file_locks_as_on_windows_a_sentence_says_so(tmp_path):

@@ -10,11 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from support import on_ranks
+from support.command import contrapose
 
+from contrapose import api, explain
+from contrapose.threads import serial
 from contrapose.training.run import Run
 
 CASES = ("moco", "xbm", "chunked", "conditional", "mixup", "joint", "two stages")
@@ -83,12 +87,29 @@ def test_a_full_disk_and_a_loss_that_is_not_finite_end_all_ranks_in_the_same_ste
     assert len({*nan}) == 1 and nan[0].startswith("NonFiniteError: step 2 "), nan
 
 
+def test_scores_diagnosis_and_embeddings_on_three_ranks_are_those_of_one_process(found):
+    one = found["scored"][0][0]["one"]
+    assert one[0] and one[1]["verdict"]
+    for of, rows in found["scored"]:
+        for alone, shared in rows.values():  # of one batch two ranks have none
+            assert len(shared.h) == 400
+            assert torch.equal(alone.h, shared.h) and torch.equal(alone.z, shared.z)
+        assert of["three"][:2] == one[:2] and torch.equal(of["three"][2], one[2])
+
+
+def test_ranks_that_read_other_images_end_alike(found):
+    images, none = found["unlike"]["images"], found["unlike"]["none"]
+    assert len({*images}) == 1 and "the ranks see different images: those of" in images[0], images
+    assert len({*none}) == 1 and re.search("rank 1 on .*nowhere", none[0]), none
+
+
 # ---- under torchrun ------------------------------------------------------------------------------
 
 QUICK = [
     "digits", "--encoder", "small_conv", "--set", "backbone.width=16", "--batch-size", "100",
     "--device", "cpu", "--no-explain", "--precision", "fp32",
 ]  # fmt: skip
+EXPLAINED = ("evaluation.json", "diagnosis.json")
 ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -151,6 +172,26 @@ def test_a_rank_that_never_starts_ends_the_others_with_a_message(tmp_path):
     said = (tmp_path / "said").read_text()
     assert "error: rank 0 waited 2 s for 2 processes (WORLD_SIZE=2)" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_on_ranks_is_evaluated_on_them_as_one_process_does(tmp_path):
+    brief = ["digits", "--encoder", "small_conv", "--set", "backbone.width=16", "--epochs", "1"]
+    command = ["train", *brief, "--batch-size", "100", "--device", "cpu", "--precision", "fp32"]
+    run = tmp_path / "run"
+    one = {"cwd": tmp_path, "OMP_NUM_THREADS": "1"}
+    done = contrapose(*command, "--ranks", "2", "--out", run, **one)
+    assert done.returncode == 0 and (run / "report.html").exists(), done.stderr
+    assert done.stdout.count("Verdict") == 1 and done.stdout.count("Report:") == 1
+    done = contrapose("embed", run, "digits", "--out", "h.npz", "--ranks", "2", **one)
+    assert done.returncode == 0 and done.stdout.count("Written:") == 1, done.stderr
+    shared = [json.loads((run / name).read_text()) for name in EXPLAINED]
+    with serial():
+        explain.evaluate(run, device="cpu")
+        explain.diagnose(run, device="cpu")
+        found, _ = api.embed(run, "digits", device="cpu")
+    assert shared == [json.loads((run / name).read_text()) for name in EXPLAINED]
+    with np.load(tmp_path / "h.npz") as file:
+        assert np.array_equal(file["h"], found.h) and np.array_equal(file["z"], found.z)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from socket import gethostname
@@ -17,13 +17,13 @@ from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.files import as_file_name, holder, read_object, unfinished
-from contrapose.machine import choose_bf16, choose_device, environment, multiplies_bf16
+from contrapose.machine import choose_bf16, environment, multiplies_bf16
 from contrapose.partials import describe, revive, up_to_date
 from contrapose.processes import Rank, launched, restarted
 from contrapose.progress import stage
 from contrapose.training import loop
 from contrapose.training.dry_run import dry_run
-from contrapose.training.parallel import check_ranks
+from contrapose.training.parallel import check_ranks, check_same
 from contrapose.training.precision import faster_precision
 from contrapose.training.recipe import Recipe, classifies
 from contrapose.training.run import FORMAT, START_FILE, Run, say
@@ -93,7 +93,7 @@ def train(
         written |= {"recipe": describe(chosen), "plan": planned, "choices": choices}
         if begun is not None:
             written["start"] = dataclasses.asdict(begun)
-        with _on_first(me, Run.begun(folder, written)):
+        with me.first_holds(Run.begun(folder, written)):
             run = Run(folder)
             if begun is not None:
                 weights = network.to_bytes()
@@ -114,14 +114,6 @@ def _measured_precision(
 ) -> tuple[bool, str] | None:
     with stage("measuring steps in bf16 and in fp32"):
         return faster_precision(recipe, images, network)
-
-
-@contextmanager
-def _on_first(me: Rank, context: AbstractContextManager[Any]) -> Iterator[None]:
-    """The context on the first process, for all; an error as it begins is raised on all."""
-    with ExitStack() as stack:
-        me.first_does(lambda: stack.enter_context(context) and None)
-        yield
 
 
 def _begun_before(me: Rank, out: Path | str | None) -> str | None:
@@ -299,7 +291,7 @@ def _resumed(
     network = adapt.build(chosen, source)
     if chosen.start is not None:
         _begin_again(run, chosen, network, me)
-    with _on_first(me, run.locked()):
+    with me.first_holds(run.locked()):
         if chosen.epochs != written["recipe"]["epochs"]:
             me.first_does(lambda: _note_epochs(run, chosen.epochs))
         now = environment(device, bf16, where) | _of_ranks(me)
@@ -411,12 +403,21 @@ def embed(
     device: str = "auto",
     recipe: str | Path | None = None,
 ) -> tuple[Embedded, ImageSet]:
-    """(h and z of every image by the run's encoder, the images in that order)."""
-    run = run if isinstance(run, Run) else Run.open(run)
-    encoder = Encoder.load(run.path, None if recipe is None else recipes.module(recipe))
-    source = request_of(run, images).open(split)
-    size = run.read("recipe.json")["recipe"]["size"]
-    return embed_images(encoder, source, size=size, device=choose_device(device)), source
+    """(h and z of every image by the run's encoder, the images in that order).
+
+    Processes of torchrun share the images, and all of them hold the result.
+    """
+
+    def opened() -> tuple[Encoder, ImageSet, int]:
+        found = run if isinstance(run, Run) else Run.open(run)
+        encoder = Encoder.load(found.path, None if recipe is None else recipes.module(recipe))
+        source = request_of(found, images).open(split)
+        return encoder, source, found.read("recipe.json")["recipe"]["size"]
+
+    with launched(device) as me:
+        encoder, source, size = me.all_do(opened)
+        check_same(me, source, encoder=encoder)
+        return embed_images(encoder, source, size=size, device=me.device, me=me), source
 
 
 def encoder_in(

@@ -33,6 +33,7 @@ from contrapose.commands.tune_temperature import tune_temperature
 from contrapose.commands.verify import verify
 from contrapose.errors import (
     Interrupted,
+    RanksEnded,
     UserError,
     check_one_process,
     check_platform,
@@ -53,6 +54,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.command(name="list")(list_)
+ON_RANKS = ("train", "evaluate", "diagnose", "embed", "verify")
 
 
 @app.callback(invoke_without_command=True)
@@ -71,17 +73,10 @@ def options(
 def refuse_many_processes(command: str) -> None:
     """Exit with status 2, and a sentence from rank 0, if torchrun started several processes.
 
-    Only `train` and `verify` share their work among them.
+    Those of ON_RANKS share their work among them.
     """
-    if command in ("train", "verify"):
-        return
-    try:
+    if command not in ON_RANKS:
         check_one_process(f"contrapose {command}")
-    except UserError:
-        if os.environ["RANK"] == "0":
-            raise
-        time.sleep(5)  # torchrun ends all once the first has ended: let rank 0 speak before
-        sys.exit(2)
 
 
 def main() -> None:
@@ -101,6 +96,8 @@ def main() -> None:
         app(standalone_mode=True)
     except KeyboardInterrupt:
         _stop("interrupted", 130, "")
+    except RanksEnded:
+        raise
     except SystemExit as end:  # which typer makes of Ctrl-C, without a word
         if end.code == 130:
             _stop("interrupted", 130, "")

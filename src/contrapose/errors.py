@@ -29,7 +29,7 @@ def check_one_process(what: str) -> None:
         f"{what}: torchrun started it {world} times (WORLD_SIZE={world}), and it would run whole "
         "in each process, all of which would write the same files. Start it once, without "
         "torchrun; it uses one GPU, or all cores. What runs under torchrun: `contrapose train`, "
-        "`contrapose verify`, and the losses in a loop of your own"
+        "`evaluate`, `diagnose RUN`, `embed`, `verify`, and the losses in a loop of your own"
     )
 
 
@@ -40,6 +40,10 @@ def first_of_launched() -> bool:
 
 class UserError(ValueError):
     """A request that cannot be carried out; the message repeats it and says what to do."""
+
+
+class RanksEnded(SystemExit):
+    """The exit status of processes that were started here, which have said why they end."""
 
 
 class Interrupted(Exception):

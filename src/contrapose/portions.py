@@ -4,6 +4,7 @@ Random numbers for the images of a batch are drawn for the whole batch on every 
 process keeps those of its own images. So an image has the same views on any number of processes.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,6 +48,15 @@ def portion_of_batch(portion: Portion | None) -> Iterator[None]:
         yield
     finally:
         _portion.reset(token)
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """The seed of all that is drawn in a step: another one in every step of a run.
+
+    Of a generator's seed a CPU uses the lower 32 bits, in which steps of one run differ too.
+    """
+    mixed = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=7).digest()
+    return int.from_bytes(mixed, "little") + step
 
 
 def portion_in_force() -> Portion | None:

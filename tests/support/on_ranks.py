@@ -6,6 +6,7 @@ Writes FOLDER/found.pt: by name what each part returned on the first rank.
 """
 
 import resource
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import torch
 
-from contrapose import api, augment
+from contrapose import api, augment, explain
 from contrapose.data import ImageSet, Request
 from contrapose.encoders import Encoder, mlp, small_conv
 from contrapose.errors import Interrupted
+from contrapose.evaluation import embed
 from contrapose.files import read_json
 from contrapose.processes import Rank, processes
 from contrapose.similarity import across
@@ -150,7 +152,51 @@ def not_finite(me: Rank, folder: Path):
     return me.every(trained(me, folder / "nan", recipe, data=plain))
 
 
-PARTS = (batch_norm, other_ranks, refused, full_disk, not_finite)
+def scored(me: Rank, folder: Path):
+    """What three ranks and one process find of one run, and of rows in batches of several sizes."""
+    recipe, some = law.recipe_of("supcon", "fp32", 1, 8, 100), digits()
+    trained(me, folder / "one", recipe, world=1)
+    if me.first:
+        shutil.copytree(folder / "one", folder / "three")
+    me.every(None)
+    found = {}
+    for name, of in (("one", me.among(1)), ("three", me)):
+        if me.rank < of.world:
+            with of.in_force():
+                run = folder / name
+                scores = explain.evaluate(run, some, device="cpu")
+                diagnosis = explain.diagnose(run, some, device="cpu")
+                h = api.embed(run, some, device="cpu")[0].h
+                found[name] = scores, diagnosis, h
+        me.every(None)
+    encoder = Encoder.load(folder / "one")
+    rows = {
+        size: [embed(encoder, some, size=8, batch_size=size, me=of) for of in (me.among(1), me)]
+        for size in (400, 150, 40)  # batches: 1, 3, 10
+    }
+    return me.every((found, rows))
+
+
+def unlike(me: Rank, folder: Path):
+    """The error on every rank where one of them reads other images, weights, or none."""
+
+    def said(of) -> str:
+        try:
+            with me.in_force():
+                explain.evaluate(folder / "three", of, device="cpu")
+        except (ValueError, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    some = digits()
+    swapped = some.subset(torch.arange(len(some)).flip(0))
+    return {
+        "images": me.every(said(swapped if me.rank == 1 else some)),
+        "none": me.every(said(folder / "nowhere" if me.rank == 1 else some)),
+    }
+
+
+PARTS = (batch_norm, other_ranks, refused, full_disk, not_finite, scored, unlike)
 
 
 def on_ranks(me: Rank, folder: str, steps: int, cases: tuple[str, ...]):

@@ -12,9 +12,11 @@ from contrapose.commands.console import console
 from contrapose.commands.options import (
     Device,
     EmbeddingLabels,
+    Ranks,
     RecipeAgain,
+    start_ranks,
 )
-from contrapose.errors import UserError
+from contrapose.errors import UserError, check_one_process
 
 
 def diagnose(
@@ -37,13 +39,19 @@ def diagnose(
     device: Device = "auto",
     recipe: RecipeAgain = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for an embedding's figures.")] = None,
+    ranks: Ranks = None,
 ) -> None:
     """Say in words what RUN, or any matrix of embeddings, has learned and has not."""
+    a_file = target.is_file() or (not target.exists() and bool(target.suffix))
+    if a_file and ranks is not None and ranks > 1:
+        raise UserError(f"--ranks {ranks}: a file of embeddings is one process's; leave it out")
+    if a_file:
+        check_one_process(f"contrapose diagnose {target}")
+    start_ranks(ranks)
     from contrapose import explain
     from contrapose.commands.console import print_findings, working
-    from contrapose.training.run import Run
 
-    if target.is_file() or (not target.exists() and target.suffix):
+    if a_file:
         if recipe is not None:
             raise UserError(f"--recipe {recipe}: embeddings have none; leave it out")
         with working("diagnosing"):
@@ -61,7 +69,7 @@ def diagnose(
                 f"its diagnosis in {target / 'diagnosis.json'}"
             )
         with working("diagnosing"):
-            found = explain.diagnose(Run.open(target), device=device, recipe=recipe)
+            found = explain.diagnose(target, device=device, recipe=recipe)
     print_signals(found["signals"])
     print_repulsion(found["repulsion"])
     print_duplicates(found.get("duplicates", []))

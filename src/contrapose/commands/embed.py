@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from contrapose.commands.options import Data, Device, RecipeAgain, RunFolder, about_images, others
+from contrapose.commands.options import (
+    Data,
+    Device,
+    Ranks,
+    RecipeAgain,
+    RunFolder,
+    about_images,
+    others,
+    start_ranks,
+)
 
 
 @about_images
@@ -16,10 +25,15 @@ def embed(
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     device: Device = "auto",
     recipe: RecipeAgain = None,
+    ranks: Ranks = None,
     *,
     how: dict[str, Any],
 ) -> None:
-    """Write h and z of every image of DATA, with its file, and its label where there is one."""
+    """Write h and z of every image of DATA, with its file, and its label where there is one.
+
+    On many GPUs, or several machines: torchrun --nproc-per-node 8 -m contrapose embed RUN DATA ...
+    """
+    start_ranks(ranks)
     from contrapose import explain
     from contrapose.commands.console import print_images, working
     from contrapose.training.run import Run

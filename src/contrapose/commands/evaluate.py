@@ -4,7 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from contrapose.commands.options import Device, RecipeAgain, RunFolder, about_images, others
+from contrapose.commands.options import (
+    Device,
+    Ranks,
+    RecipeAgain,
+    RunFolder,
+    about_images,
+    others,
+    start_ranks,
+)
 
 
 @about_images
@@ -19,18 +27,23 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     recipe: RecipeAgain = None,
+    ranks: Ranks = None,
     *,
     how: dict[str, Any],
 ) -> None:
-    """Measure RUN with labels: nearest neighbours and linear probes, with intervals."""
+    """Measure RUN with labels: nearest neighbours and linear probes, with intervals.
+
+    On many GPUs, or several machines: torchrun --nproc-per-node 8 -m contrapose evaluate RUN
+    """
+    start_ranks(ranks)
     from contrapose import explain
     from contrapose.commands.console import print_scores, working
-    from contrapose.training.run import Run
+    from contrapose.processes import launched
 
-    opened = Run.open(run)
-    with working("opening the images"):
-        subject = explain.Subject.open(opened, others(data, how), device, recipe)
-    with working("evaluating"):
-        scores = explain.evaluate(subject, protocol=protocol)
+    with launched(device):
+        with working("opening the images"):
+            subject = explain.Subject.open(run, others(data, how), device, recipe)
+        with working("evaluating"):
+            scores = explain.evaluate(subject, protocol=protocol)
     print_scores(scores)
-    typer.echo(f"Written: {opened.path / subject.file('evaluation')}")
+    typer.echo(f"Written: {subject.run.path / subject.file('evaluation')}")

@@ -2,13 +2,15 @@
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from contrapose.errors import UserError
+from contrapose.errors import RanksEnded, UserError
 
 Number = TypeVar("Number", int, float)
 
@@ -20,6 +22,10 @@ EmbeddingLabels = Annotated[
     Path | None, typer.Option("--labels", help="Labels of the rows: .npy or .csv.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Ranks = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that share the work, started on this machine."),
+]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for `train`.")
@@ -93,6 +99,27 @@ def about_images(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = hints | OF_IMAGES
     return run
+
+
+def start_ranks(ranks: int | None) -> None:
+    """Start this command, less --ranks, in so many processes, and end with their exit status.
+
+    With none or one it does nothing: the command runs here.
+    """
+    if ranks is None or ranks == 1:
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise UserError(f"--ranks {ranks}: torchrun has started the processes; leave --ranks out")
+    from contrapose.processes.launch import launch
+
+    kept, arguments = sys.argv[1:], list[str]()
+    while kept:
+        word = kept.pop(0)
+        if word == "--ranks":
+            kept.pop(0)
+        elif not word.startswith("--ranks="):
+            arguments.append(word)
+    raise RanksEnded(launch(ranks, arguments))
 
 
 def others(data: str | None, how: dict[str, Any]) -> Any:

@@ -1,8 +1,6 @@
 """`contrapose train`: an encoder from images, then its evaluation, diagnosis and report."""
 
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contrapose.commands.options import Device, about_images, flag_of, names_of
-from contrapose.errors import Interrupted, UserError, first_of_launched
+from contrapose.commands.options import (
+    Device,
+    Ranks,
+    about_images,
+    flag_of,
+    names_of,
+    start_ranks,
+)
+from contrapose.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from contrapose.commands.console import TrainingProgress
@@ -59,10 +64,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Anything else: --set head.layers=3"),
     ] = None,
-    ranks: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that share every batch, started on this machine."),
-    ] = None,
+    ranks: Ranks = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the backbone.")
     ] = False,
@@ -92,15 +94,15 @@ def train(
         )
     if start is not None and pretrained:
         raise UserError(f"--start {start} and --pretrained: weights come from one place; give one")
-    if ranks is not None and ranks > 1:
-        raise typer.Exit(started(ranks))
+    start_ranks(ranks)
     from contrapose import api
     from contrapose.commands.console import TrainingProgress
+    from contrapose.processes import launched
     from contrapose.training.run import Run
     from contrapose.training.start import PUBLISHED
 
     watching = TrainingProgress()
-    with what_stands_is_said(watching, recipe):
+    with what_stands_is_said(watching, recipe), launched(device):
         with watching:
             if resume is not None:
                 before = Run.open(resume).status()
@@ -117,8 +119,6 @@ def train(
                     device=device, precision=precision or "auto", compiled=compile_,
                     command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
                 )  # fmt: skip
-        if not first_of_launched():
-            return
         if resume is not None and before.get("state") == "finished":
             if run.status().get("step") == before.get("step"):
                 steps = before.get("step")
@@ -130,22 +130,6 @@ def train(
             explain_run(run, device, recipe)
         else:
             typer.echo(f"Trained: {run.path}")
-
-
-def started(ranks: int) -> int:
-    """The exit status of this command, less --ranks, on so many processes of this machine."""
-    if "WORLD_SIZE" in os.environ:
-        raise UserError(f"--ranks {ranks}: torchrun has started the processes; leave --ranks out")
-    from contrapose.processes.launch import launch
-
-    kept, arguments = sys.argv[1:], list[str]()
-    while kept:
-        word = kept.pop(0)
-        if word == "--ranks":
-            kept.pop(0)
-        elif not word.startswith("--ranks="):
-            arguments.append(word)
-    return launch(ranks, arguments)
 
 
 @contextmanager
@@ -167,9 +151,10 @@ def what_stands_is_said(watching: "TrainingProgress", recipe: str | None = None)
 
 
 def explain_run(run: "Run", device: str, recipe: str | None) -> None:
-    """Evaluate and diagnose a trained run, and write its report."""
+    """Evaluate and diagnose a trained run, and write its report; ranks share the work."""
     from contrapose import explain
     from contrapose.commands.console import print_findings, print_scores, working
+    from contrapose.processes import rank_in_force
     from contrapose.report import write_report
 
     with working("opening the images again"):
@@ -181,5 +166,5 @@ def explain_run(run: "Run", device: str, recipe: str | None) -> None:
         found = explain.diagnose(subject)
     print_findings(found["verdict"])
     with working("writing the report"):
-        page = write_report([run.path])
+        page = rank_in_force().first_does(lambda: write_report([run.path]))
     typer.echo(f"Report: {page}")

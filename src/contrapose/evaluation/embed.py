@@ -1,7 +1,7 @@
 """Computing h and z of images, with every module in evaluation mode."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,8 @@ from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, modes_kept
 from contrapose.errors import UserError
 from contrapose.machine import has_float64
+from contrapose.portions import seed_of_step
+from contrapose.processes import Rank, shared
 from contrapose.progress import counted
 
 
@@ -35,6 +37,7 @@ def embed(
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16", "fp64"] = "fp32",
     batch_size: int = 256,
+    me: Rank | None = None,
 ) -> Embedded:
     """h and z of every image, centre-cropped to `size` px, without augmentation.
 
@@ -42,6 +45,9 @@ def embed(
     norm uses its running statistics and does not change them; afterwards modes are restored.
     precision: "bf16" runs the network under autocast; "fp64" runs a copy in float64, so that a row,
     rounded to float32, does not depend on the rest of its batch.
+    me: this process among those that share the images, each of which calls this: whole batches, so
+    that a row is that of one process. In the end all of them hold all rows, 4 N (F + D) bytes each,
+    and for a moment their own share twice.
     Raises UserError for an empty set, and if an output is not finite.
     """
     if len(images) == 0:
@@ -54,10 +60,9 @@ def embed(
     encoder.to(device)
     if precision == "fp64":
         encoder = copy.deepcopy(encoder).double()
-    parts: list[tuple[Tensor, Tensor]] = []
-    with modes_kept(encoder):
-        encoder.eval()
-        batches = torch.split(torch.arange(len(images)), batch_size)
+
+    def rows(batches: Sequence[Tensor]) -> list[Tensor]:
+        parts: list[tuple[Tensor, Tensor]] = []
         for index in counted(batches, f"embedding {len(images):,} images"):
             _assert_evaluating(encoder)
             x = center(images.batch(index).to(device), size)
@@ -65,12 +70,19 @@ def embed(
             with _autocast(device, precision):
                 h, z = encoder(x)
             parts.append((h.float().cpu(), z.float().cpu()))
-    found = Embedded(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return [torch.cat(columns) for columns in zip(*parts, strict=True)]
+
+    with modes_kept(encoder):
+        encoder.eval()
+        batches = torch.split(torch.arange(len(images)), batch_size)
+        found = Embedded(*(me or Rank()).rows_of(batches, rows))
     bad = int((~(found.h.isfinite().all(dim=1) & found.z.isfinite().all(dim=1))).sum())
     if bad:
-        raise UserError(
-            f"embed: {bad} of {len(images)} images of {images.name} have a representation that is "
-            "not finite: the weights diverged, or bf16 overflowed (try precision='fp32')"
+        raise shared(
+            UserError(
+                f"embed: {bad} of {len(images)} images of {images.name} have a representation that "
+                "is not finite: the weights diverged, or bf16 overflowed (try precision='fp32')"
+            )
         )
     return found
 
@@ -86,23 +98,30 @@ def embed_views(
     seed: int = 0,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
+    me: Rank | None = None,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " N"]]:
     """(z or h of n views of each image, view by view; the image that each row shows).
 
-    In evaluation mode, as in `embed`; afterwards modes are restored.
+    In evaluation mode, and shared among processes, as in `embed`; afterwards modes are restored.
+    The views of a batch follow from the seed and the number of the batch.
     """
     which = 0 if features == "h" else 1
     encoder.to(device)
-    generator = torch.Generator(device).manual_seed(seed)
-    rows = []
+    generator = torch.Generator(device)
+
+    def rows(batches: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        found = []
+        for number, index in counted(batches, f"embedding views of {len(images):,} images"):
+            generator.manual_seed(seed_of_step(seed, number))
+            seen = views(policy, images.batch(index).to(device), generator, n=n)
+            found.append(torch.stack([encoder(view)[which].float().cpu() for view in seen], dim=1))
+        return [torch.cat(found)]
+
     with modes_kept(encoder):
         encoder.eval()
         batches = torch.split(torch.arange(len(images)), batch_size)
-        for index in counted(batches, f"embedding views of {len(images):,} images"):
-            seen = views(policy, images.batch(index).to(device), generator, n=n)
-            rows.append(torch.stack([encoder(view)[which].float().cpu() for view in seen]))
-    z = torch.cat(rows, dim=1)
-    return z.flatten(0, 1), torch.arange(len(images)).repeat(n)
+        (z,) = (me or Rank()).rows_of([*enumerate(batches)], rows)
+    return z.transpose(0, 1).flatten(0, 1), torch.arange(len(images)).repeat(n)
 
 
 def _assert_evaluating(encoder: Encoder) -> None:

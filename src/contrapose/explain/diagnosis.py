@@ -41,8 +41,9 @@ def diagnose(
 ) -> dict[str, Any]:
     """{"verdict": findings, "signals": numbers, "duplicates": files} of a run; needs no labels.
 
-    It is computed from up to LOOKED_AT test (or held-out) images and two views of each. Writes
-    diagnosis.json and pictures.npz; for other images than the run's own only diagnosis-NAME.json.
+    It is computed from up to LOOKED_AT test (or held-out) images and two views of each, which
+    processes of torchrun share. Writes diagnosis.json and pictures.npz; for other images than the
+    run's own only diagnosis-NAME.json.
     """
     with written_about(run, images, device, recipe) as subject:
         return _diagnosis(subject)
@@ -52,6 +53,23 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
     shown = sample(subject.test, LOOKED_AT)
     embedded = subject.embed(shown)
     z, group = embed_views(subject, shown)
+    with stage("the encoder before training"):
+        before, _ = embed_views(subject, shown, untrained=True)
+    return subject.me.first_does(lambda: _found(subject, shown, embedded, z, before, group))
+
+
+def _found(
+    subject: Subject,
+    shown: ImageSet,
+    embedded: Embedded,
+    z: Float[Tensor, "N D"],
+    before: Float[Tensor, "N D"],
+    group: Int[Tensor, " N"],
+) -> dict[str, Any]:
+    """The diagnosis by the embeddings of images and views, which is written too.
+
+    before: z of the views by the encoder before training; group: the image that each row shows.
+    """
     # where images are decoded on access, all of them would be decoded for it
     with stage("copies"):
         of_train, of_test = descriptors_of(subject.train), descriptors_of(subject.test)
@@ -59,8 +77,6 @@ def _diagnosis(subject: Subject) -> dict[str, Any]:
         repeats = repeat_signals(subject, of_train, of_test)
     with stage("geometry"):
         signals = signals_of_run(subject, embedded, z, group, shown.label, equal)
-    with stage("the encoder before training"):
-        before, _ = embed_views(subject, shown, untrained=True)
     if subject.recipe.freeze:
         signals["frozen"] = list(subject.recipe.freeze)
     signals |= task_signals(z, before, group, positives_of(subject.recipe, shown))
@@ -202,7 +218,9 @@ def embed_views(
     """(z of the recipe's views of each image, the image that each row shows)."""
     encoder = subject.untrained if untrained else subject.encoder
     recipe, device = subject.recipe, subject.device
-    return views_embedded(encoder, images, recipe.policy, seed=recipe.seed, device=device)
+    return views_embedded(
+        encoder, images, recipe.policy, seed=recipe.seed, device=device, me=subject.me
+    )
 
 
 def positives_of(recipe: Recipe, images: ImageSet) -> Int[Tensor, " B"]:

@@ -14,11 +14,13 @@ from contrapose import api
 from contrapose.data import ImageSet, evenly
 from contrapose.errors import UserError
 from contrapose.evaluation import geometry, probes
+from contrapose.evaluation.embed import Embedded
 from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
 from contrapose.explain.findings import as_json
 from contrapose.explain.reading import read_embeddings
 from contrapose.explain.verdict import verdict_of_embeddings
 from contrapose.files import as_json_bytes, replace_file, replacing
+from contrapose.processes import launched
 from contrapose.training.run import Run
 
 
@@ -79,15 +81,26 @@ def write_embeddings(
     """Write h, z, label and name of every image to .npz or .parquet; returns the images in order.
 
     The column `file` is the path below the folder, `shard.parquet:row` or `array[row]`; `index` is
-    the position among all images of the source, including those that were left out.
+    the position among all images of the source, including those that were left out. Processes of
+    torchrun share the images, and the first one writes.
     """
-    if out.suffix not in (".npz", ".parquet"):
-        raise UserError(f"--out {out}: name a file that ends in .npz or .parquet")
-    if out.exists():
-        raise FileExistsError(f"--out {out} exists and is left as it is; name another file")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
-    embedded, source = api.embed(run, images, split=split, device=device, recipe=recipe)
+
+    def check() -> None:
+        if out.suffix not in (".npz", ".parquet"):
+            raise UserError(f"--out {out}: name a file that ends in .npz or .parquet")
+        if out.exists():
+            raise FileExistsError(f"--out {out} exists and is left as it is; name another file")
+        if not out.parent.is_dir():
+            raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
+
+    with launched(device) as me:
+        me.first_does(check)
+        embedded, source = api.embed(run, images, split=split, device=device, recipe=recipe)
+        me.first_does(lambda: _write(out, embedded, source))
+    return source
+
+
+def _write(out: Path, embedded: Embedded, source: ImageSet) -> None:
     label = torch.full((len(source),), -1) if source.label is None else source.label
     columns = {
         "file": np.array(source.files, np.str_), "index": source.index.numpy(),
@@ -99,7 +112,6 @@ def write_embeddings(
             _write_npz(file, {"classes": np.array(source.classes, np.str_)} | columns)
         else:
             write_parquet(file, columns, source.classes)
-    return source
 
 
 def _write_npz(file: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:

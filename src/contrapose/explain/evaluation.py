@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from contrapose.explain.subject import (
     written_about,
 )
 from contrapose.partials import unknown
+from contrapose.processes import Rank, shared
 from contrapose.progress import counted, stage
 from contrapose.training.run import Run
 
 UNEVEN = 1.5  # times as many images of one class as of another
 PIXELS_FROM = 10_000  # training images of the control that reads raw pixels
+QUERIES = 4096  # images whose neighbours one rank searches at least
 PIXEL_SIDE = 16  # px, side to which that control shrinks colour images (grey ones: 28)
 
 
@@ -49,13 +52,15 @@ def evaluate(
 ) -> list[Score]:
     """Scores of a run's encoder, by labels: kNN and linear probes, and the same of controls.
 
-    Controls are raw pixels, the encoder before training, and the most common class.
+    Controls are raw pixels, the encoder before training, and the most common class. Processes of
+    torchrun share images, neighbours and probes; the numbers are those of one process.
     images: other images than the run's own. protocol: one of PROTOCOLS, whose linear probe by
     gradient descent is measured in addition. Writes evaluation.json and the confusion matrix; for
     other images only evaluation-NAME.json. Without labels the list is empty.
     """
     if protocol is not None and protocol not in PROTOCOLS:
-        raise UserError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
+        words = f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}"
+        raise shared(UserError(words))
     with written_about(run, images, device, recipe) as subject:
         return _evaluation(subject, protocol)
 
@@ -72,7 +77,8 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
         classes = len(train.classes)
         assert train.label is not None and test.label is not None
         if protocol is not None:
-            by = sgd_probe(of_train.h, train.label, PROTOCOLS[protocol], seed=seed)
+            h, label = of_train.h, train.label
+            by = subject.me.first_does(lambda: sgd_probe(h, label, PROTOCOLS[protocol], seed=seed))
             metric = f"linear probe accuracy ({PROTOCOLS[protocol].name}'s SGD)"
             found.append(
                 scores.accuracy(
@@ -82,12 +88,12 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
                 )
             )  # fmt: skip
         if not subject.other:
-            pictures.add(
-                subject.run,
-                classes=np.array(train.classes, dtype=np.str_),
-                confusion=scores.confusion(named, test.label, classes).numpy(),
-                confusion_of=np.array(f"linear probe on h, {split}, {len(test):,} images"),
-            )
+            confusion = {
+                "classes": np.array(train.classes, dtype=np.str_),
+                "confusion": scores.confusion(named, test.label, classes).numpy(),
+                "confusion_of": np.array(f"linear probe on h, {split}, {len(test):,} images"),
+            }
+            subject.me.first_does(lambda: pictures.add(subject.run, **confusion))
     if set(subject.train.features) - {TIME}:
         encoders: list[tuple[Encoder, scores.Features]] = [
             (subject.encoder, "h"),
@@ -97,11 +103,12 @@ def _evaluation(subject: Subject, protocol: str | None) -> list[Score]:
             found += probes_of_features(
                 encoder, sample(subject.train, PIXELS_FROM), subject.test,
                 size=subject.recipe.size, device=subject.device, seed=subject.recipe.seed,
-                split=subject.split, of=features,
+                split=subject.split, of=features, me=subject.me,
             ).values()  # fmt: skip
     if subject.train.labels is not None and subject.test.labels is not None:
         found += _of_several(subject, split)
-    subject.run.write(subject.file("evaluation"), [asdict(score) for score in found])
+    written = [asdict(score) for score in found]
+    subject.me.first_does(lambda: subject.run.write(subject.file("evaluation"), written))
     return found
 
 
@@ -113,7 +120,7 @@ def _score(
     Probes of the controls are fitted on at most PIXELS_FROM training images. If there are more, a
     probe of h is fitted on as many too, for a fair comparison.
     """
-    label, seed = train.label, subject.recipe.seed
+    label, seed, me = train.label, subject.recipe.seed, subject.me
     assert label is not None and test.label is not None
     with stage("h of training and test images"):
         of_train, of_test = subject.embed(train), subject.embed(test)
@@ -124,34 +131,48 @@ def _score(
     linear, beside = "linear probe accuracy", "linear probe accuracy"
     if len(few) < len(train):
         beside += f" from {len(few):,} training images"
-    with stage("h"):
-        learned = _probe(of_train.h, label, seed)
+    with stage(WORDS[UNTRAINED]):
+        before, before_test = (subject.embed(x, untrained=True).h for x in (controls, test))
+    raw, raw_test = pixels(controls, me), pixels(test, me)
+    assert controls.label is not None
+    every: list[tuple[Tensor, Tensor, scores.Features]] = [
+        (of_train.h, label, "h"),
+        (before, controls.label, "untrained h"),
+        (raw, controls.label, "pixels"),
+    ]
+    if beside != linear:
+        every.append((of_train.h[few], controls.label, "h"))
+    learned, of_untrained, of_pixels, *of_few = me.dealt(
+        [partial(_probe, x, of, seed, WORDS.get(name, name)) for x, of, name in every]
+    )
     votes = learned.scores(of_test.h)
+
+    def neighbours(query: Tensor, bank: Tensor) -> Tensor:
+        def some(parts: Sequence[Tensor]) -> list[Tensor]:
+            return [probes.knn(torch.cat([*parts]), bank, label, k=k)]
+
+        return me.rows_of(torch.split(query, QUERIES), some)[0]
+
     rows: list[tuple[Tensor, str, str, scores.Features, str]] = [
         (votes, linear, learned.protocol, "h", learned.chosen),
-        (probes.knn(of_test.h, of_train.h, label, k=k), "kNN accuracy", vote, "h", ""),
-        (probes.knn(of_test.z, of_train.z, label, k=k), "kNN accuracy", vote, "z", ""),
+        (neighbours(of_test.h, of_train.h), "kNN accuracy", vote, "h", ""),
+        (neighbours(of_test.z, of_train.z), "kNN accuracy", vote, "z", ""),
     ]
 
     if (own := _own_classifier(subject, of_test, train.classes)) is not None:
         said = "the classifier that training fitted on h"
         rows.insert(1, (own, CLASSIFIER, said, "h", ""))
 
-    def control(
-        x: Tensor, x_test: Tensor, features: scores.Features, what: str
-    ) -> tuple[Tensor, str, str, scores.Features, str]:
-        assert controls.label is not None
-        with stage(WORDS.get(features, features)):
-            probe = _probe(x, controls.label, seed)
-        return probe.scores(x_test), beside, probe.protocol + what, features, probe.chosen
-
-    if beside != linear:
-        rows.append(control(of_train.h[few], of_test.h, "h", ""))
-    with stage(WORDS[UNTRAINED]):
-        before, before_test = (subject.embed(x, untrained=True).h for x in (controls, test))
-    rows.append(control(before, before_test, "untrained h", "; control: the weights at the start"))
     shrunk = f"; control: raw pixels, {train.shown} x {_side(train)} x {_side(train)}"
-    rows.append(control(pixels(controls), pixels(test), "pixels", shrunk))
+    the_start = "; control: the weights at the start"
+    by: list[tuple[probes.LinearProbe, Tensor, scores.Features, str]] = [
+        *((probe, of_test.h, "h", "") for probe in of_few),
+        (of_untrained, before_test, "untrained h", the_start),
+        (of_pixels, raw_test, "pixels", shrunk),
+    ]
+    for probe, x_test, features, what in by:
+        told = probe.scores(x_test), beside, probe.protocol + what, features, probe.chosen
+        rows.append(told)
     always = _always(label, test.label)
     rows.append((always, "most common class accuracy", "no features", "none", ""))
     found = [
@@ -201,12 +222,14 @@ def _of_several(subject: Subject, split: str) -> list[Score]:
     features: list[tuple[Tensor, Tensor, scores.Features]] = [
         (subject.embed(few).h, subject.embed(test).h, "h"),
         (*(subject.embed(x, untrained=True).h for x in (few, test)), "untrained h"),  # type: ignore[list-item]
-        (pixels(few), pixels(test), "pixels"),
+        (pixels(few, subject.me), pixels(test, subject.me), "pixels"),
     ]
-    found = [
-        mean_average_precision(x, given, x_test, wanted, features=name, **told)
-        for x, x_test, name in features
-    ]
+    found = subject.me.dealt(
+        [
+            partial(mean_average_precision, x, given, x_test, wanted, features=name, **told)
+            for x, x_test, name in features
+        ]
+    )
     return [s for s in (*found, prevalence(wanted, **told)) if s is not None]
 
 
@@ -232,20 +255,22 @@ def _always(label: Int[Tensor, " N"], test_label: Int[Tensor, " M"]) -> Float[Te
     return torch.bincount(label).double().expand(len(test_label), -1)
 
 
-def _probe(x: Tensor, label: Tensor, seed: int) -> probes.LinearProbe:
+def _probe(x: Tensor, label: Tensor, seed: int, words: str) -> probes.LinearProbe:
     """A linear probe, with a fixed l2 if a class has a single image and none can be held out."""
     single = int(torch.unique(label, return_counts=True)[1].min()) < 2
-    return probes.linear_probe(x, label, seed=seed, l2=1.0 if single else probes.DECADES)
+    with stage(words):
+        return probes.linear_probe(x, label, seed=seed, l2=1.0 if single else probes.DECADES)
 
 
-def pixels(images: ImageSet) -> Float[Tensor, "N P"]:
-    """Raw pixels as features, the control without any encoder."""
+def pixels(images: ImageSet, me: Rank | None = None) -> Float[Tensor, "N P"]:
+    """Raw pixels as features, the control without any encoder; me: as for `embed`."""
     side = _side(images)
-    parts: Sequence[Tensor] = [
-        center(images.batch(index)[:, : images.shown], side).flatten(1).cpu()
-        for index in counted(torch.split(torch.arange(len(images)), 1024), "raw pixels")
-    ]
-    return torch.cat(list(parts))
+
+    def rows(batches: Sequence[Tensor]) -> list[Tensor]:
+        read = (images.batch(index) for index in counted(batches, "raw pixels"))
+        return [torch.cat([center(x[:, : images.shown], side).flatten(1).cpu() for x in read])]
+
+    return (me or Rank()).rows_of(torch.split(torch.arange(len(images)), 1024), rows)[0]
 
 
 def _side(images: ImageSet) -> int:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from contrapose.encoders import Encoder, read_weights
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.machine import choose_device
+from contrapose.processes import Rank, launched, rank_in_force
+from contrapose.training.parallel import check_same
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import START_FILE, Run
 
@@ -32,6 +34,7 @@ class Subject:
     split: str
     device: str
     other: str = ""  # name of the images, where they are another set than the run's own
+    me: Rank = field(default_factory=Rank)  # this process among those that share the work
 
     @classmethod
     def open(
@@ -41,9 +44,23 @@ class Subject:
         device: str = "auto",
         recipe: Any = None,
     ) -> "Subject":
-        """The subject of a run; a subject is returned as it is."""
+        """The subject of a run; a subject is returned as it is.
+
+        Within `launched` all ranks call this, and share the work from here on. Raises UserError
+        where they see different images or weights.
+        """
         if isinstance(run, Subject):
             return run
+        me = rank_in_force()
+        device = me.device if me.world > 1 else choose_device(device)
+        found = me.all_do(lambda: cls._opened(run, images, device, recipe, me))
+        check_same(me, found.train, found.test, encoder=found.encoder)
+        return found
+
+    @classmethod
+    def _opened(
+        cls, run: Run | Path | str, images: Any, device: str, recipe: Any, me: Rank
+    ) -> "Subject":
         run = run if isinstance(run, Run) else Run.open(run)
         code = None if recipe is None else recipes.module(recipe)
         encoder = Encoder.load(run.path, code)
@@ -51,7 +68,7 @@ class Subject:
         chosen = run.recipe(code)
         own = images is None or not split.startswith(f"{train.name}, ")
         other = "" if own else train.name
-        return cls(run, chosen, encoder, train, test, split, choose_device(device), other)
+        return cls(run, chosen, encoder, train, test, split, device, other, me)
 
     def file(self, kind: str) -> str:
         """The file name: KIND.json for the run's own images, KIND-NAME.json for others."""
@@ -61,7 +78,7 @@ class Subject:
     def embed(self, images: ImageSet, *, untrained: bool = False) -> Embedded:
         """h and z of the images, by the run's encoder or by the encoder before training."""
         encoder = self.untrained if untrained else self.encoder
-        return embed_images(encoder, images, size=self.recipe.size, device=self.device)
+        return embed_images(encoder, images, size=self.recipe.size, device=self.device, me=self.me)
 
     @cached_property
     def untrained(self) -> Encoder:
@@ -80,11 +97,15 @@ class Subject:
 def written_about(
     run: Subject | Run | Path | str, images: Any, device: str, recipe: Any
 ) -> Iterator[Subject]:
-    """A context with the subject of a run, whose folder is locked for writing results into it."""
-    folder = run.run if isinstance(run, Subject) else run
-    folder = folder if isinstance(folder, Run) else Run.open(folder)
-    with folder.locked():
-        yield Subject.open(run, images, device, recipe)
+    """A context with the subject of a run, whose folder is locked for writing results into it.
+
+    All ranks of `launched` enter it; the first one holds the lock, and is to write.
+    """
+    with launched(device) as me:
+        folder = run.run if isinstance(run, Subject) else run
+        found = folder if isinstance(folder, Run) else me.all_do(lambda: Run.open(folder))
+        with me.first_holds(found.locked()):
+            yield Subject.open(run, images, device, recipe)
 
 
 def with_labels(images: ImageSet) -> ImageSet | None:

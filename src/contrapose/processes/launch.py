@@ -1,4 +1,4 @@
-"""`--ranks N`: torchrun's agent, which starts the processes of a training on this machine."""
+"""`--ranks N`: torchrun's agent, which starts processes of a command on this machine."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ LAST_STEP = 600  # seconds in which ranks end their step and save it, after Ctrl
 
 
 def launch(ranks: int, arguments: Sequence[str]) -> int:
-    """Run `contrapose ARGUMENTS` in so many processes that share a training; its exit status.
+    """Run `contrapose ARGUMENTS` in so many processes that share its work; its exit status.
 
     Each has its part of the cores, unless OMP_NUM_THREADS says otherwise. The ranks say themselves
     what went wrong with one of them.

@@ -14,9 +14,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -38,16 +40,17 @@ TRAINING_JOINING = 300  # until all ranks of a training are there; CONTRAPOSE_JO
 TRAINING_ANSWERING = 3600  # while one writes a checkpoint the others wait; the pulse watches
 
 T = TypeVar("T")
+Piece = TypeVar("Piece")
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those that share a batch: its number, their count, its device."""
+    """This process among those that share work: its number, their count, its device."""
 
-    rank: int
-    world: int
-    device: str
-    groups: "Groups"
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    groups: "Groups" = field(default_factory=lambda: {1: None})
     gets_on: Callable[[], None] = lambda: None  # to be called after each piece of work
     lost: Callable[[], str | None] = lambda: None  # what went wrong with the other processes
     pulse: Pulse | None = None
@@ -102,6 +105,44 @@ class Rank:
         if len(failed) < self.world or len({str(of) for _, of, _ in failed}) > 1:
             of.args = (f"rank {rank} on {host}: {of}",)
         raise shared(of) from error
+
+    @contextlib.contextmanager
+    def first_holds(self, context: AbstractContextManager[Any]) -> Iterator[None]:
+        """The context on the first process, for all; an error as it begins is raised on all."""
+        with contextlib.ExitStack() as stack:
+            self.first_does(lambda: stack.enter_context(context) and None)
+            yield
+
+    def dealt(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of the works returns, on all processes; each is done by one, in turn."""
+        mine = self.all_do(lambda: [work() for work in works[self.rank :: self.world]])
+        found = self.every(mine)
+        return [found[k % self.world][k // self.world] for k in range(len(works))]
+
+    def rows_of(
+        self, pieces: Sequence[Piece], work: Callable[[Sequence[Piece]], Sequence[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """The rows that `work` makes of the pieces, in their order, on all processes.
+
+        work: some of the pieces -> tensors on the CPU, whose rows are those of the pieces one after
+        the other. Each process works on as many pieces in a row as the others, or one more, maybe
+        on none. In the end every process holds all rows, and for a moment its own ones twice.
+        """
+        if self.world == 1:
+            return list(work(pieces))
+        first, last = (len(pieces) * k // self.world for k in (self.rank, self.rank + 1))
+        mine = self.all_do(lambda: list(work(pieces[first:last])) if last > first else [])
+        shapes = self.every([(tuple(x.shape), x.dtype) for x in mine])
+        whole = []
+        for k, (shape, kind) in enumerate(next(filter(None, shapes))):
+            sizes = [made[k][0][0] if made else 0 for made in shapes]
+            whole.append(torch.empty(sum(sizes), *shape[1:], dtype=kind))
+            for rank, part in enumerate(torch.split(whole[k], sizes)):
+                if rank == self.rank and mine:
+                    part.copy_(mine[k])
+                if len(part):
+                    dist.broadcast(part, src=rank, group=self.group)
+        return whole
 
     def every(self, x: T) -> list[T]:
         """The x of every process, in order of rank, on all of them."""
@@ -195,6 +236,11 @@ def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> 
                 yield Rank(0, len(devices), devices[0], groups, watch.gets_on, watch.lost)
 
 
+def rank_in_force() -> Rank:
+    """This process among those that share what is being done (`launched`); else alone."""
+    return _in_force.get() or Rank()
+
+
 def is_launched() -> bool:
     """True if torchrun, or a launcher like it, started this process among several."""
     named = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
@@ -208,7 +254,7 @@ def restarted() -> bool:
 
 @contextlib.contextmanager
 def launched(device: str) -> Iterator[Rank]:
-    """A context with this process among those that torchrun started for a training; else alone.
+    """A context with this process among those that torchrun started to share work; else alone.
 
     device: `auto` is one GPU for each process if there are any, else the CPU. Raises UserError
     for a device, a library of collectives or a process that is not there, and ChildProcessError
@@ -218,7 +264,7 @@ def launched(device: str) -> Iterator[Rank]:
         yield rank
         return
     if not is_launched():
-        yield Rank(0, 1, choose_device(device), {1: None})
+        yield Rank(device=choose_device(device))
         return
     rank_, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     where = _device_of(device, world)
@@ -237,8 +283,7 @@ def launched(device: str) -> Iterator[Rank]:
                 "CONTRAPOSE_JOIN_SECONDS sets another time"
             )
             raise _of_rank(rank_, why) from error
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        pulse = joined.enter_context(Pulse(rank_, world, f"contrapose/{attempt}"))
+        pulse = joined.enter_context(Pulse(rank_, world, f"contrapose/{_name_of_meeting()}"))
         me = Rank(rank_, world, where, groups, lost=pulse.lost, pulse=pulse)
         joined.enter_context(me.in_force())
         with _losses_named(me, pulse):
@@ -381,9 +426,8 @@ def _joined(
     limit = datetime.timedelta(seconds=joining)
     how: dict[str, Any] = {"init_method": store}
     if store == "env://":  # torchrun keeps its store over restarts, with addresses of the dead
-        found = next(dist.rendezvous(store, rank, world, timeout=limit))  # type: ignore[attr-defined]
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        how = {"store": dist.PrefixStore(f"attempt-{attempt}", found[0])}  # type: ignore[attr-defined]
+        kept = _kept_store(rank, world, joining)
+        how = {"store": dist.PrefixStore(_name_of_meeting(), kept)}  # type: ignore[attr-defined]
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         rank=rank,
@@ -400,3 +444,21 @@ def _joined(
         yield groups
     finally:
         dist.destroy_process_group()
+
+
+@cache
+def _kept_store(rank: int, world: int, seconds: int) -> Any:
+    """The key-value store at MASTER_ADDR, which stays open as long as this process lives."""
+    limit = datetime.timedelta(seconds=seconds)
+    return next(dist.rendezvous("env://", rank, world, timeout=limit))[0]  # type: ignore[attr-defined]
+
+
+def _name_of_meeting() -> str:
+    """A name for what the ranks keep in the store: another one each time, the same on all ranks.
+
+    The store outlives a restart by torchrun, and a group that has ended.
+    """
+    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_meetings)}"
+
+
+_meetings = count()

@@ -5,7 +5,6 @@ image). So on a CPU a resumed run continues bit for bit, also in the middle of a
 """
 
 import contextlib
-import hashlib
 import math
 import time
 import warnings
@@ -23,6 +22,7 @@ from contrapose.data import ImageSet, Prefetch
 from contrapose.encoders import Encoder, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
+from contrapose.portions import seed_of_step
 from contrapose.processes import Rank, shared
 from contrapose.training.batches import Batches, Drawn, drawn
 from contrapose.training.batchnorm import estimate_statistics, fewest_updates
@@ -105,7 +105,7 @@ def fit(
     ranks in the same step.
     """
     check(recipe, images)
-    me = Rank(0, 1, device, {1: None}) if me is None else me
+    me = Rank(device=device) if me is None else me
     training = _Training(recipe, images, run, encoder, device, bf16, me)
     if training.done:
         return
@@ -363,9 +363,8 @@ class _Training:
             clock["lr"] = self.lr * factor
             if not isinstance(self.batches, Drawn):
                 clock["part_size"] = float(self.batches.size or len(whole))
-            row = self.me.first_does(
-                lambda: clock | step_signals(seen, self.objective) | self._knn()
-            )
+            knn = self._knn()
+            row = self.me.first_does(lambda: clock | step_signals(seen, self.objective) | knn)
         self.objective.update(self.encoder, seen.compared)
         if row is not None:
             self.me.first_does(partial(self.run.append_metrics, row))
@@ -503,7 +502,7 @@ class _Training:
         due = self.at % max(1, self.steps // KNN_TIMES) == 0 or self.at == self.steps
         if not due or self.images.label is None or int((self.images.label >= 0).sum()) < 2:
             return {}
-        found = online_knn(self.encoder, self.images, self.recipe, self.device, self.bf16)
+        found = online_knn(self.encoder, self.images, self.recipe, self.device, self.bf16, self.me)
         self.encoder.train()
         return {"knn": found}
 
@@ -511,15 +510,6 @@ class _Training:
 def steps_of(recipe: Recipe, images: int) -> int:
     """Steps of one stage: whole batches of each epoch, one step at least."""
     return max(1, math.floor(images // recipe.batch_size * recipe.epochs))
-
-
-def seed_of_step(seed: int, step: int) -> int:
-    """The seed of all that is drawn in a step: another one in every step of a run.
-
-    Of a generator's seed a CPU uses the lower 32 bits, in which steps of one run differ too.
-    """
-    mixed = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=7).digest()
-    return int.from_bytes(mixed, "little") + step
 
 
 def part_of(size: int | None, images: int) -> Int[Tensor, " B"] | None:

@@ -8,6 +8,7 @@ batches, signals) takes in the rows of the whole batch, gathered in the order of
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 
 import torch
 from jaxtyping import Shaped
@@ -22,7 +23,7 @@ from contrapose.keys import chunked
 from contrapose.losses.checks import LONGEST
 from contrapose.partials import describe
 from contrapose.portions import Portion, portion_of_batch
-from contrapose.processes import Rank
+from contrapose.processes import Rank, shared
 from contrapose.similarity import across, gather_rows
 from contrapose.training.batches import drawn
 from contrapose.training.global_batchnorm import over_ranks
@@ -139,6 +140,25 @@ def training_of(encoder: Encoder, recipe: Recipe, me: Rank) -> Alone:
     return Alone(encoder, recipe) if me.world == 1 else Together(encoder, recipe, me)
 
 
+def check_same(me: Rank, *images: ImageSet, encoder: Encoder | None = None) -> None:
+    """UserError, on all ranks, where they see other images or weights than each other."""
+    if me.world == 1:
+        return
+    seen = [("images", of.name, of.fingerprint) for of in images]
+    if encoder is not None:
+        seen.append(("weights", "the encoder", sha256(encoder.to_bytes()).hexdigest()[:16]))
+    for kind, name, mine in seen:
+        every = me.every(mine)
+        others = [f"{of} on rank {rank}" for rank, of in enumerate(every) if of != every[0]]
+        if others:
+            raise shared(
+                UserError(
+                    f"the ranks see different {kind}: those of {name} have fingerprint "
+                    f"{every[0]} on rank 0 and {', '.join(others)}; give all of them the same files"
+                )
+            )
+
+
 def check_ranks(recipe: Recipe, images: ImageSet, me: Rank) -> None:
     """UserError for a run that so many ranks cannot share, or of which they see different things.
 
@@ -147,16 +167,11 @@ def check_ranks(recipe: Recipe, images: ImageSet, me: Rank) -> None:
     """
     if me.world == 1:
         return
-    recipes, seen = me.every(describe(recipe)), me.every(images.fingerprint)
+    check_same(me, images)
+    recipes = me.every(describe(recipe))
     by_itself = me.first_does(lambda: _draws_by_itself(recipe.policy, recipe, images))
 
     def refuse() -> None:
-        others = [f"{of} on rank {rank}" for rank, of in enumerate(seen) if of != seen[0]]
-        if others:
-            raise UserError(
-                f"the ranks see different images: those of {images.name} have fingerprint "
-                f"{seen[0]} on rank 0 and {', '.join(others)}; give all of them the same files"
-            )
         kinds = (recipe.batches or drawn)(len(images), recipe.batch_size).possible_sizes(recipe)
         whole = [stage.batch_size for stage in stages_of(recipe)]
         least = min(whole + [recipe.batch_size // size * size for size in kinds])

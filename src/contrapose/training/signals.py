@@ -15,6 +15,7 @@ from contrapose.evaluation.embed import embed
 from contrapose.keys.contrast import Contrast, Grouped, Matched
 from contrapose.losses.temperature import Similarities, effective_negatives, temperature_in_force
 from contrapose.machine import has_float64, on_cpu
+from contrapose.processes import Rank
 from contrapose.similarity import Pairs, paired, positive_similarity, topk
 from contrapose.training.recipe import Recipe
 
@@ -129,15 +130,18 @@ def _own(
 
 
 def online_knn(
-    encoder: Encoder, images: ImageSet, recipe: Recipe, device: str, bf16: bool
+    encoder: Encoder, images: ImageSet, recipe: Recipe, device: str, bf16: bool, me: Rank
 ) -> float:
-    """kNN accuracy (k = 20) of WATCHED training images, each classified by the others."""
+    """kNN accuracy (k = 20) of WATCHED training images, each classified by the others.
+
+    me: this process among those that share the images, each of which calls this.
+    """
     assert images.label is not None
     known = torch.nonzero(images.label >= 0).flatten()
     chosen = known[evenly(len(known), WATCHED)]
     watched = images.subset(chosen)
     precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
-    h = embed(encoder, watched, size=recipe.size, device=device, precision=precision).h
+    h = embed(encoder, watched, size=recipe.size, device=device, precision=precision, me=me).h
     assert watched.label is not None
     k = min(20, probes.most_neighbours(watched.label, True))
     scores = probes.knn(h, h, watched.label, k=k, leave_one_out=True)
