@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contrapose.experiments.form import Results, Verdict, worded
@@ -52,16 +52,17 @@ def above(
     *,
     by: float = 0.0,
     measure: str = "accuracy",
+    counted: str = "n_test",
 ) -> Verdict:
     """Whether an accuracy is higher here than there by more than `by`, beyond the noise of test
-    images and seeds."""
+    images and seeds. counted: the measure that says how many images it is of."""
     for facts in (here, there):
         if not results.where(**facts).rows:
             return Verdict.not_tested(f"no result at {worded(facts)}")
     one, two = (results.by_seed(measure, **facts) for facts in (here, there))
     if not (one.keys() & two.keys()):
         return Verdict.not_tested(f"no seed has {measure} at both")
-    n = results.mean("n_test", **here)
+    n = results.mean(counted, **here)
     gap, error = difference(one, two, n)
     means = [statistics.fmean(side.values()) for side in (one, two)]
     words = (
@@ -69,6 +70,14 @@ def above(
         f"{len(one)} seed{'s' * (len(one) != 1)}, n = {n:,.0f}"
     )
     return decided(gap - by, error, words)
+
+
+def best(results: Results, *, by: str, over: Sequence[str], **at: Any) -> dict[str, Any] | None:
+    """The facts of the setting with the highest mean of `by` over seeds, among the results at
+    these facts that differ in the facts `over`; None without a result."""
+    settings = {tuple(row[name] for name in over) for row in results.where(**at).rows}
+    found = [at | dict(zip(over, values, strict=True)) for values in sorted(settings)]
+    return max(found, key=lambda facts: results.mean(by, **facts), default=None)
 
 
 def _short(facts: Mapping[str, Any]) -> str:

@@ -15,12 +15,13 @@ from contrapose.training.recipe import Recipe
 
 
 def recipe(size: int, channels: int) -> Recipe:
-    """Cross-entropy's setting with a margin m = 2, half blended with the plain softmax.
+    """Cross-entropy's setting with a margin m = 2, blended with 30 parts of the plain softmax.
 
-    The blend stays as it is, where the paper lets it fall during training.
+    The blend stays as it is, where the paper lets it fall during training. With a
+    blend of 1 from the start, a small network on CIFAR-10 shrank every vector and learned nothing.
     """
     return replace(
         cross_entropy.recipe(size, channels),
         name="max_margin",
-        loss=partial(large_margin_softmax, m=2, blend=1.0),
+        loss=partial(large_margin_softmax, m=2, blend=30.0),
     )

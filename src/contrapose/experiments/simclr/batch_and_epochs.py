@@ -21,7 +21,7 @@ LINEAR, ROOT = "linear", "square root"
 BATCHES = {
     "smoke": (32, 64), "cpu": (32, 128, 512), "paper": (256, 512, 1024, 2048, 4096, 8192),
 }  # fmt: skip
-LONGER = {"smoke": (1.0,), "cpu": (0.5, 1.0, 2.0), "paper": (1.0, 2.0, 4.0, 8.0)}  # times epochs
+LONGER = {"smoke": (1.0,), "cpu": (1.0, 2.0, 4.0), "paper": (1.0, 2.0, 4.0, 8.0)}  # times epochs
 EQUAL = {"smoke": 64, "cpu": 512, "paper": 4096}  # the batch at which both rules give one rate
 RATE = {"smoke": 1.6, "cpu": 4.5, "paper": 4.8}  # that rate, of LARS
 PUBLISHED = {  # linear / square root by epochs

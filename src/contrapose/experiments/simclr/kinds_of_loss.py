@@ -14,7 +14,7 @@ from contrapose import losses
 from contrapose.experiments.charts import Chart, Trace, chart
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Published, Results, Verdict
-from contrapose.experiments.noise import above
+from contrapose.experiments.noise import above, best
 from contrapose.experiments.simclr.protocol import MEASURES, SCALES, job
 
 NT_XENT, LOGISTIC, MARGIN = "NT-Xent", "NT-Logistic", "margin"
@@ -61,15 +61,10 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     return found
 
 
-def tuned(results: Results, loss: str) -> dict[str, Any] | None:
-    """The facts of the best setting of a loss, by the mean test accuracy over seeds."""
-    settings = {(row["value"], row["rate"]) for row in results.where(loss=loss).rows}
-    at = [{"loss": loss, "value": value, "rate": rate} for value, rate in sorted(settings)]
-    return max(at, key=lambda facts: results.mean("accuracy", **facts), default=None)
-
-
 def _best_above(results: Results, here: str, there: str) -> Verdict:
-    one, two = tuned(results, here), tuned(results, there)
+    one, two = (
+        best(results, by="accuracy", over=("value", "rate"), loss=loss) for loss in (here, there)
+    )
     if one is None or two is None or results.missing:
         return Verdict.not_tested(f"{len(results.missing)} runs are missing")
     return above(results, one, two)

@@ -51,9 +51,11 @@ SCALES = {
         data="digits", images=256, tested=128, width=16, epochs=2, tau=0.2,
         changes=ADAMW | {"batch_size": 64, "lr": 2e-3, "warmup": 0.2},
     ),
+    # ten epochs of batch 64 teach this network nearly what 20 of batch 128 do (0.420 and 0.432;
+    # untrained 0.307), at 8e-3, the best of rates from 5e-4 up, and tau 0.2 of 0.1, 0.2 and 0.5
     "cpu": Scale(
-        data="cifar10", size=16, images=5000, tested=10_000, width=64, epochs=20, tau=0.2,
-        changes=ADAMW | {"batch_size": 128, "lr": 2e-3, "warmup": 2.0},
+        data="cifar10", size=16, images=5000, tested=10_000, width=64, epochs=10, tau=0.2,
+        changes=ADAMW | {"batch_size": 64, "lr": 8e-3, "warmup": 1.0},
     ),
     "paper": Scale(data="imagenet", size=224, changes={"batch_size": 4096}),
 }  # fmt: skip

@@ -25,17 +25,21 @@ from contrapose.experiments.supervised.protocol import (
 
 BATCHES = {"smoke": (32, 64), "cpu": (32, 128, 512), "paper": (256, 512, 1024, 2048, 4096)}
 EPOCHS = {"smoke": (0.5, 1.0), "cpu": (0.5, 1.0, 2.0), "paper": (0.1, 0.2, 0.5, 1.0)}  # times
-TAUS = {"smoke": (0.1, 0.5), "cpu": (0.05, 0.1, 0.2, 0.5), "paper": (0.05, 0.07, 0.1, 0.2, 0.5, 1)}
+TAUS = {
+    "smoke": (0.1, 0.5),
+    "cpu": (0.05, 0.1, 0.2, 0.5, 1.0),
+    "paper": (0.05, 0.07, 0.1, 0.2, 0.5, 1),
+}
 METHODS = (SUPCON, CROSS_ENTROPY)
 
 
 def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     found = {}
-    own = int(SCALES[scale].changes["batch_size"])
+    own, middle = int(SCALES[scale].changes["batch_size"]), SCALES[scale].taus.get(SUPCON, TAU)
     for seed in seeds:
         for method in METHODS:
-            settings = [(batch, 1.0, TAU) for batch in BATCHES[scale]]
-            settings += [(own, times, TAU) for times in EPOCHS[scale]]
+            settings = [(batch, 1.0, middle) for batch in BATCHES[scale]]
+            settings += [(own, times, middle) for times in EPOCHS[scale]]
             settings += [(own, 1.0, tau) for tau in TAUS[scale] if method == SUPCON]
             for batch, times, tau in settings:
                 facts: dict[str, Any] = {"batch": batch, "epochs": times, "tau": tau}
@@ -49,10 +53,10 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 def _base(results: Results, but: str) -> dict[str, Any]:
     """The facts of the setting that everything is around, without one of them."""
-    taus = [t for t in results.column("tau") if t == TAU]
-    counts = {b: len(results.where(batch=b).rows) for b in results.column("batch")}
-    base = {"batch": max(counts, key=lambda b: counts[b], default=None), "epochs": 1.0}
-    base |= {"tau": taus[0] if taus else TAU}
+    base: dict[str, Any] = {"epochs": 1.0}
+    for name in ("batch", "tau"):
+        counts = {v: len(results.where(**{name: v}).rows) for v in results.column(name)}
+        base[name] = max(counts, key=lambda v: counts[v], default=None)
     return {name: value for name, value in base.items() if name != but}
 
 

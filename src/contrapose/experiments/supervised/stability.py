@@ -18,6 +18,7 @@ from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results,
 from contrapose.experiments.supervised.protocol import (
     CROSS_ENTROPY,
     MEASURES,
+    SCALES,
     SUPCON,
     above,
     job,
@@ -44,11 +45,12 @@ AS_IT_IS = "as it is"
 
 def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     found = []
+    rate = float(SCALES[scale].changes["lr"])
     for seed in seeds:
         for method in (SUPCON, CROSS_ENTROPY):
             make = partial(_one, scale, seed, method)
             found.append(make(AS_IT_IS))
-            found += [make(f"rate x{r:g}", changes={"lr": 2e-3 * r}) for r in RATES]
+            found += [make(f"rate x{r:g}", changes={"lr": rate * r}) for r in RATES]
             if scale == "smoke":
                 continue  # glyphs have no colours to change
             found += [make(name, changes=changes) for name, changes in OPTIMISERS.items()]
