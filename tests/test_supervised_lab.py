@@ -86,7 +86,7 @@ def test_a_verdict_is_decided_beyond_the_noise_alone():
 def test_more_positives_level_off():
     def of(*values):
         rows = [
-            row(positives=k, accuracy=v, method=SUPCON)
+            row(positives=k, accuracy=v, method=SUPCON, tau=0.1)
             for k, v in zip(positives.KEPT, values, strict=True)
         ]
         return [claim.test(Results(rows=rows)).holds for claim in positives.EXPERIMENT.claims]
@@ -94,6 +94,20 @@ def test_more_positives_level_off():
     assert of(0.69, 0.76, 0.78, 0.784, 0.783, 0.785) == [True, True]
     assert of(0.78, 0.76, 0.70, 0.69, 0.69, 0.69)[0] is False
     assert of(0.50, 0.51, 0.52, 0.55, 0.6, 0.7)[1] is False
+
+
+def test_methods_are_compared_at_values_chosen_on_other_images():
+    def of(*settings):
+        rows = [
+            row(method=m, epochs=e, value=v, tuning=t, accuracy=a, n_judged=8000)
+            for m, e, v, t, a in settings
+        ]
+        return methods.over_simclr(Results(rows=rows))
+
+    simclr = (SIMCLR, 1.0, 0.1, 0.5, 0.5)
+    lucky = of(simclr, (SUPCON, 1.0, 0.1, 0.6, 0.4), (SUPCON, 1.0, 0.5, 0.5, 0.9))
+    assert lucky.holds is False and "n = 8,000" in lucky.evidence
+    assert of(simclr, (SUPCON, 1.0, 0.1, 0.6, 0.6), (SUPCON, 1.0, 0.5, 0.5, 0.4)).holds is True
 
 
 def test_a_smaller_spread_and_a_tuned_rate_are_told():
@@ -135,7 +149,8 @@ def test_few_labels_are_those_that_the_probe_knows(tmp_path):
 
 def test_a_classifier_is_judged_beside_a_probe_and_under_corruptions(tmp_path):
     jobs = {job.name: job for job in methods.jobs("smoke", (0,))}
-    found = jobs["joint-seed0"].call(tmp_path / "run")
+    found = jobs["joint-0.1-seed0"].call(tmp_path / "run")
+    assert found["n_judged"] == 102 and found["tuning"] == round(found["tuning"] * 26) / 26
     assert found["accuracy"] == found["classifier"] != found["probe"]
     assert len(found["accuracy_by_severity"]) == 5
     assert found["accuracy_by_severity"][0] > found["accuracy_by_severity"][-1] - 0.05

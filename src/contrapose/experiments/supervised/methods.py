@@ -59,11 +59,8 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
                 for value in values[: TRIED[scale]]:
                     facts = {"epochs": epochs, "value": value}
                     name = f"{method}-{value:g}" + "-twice" * (epochs == 2.0)
-                    found.append(
-                        make(
-                            name=name, facts=facts, method=method, epochs=epochs, **{option: value}
-                        )
-                    )
+                    own: dict[str, Any] = {option: value}
+                    found.append(make(name=name, facts=facts, method=method, epochs=epochs, **own))
     return found
 
 

@@ -213,7 +213,7 @@ def classified(of: Trained, *, labels: int | None = None, tuned: bool = False) -
             logits["classifier"] = of.encoder.logits(h)
     own = [*logits][-1]
     tuning, judged = shares(of) if tuned else (None, torch.arange(len(wanted)))
-    found = {}
+    found: dict[str, float] = {}
     for name, scores in logits.items():
         found |= _judged(name, scores[judged], wanted[judged])
     found |= {"accuracy": found[own], "ece": found[f"{own}_ece"]}
