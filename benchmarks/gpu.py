@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from contrapose import adapt, losses
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet, Prefetch, open_images
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, fastest_layout
 from contrapose.machine import synchronize
 from contrapose.recipes import recipe_for
 from contrapose.similarity import products
@@ -224,7 +224,7 @@ class Bench:
     def network(self, recipe: Recipe, images: ImageSet) -> Encoder:
         torch.manual_seed(0)
         network: Encoder = adapt.build(recipe, images)
-        return network.to(self.device).to(memory_format=torch.channels_last).train()
+        return fastest_layout(network.to(self.device), recipe.size, bf16=True).train()
 
     def flops(self, network: Encoder, recipe: Recipe, image: Tensor) -> float:
         """Of forward and backward passes of two views of the batch, counted on a few images."""

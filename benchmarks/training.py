@@ -122,6 +122,8 @@ def ours(bf16: bool, device: str, steps: int, batch_size: int) -> Iterator[None]
     """The library's own step, as `contrapose train cifar10 --encoder resnet18` takes it."""
     from contrapose import adapt
     from contrapose.data import open_images
+    from contrapose.encoders import fastest_layout
+    from contrapose.machine import freed_memory_kept
     from contrapose.recipes import recipe_for
     from contrapose.training import optim
     from contrapose.training.objective import Batch, objective_of
@@ -129,15 +131,16 @@ def ours(bf16: bool, device: str, steps: int, batch_size: int) -> Iterator[None]
 
     images = open_images(pixels(steps * batch_size)).to(torch.device(device))
     recipe = recipe_for("simclr", 32, 3)
-    encoder = adapt.build(recipe, images).to(device, memory_format=torch.channels_last).train()
+    encoder = fastest_layout(adapt.build(recipe, images).to(device), 32, bf16=bf16).train()
     optimizer = partial(optim.sgd, momentum=0.9)(encoder, lr=0.03)
     generator = torch.Generator(device).manual_seed(0)
     objective = objective_of(recipe, encoder, len(images))
-    for i in range(steps):
-        index = torch.arange(i * batch_size, (i + 1) * batch_size)
-        batch = Batch(images.batch(index), index)
-        step(encoder, optimizer, objective, batch, recipe, generator, bf16=bf16)
-        yield
+    with freed_memory_kept():
+        for i in range(steps):
+            index = torch.arange(i * batch_size, (i + 1) * batch_size)
+            batch = Batch(images.batch(index), index)
+            step(encoder, optimizer, objective, batch, recipe, generator, bf16=bf16)
+            yield
 
 
 def peer(bf16: bool, device: str, steps: int, workers: int, batch_size: int) -> Iterator[None]:

@@ -7,6 +7,9 @@ no float64, which mps lacks, is seen from every tensor that a step makes.
 import dataclasses
 import json
 import re
+import resource
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,3 +177,27 @@ def test_a_short_run_is_not_measured_and_measuring_draws_nothing(measuring, monk
     assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
     monkeypatch.setattr(precision, "WORTH", len(digits) + 1)
     assert precision.faster_precision(recipe, digits, network) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is not glibc")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
+    """Page faults of 64 MB that are taken and freed ten times, and the resident memory after."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def take():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.empty(2**24).fill_(1.0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    take()
+    without = take()
+    before = resident()
+    with machine.freed_memory_kept():
+        take()
+        assert take() < 100
+        assert resident() > before + 2**25
+    assert resident() < before + 2**25
+    assert take() >= without / 2  # as it was

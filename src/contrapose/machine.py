@@ -1,9 +1,12 @@
 """The machine of a run: its device, its precision, and what the run folder records of it."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -143,6 +146,32 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """A context in which the C library keeps freed memory for what this process needs next.
+
+    glibc gives blocks above 32 MB back to the system at once and asks for new pages at the next
+    step, each of which the kernel clears: 50,000 to 135,000 page faults in a step of ResNet-18 (32
+    px, batch 64), which takes 7 % less time without them. The memory, up to a tenth more, is given
+    back at the end. Other C libraries are left as they are.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        yield
+        return
+    mmap_max, trim, mmap_threshold = -4, -1, -3  # M_MMAP_MAX and so on in malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim, -1)
+    try:
+        yield
+    finally:
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(mmap_threshold, 2**25)  # what glibc arrives at by itself with large blocks
+        libc.mallopt(trim, 2**26)
+        libc.malloc_trim(0)
 
 
 def cores() -> int:

@@ -20,6 +20,7 @@ from contrapose.encoders.heads import classifier as classifier
 from contrapose.encoders.heads import linear as linear
 from contrapose.encoders.heads import mlp as mlp
 from contrapose.encoders.heads import none as none
+from contrapose.encoders.layout import fastest_layout as fastest_layout
 from contrapose.encoders.weights import checkpoints as checkpoints
 from contrapose.encoders.weights import final_step as final_step
 from contrapose.encoders.weights import read_weights as read_weights

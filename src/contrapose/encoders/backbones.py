@@ -134,6 +134,16 @@ def timm(*, name: str, channels: int = 3, **options: Any) -> nn.Module:
     return backbone
 
 
+def last_stage(backbone: nn.Module, size: int) -> tuple[nn.Module | None, int]:
+    """(the last stage of a ResNet, the side of its maps in px for images of `size` px).
+
+    (None, 0) for other networks.
+    """
+    if not isinstance(backbone, _ResNet):
+        return None, 0
+    return backbone.layer4, -(-size // backbone.reduced)
+
+
 BACKBONES = (
     resnet18,
     resnet34,
@@ -178,6 +188,15 @@ class _ResNet(ResNet):  # type: ignore[misc]
         self.bn1 = nn.BatchNorm2d(first)
         self.fc = nn.Identity()
         self.width = self.inplanes
+        self.reduced = 8 if stem == "cifar" else 32  # px of an image for one of the last stage
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        if self.layer4[-1].conv2.weight.is_contiguous():  # maps are stored as kernels are
+            x = x.contiguous()
+        h: Tensor = self.avgpool(self.layer4(x)).flatten(1)
+        return h
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         if planes == 64:  # the first stage: its input comes from the widened stem

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet, batches_ahead
-from contrapose.encoders import Encoder
-from contrapose.machine import synchronize
+from contrapose.encoders import Encoder, fastest_layout
+from contrapose.machine import freed_memory_kept, synchronize
 from contrapose.progress import duration
 from contrapose.training.batches import shuffled
 from contrapose.training.recipe import Recipe
@@ -54,8 +54,12 @@ def cost(
     The loss, which is small beside it, is left out. The random state is left as it was.
     """
     own = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=own), warnings.catch_warnings(action="ignore"):
-        trial = copy.deepcopy(network).to(device).to(memory_format=torch.channels_last).train()
+    with (
+        torch.random.fork_rng(devices=own),
+        warnings.catch_warnings(action="ignore"),
+        freed_memory_kept(),
+    ):
+        trial = fastest_layout(copy.deepcopy(network).to(device), recipe.size, bf16=bf16).train()
         count, kept = min(FEW, recipe.batch_size), 0.0
         while True:
             index = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0][:count]

@@ -18,14 +18,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from contrapose.data import ImageSet, Prefetch
-from contrapose.encoders import Encoder, read_weights
+from contrapose.data import ImageSet
+from contrapose.encoders import Encoder, fastest_layout, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
+from contrapose.machine import freed_memory_kept
 from contrapose.portions import seed_of_step
 from contrapose.processes import Rank, shared
-from contrapose.training.batches import Batches, Drawn, drawn
+from contrapose.training.batches import Drawn
 from contrapose.training.batchnorm import estimate_statistics, fewest_updates
+from contrapose.training.feed import Feed
 from contrapose.training.interruption import signals_deferred
 from contrapose.training.objective import Batch, learned_label, objective_of
 from contrapose.training.parallel import training_of
@@ -112,6 +114,7 @@ def fit(
     me.first_does(lambda: run.set_aside_findings(training.at))
     with (
         contextlib.closing(training),
+        freed_memory_kept(),
         signals_deferred(
             training.stopped_at_once,
             aloud=lambda: me.first and not training.failing,
@@ -193,7 +196,7 @@ class _Training:
         self.steps = self.begins[-1]
         self.generator = torch.Generator(device)
         self.images = images.to(torch.device(device))
-        encoder.to(device).to(memory_format=torch.channels_last).train()
+        fastest_layout(encoder.to(device), recipe.size, bf16=bf16).train()
         self.trainable = [weight for weight in encoder.parameters() if weight.requires_grad]
         self._enter(0)
         before, self.at, seconds = me.first_does(self._opened)
@@ -201,14 +204,13 @@ class _Training:
         self._same_everywhere()
         self.done = before.get("state") == "finished" and self.at >= self.steps
         self.started, self.saved = time.monotonic() - seconds, time.monotonic()
-        self.waiting_share, self.measured = 0.0, (self.seconds, 0.0)  # time, of which waited
+        self.feed.start_clock()
 
     def _enter(self, stage: int) -> None:
         """Make all that a stage of training has of its own, for the encoder as it is."""
         self.stage, self.recipe = stage, self.stages[stage]
         recipe, encoder = self.recipe, self.encoder
         self.first = self.begins[stage]
-        self.per_epoch = len(self.images) // recipe.batch_size  # the rest waits for the next epoch
         self.lr = recipe.scaling(recipe.lr, recipe.batch_size)
         for weight in self.trainable:
             weight.requires_grad_(True)
@@ -217,11 +219,11 @@ class _Training:
         self.sharing = training_of(encoder, recipe, self.me)
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
         self.objective = objective_of(recipe, encoder, len(self.images))
-        self.batches: Batches = (recipe.batches or drawn)(len(self.images), recipe.batch_size)
-        self.prefetch = Prefetch(self.images, -(-recipe.batch_size // self.me.world))
+        self.feed = Feed(
+            recipe, self.images, self.sharing, ranks=self.me.world, begin=self.first,
+            end=self.begins[stage + 1], epochs_before=self._epochs_before,
+        )  # fmt: skip
         self.label = learned_label(recipe, self.images)[0] if recipe.learns_from_labels else None
-        self.order, self.epoch_of_order = torch.empty(0, 0, dtype=torch.long), -1
-        self.order_ahead, self.epoch_ahead = self.order, -1
 
     def _cross(self) -> None:
         """Go from the first stage to the second: settle statistics, draw the classifier anew.
@@ -230,7 +232,7 @@ class _Training:
         border is the same.
         """
         self._estimate()
-        self.prefetch.close()
+        self.feed.close()
         self._seeded()
         classifier = self.encoder.classifier
         assert classifier is not None
@@ -239,7 +241,7 @@ class _Training:
         classifier.to(kind)
         self._enter(self.stage + 1)
         self._same_everywhere()
-        self.measured = self.seconds, 0.0
+        self.feed.start_clock()
 
     def _opened(self) -> tuple[dict[str, Any], int, float]:
         """(status, step, seconds) of the run folder, whose newest checkpoint is taken up."""
@@ -270,7 +272,7 @@ class _Training:
         stage = self.me.first_does(lambda: self.stage)
         if stage != self.stage:
             self._enter(stage)
-        parts = self.encoder, self.optimizer, self.objective, self.batches
+        parts = self.encoder, self.optimizer, self.objective, self.feed.batches
         first = self.me.first_does(lambda: [_on_host(part.state_dict()) for part in parts])
         if not self.me.first:
             for part, state in zip(parts, first, strict=True):
@@ -288,7 +290,7 @@ class _Training:
         older = {f"keys.{name}": x for name, x in (state.get("keys") or {}).items()}
         self.objective.load_state_dict(state.get("objective", older))
         if (kept := state.get("batches")) is not None:  # None: of an older run
-            self.batches.load_state_dict(kept)
+            self.feed.batches.load_state_dict(kept)
         if state["device"] != self.generator.device.type:
             warnings.warn(
                 f"{self.run.path} was trained on {state['device']} until step {state['step']}; its "
@@ -312,7 +314,7 @@ class _Training:
 
     @property
     def _epoch_of_stage(self) -> float:
-        return (self.at - self.first) / self.per_epoch
+        return (self.at - self.first) / self.feed.per_epoch
 
     @property
     def _epochs_before(self) -> float:
@@ -326,7 +328,8 @@ class _Training:
         """One step, and its row of signals where one is due."""
         if self.at == self.begins[self.stage + 1]:
             self._cross()
-        recipe, whole = self.recipe, self._index()
+        recipe, batches = self.recipe, self.feed.batches
+        whole = self.feed.index(self.at, self.encoder)
         place = self.sharing.place(len(whole))
         index = whole[place]
         factor = recipe.schedule(self._epoch_of_stage, recipe.epochs, warmup=recipe.warmup)
@@ -338,11 +341,11 @@ class _Training:
             self.optimizer,
             self.objective,
             Batch(
-                image=self.prefetch.take(index, self._following()),
+                image=self.feed.take(self.at, index),
                 index=index.to(self.device),
                 label=_of(self.label, index, self.device),
                 several=_of(self.images.labels, index, self.device),
-                part=_of(part_of(self.batches.size, len(whole)), place, self.device),
+                part=_of(part_of(batches.size, len(whole)), place, self.device),
                 place=None if isinstance(place, slice) else place.to(self.device),
             ),
             recipe,
@@ -359,20 +362,21 @@ class _Training:
             seen = seen.of_all(self.objective, self.sharing, len(whole))
         if due:
             clock = {"step": self.at, "epoch": self.epoch, "seconds": self.seconds}
-            clock["waiting_share"] = self._waiting()
+            clock["waiting_share"] = self.feed.measure_waiting()
             clock["lr"] = self.lr * factor
-            if not isinstance(self.batches, Drawn):
-                clock["part_size"] = float(self.batches.size or len(whole))
+            if not isinstance(batches, Drawn):
+                clock["part_size"] = float(batches.size or len(whole))
             knn = self._knn()
             row = self.me.first_does(lambda: clock | step_signals(seen, self.objective) | knn)
         self.objective.update(self.encoder, seen.compared)
         if row is not None:
             self.me.first_does(partial(self.run.append_metrics, row))
         speed = self._images_seen / max(self.seconds, 1e-9)
-        return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row, self.waiting_share)
+        waiting = self.feed.waiting_share
+        return Progress(self.at, self.steps, self.epoch, seen.loss, speed, row, waiting)
 
     def close(self) -> None:
-        self.prefetch.close()
+        self.feed.close()
 
     def save_is_due(self) -> bool:
         tenth = self.at % max(1, self.steps // 10) == 0 or self.at in self.begins[1:]
@@ -389,7 +393,7 @@ class _Training:
             "seconds": self.seconds,
             "optimizer": self.optimizer.state_dict(),
             "objective": objective,
-            "batches": self.batches.state_dict(),
+            "batches": self.feed.batches.state_dict(),
             "fingerprint": self.images.fingerprint,
         }
         self.me.first_does(
@@ -459,44 +463,6 @@ class _Training:
         seed = seed_of_step(self.recipe.seed, self.at)
         torch.manual_seed(seed + OTHER_RANK * self.me.rank)  # dropout is another on each rank
         return self.generator.manual_seed(seed)
-
-    def _index(self) -> Int[Tensor, " B"]:
-        """Which images the next step takes."""
-        epoch, within = self._place(self.at)
-        if epoch != self.epoch_of_order:
-            self.batches.begin(epoch, self.encoder, self.images, self.recipe)
-            self.order = self.batches.order(epoch, self.recipe.seed)
-            self.epoch_of_order = epoch
-        return self.order[within]
-
-    def _place(self, at: int) -> tuple[int, int]:
-        """(epoch, step within it) of a step of this stage; epochs of a second stage count on."""
-        epoch, within = divmod(at - self.first, self.per_epoch)
-        return math.ceil(self._epochs_before) + epoch, within
-
-    def _following(self) -> list[Int[Tensor, " B"]]:
-        """Which images the steps after the next one take, as far as they are read ahead.
-
-        Those of the next epoch are a guess: `batches.begin` may still change its order.
-        """
-        found = []
-        end = self.begins[self.stage + 1]
-        for at in range(self.at + 1, min(self.at + 1 + self.prefetch.ahead, end)):
-            epoch, within = self._place(at)
-            if epoch not in (self.epoch_of_order, self.epoch_ahead):
-                self.order_ahead = self.batches.order(epoch, self.recipe.seed)
-                self.epoch_ahead = epoch
-            order = self.order if epoch == self.epoch_of_order else self.order_ahead
-            if within < len(order):
-                found.append(order[within][self.sharing.place(order.shape[1])])
-        return found
-
-    def _waiting(self) -> float:
-        """The share of the time since the last call in which a step waited for its images."""
-        since, waited = self.measured
-        self.measured = self.seconds, self.prefetch.waited
-        self.waiting_share = (self.prefetch.waited - waited) / max(self.seconds - since, 1e-9)
-        return self.waiting_share
 
     def _knn(self) -> dict[str, float]:
         due = self.at % max(1, self.steps // KNN_TIMES) == 0 or self.at == self.steps

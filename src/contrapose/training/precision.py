@@ -16,9 +16,9 @@ import torch
 
 from contrapose.data import ImageSet
 from contrapose.data.images import digest
-from contrapose.encoders import Encoder
+from contrapose.encoders import Encoder, fastest_layout
 from contrapose.files import cache_root
-from contrapose.machine import processor
+from contrapose.machine import freed_memory_kept, processor
 from contrapose.partials import describe
 from contrapose.training.batches import shuffled
 from contrapose.training.cost import ENOUGH, FEW, timed_step
@@ -57,20 +57,27 @@ def faster_precision(recipe: Recipe, images: ImageSet, network: Encoder) -> tupl
 
 def _measured(recipe: Recipe, images: ImageSet, network: Encoder) -> dict[str, float]:
     """Median seconds of a step in each precision, and its images."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-        trial = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(action="ignore"),
+        freed_memory_kept(),
+    ):
+        trials = {
+            bf16: fastest_layout(copy.deepcopy(network), recipe.size, bf16=bf16).train()
+            for bf16 in (True, False)
+        }
         order = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0]
         count = min(FEW, recipe.batch_size)
         while True:
             picture = images.batch(order[:count])
-            took = min(timed_step(trial, recipe, picture, bf16) for bf16 in (True, False))
+            took = min(timed_step(trial, recipe, picture, bf16) for bf16, trial in trials.items())
             if took > ENOUGH or count == recipe.batch_size:
                 break
             count = min(recipe.batch_size, count * 4)
-        took_by: dict[bool, list[float]] = {True: [], False: []}
+        took_by: dict[bool, list[float]] = {bf16: [] for bf16 in trials}
         for _ in range(STEPS):
             for bf16, times in took_by.items():
-                times.append(timed_step(trial, recipe, picture, bf16))
+                times.append(timed_step(trials[bf16], recipe, picture, bf16))
     fast, exact = (statistics.median(took_by[bf16]) for bf16 in (True, False))
     return {"bf16": fast, "fp32": exact, "images": count, "measured": time.time()}
 

@@ -5,8 +5,6 @@ TensorFlow Datasets with the same batches in every epoch, one forward pass for e
 lists those that a port can easily miss.
 """
 
-import contextlib
-import ctypes
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,7 @@ from contrapose.evaluation import probes
 from contrapose.evaluation.ridge import Ridge
 from contrapose.experiments.running.folders import note_progress
 from contrapose.losses import clip
+from contrapose.machine import freed_memory_kept
 from contrapose.training.optim import adam, linear
 
 SIZE = 28  # px
@@ -150,6 +149,7 @@ class _ReluOfSum(torch.autograd.Function):
         return None, patch.T @ grad.view(len(patch), -1), grad.sum(dim=1)
 
 
+@freed_memory_kept()
 def cell(
     folder: Path,
     *,
@@ -165,7 +165,6 @@ def cell(
 
     The seed determines weights and crops. Bits are hashed from pixels, the same for all seeds.
     """
-    keep_freed_memory()
     train, test = (with_bits(images, split, bits) for split in ("train", "test"))
     torch.manual_seed(seed)
     network = Network(bits, len(train.classes), details)
@@ -326,11 +325,3 @@ def _bits_readable(h: Tensor, bits: Tensor, h_test: Tensor, bits_test: Tensor) -
     x, x_test = (torch.cat([a, one.expand(len(a), 1)], dim=1).double() for a in (h, h_test))
     weight = Ridge(x, bits - 0.5).weight(1e-3 * len(x))
     return float((((x_test @ weight) > 0) == (bits_test > 0.5)).double().mean())
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed large blocks, since new pages take a third of a step here."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(parameter, 2**31 - 1)

@@ -35,13 +35,13 @@ from contrapose.experiments.suppression.notebook import (
     Network,
     cropped,
     cross_view,
-    keep_freed_memory,
     optimizers_of,
     read_out,
     update,
     with_bits,
 )
 from contrapose.losses import hard, hcl, info_nce, supcon
+from contrapose.machine import freed_memory_kept
 from contrapose.training.conditional import (
     SIZES,
     conditional_info_nce,
@@ -202,6 +202,7 @@ REMEDIES = {
 # ---- a cell --------------------------------------------------------------------------------------
 
 
+@freed_memory_kept()
 def cell(
     folder: Path,
     *,
@@ -214,7 +215,6 @@ def cell(
     size: int = 40,
 ) -> dict[str, float]:
     """Train and test one remedy. size: of a group, for remedies that do not look for it."""
-    keep_freed_memory()
     chosen = REMEDIES[remedy]
     train, test = (with_bits(images, part, bits) for part in ("train", "test"))
     torch.manual_seed(seed)
