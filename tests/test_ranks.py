@@ -194,6 +194,29 @@ def test_a_training_on_ranks_is_evaluated_on_them_as_one_process_does(tmp_path):
         assert np.array_equal(file["h"], found.h) and np.array_equal(file["z"], found.z)
 
 
+def test_ctrl_c_stops_ranks_that_were_started_here_and_one_says_it(tmp_path):
+    run = tmp_path / "run"
+    quick = [*QUICK, "--epochs", "40", "--ranks", "2", "--out", run]
+    process = started("-m", "contrapose", "train", *quick, cwd=tmp_path)
+    until(lambda: [*run.glob("checkpoints/step-*")], 150)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=90) == 130
+    said = (tmp_path / "said").read_text()
+    assert said.count("stopped at step") == 1 and "interrupted" not in said, said
+    assert Run.open(run).status()["state"] == "interrupted"
+
+
+def test_the_command_that_verifies_trainings_prints_and_keeps_each_comparison(tmp_path):
+    command = ["verify", "--training", "--quick", "--only", "supcon", "--ranks", "2"]
+    done = contrapose(*command, "--json", "law.json", cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0 and "Written: law.json" in done.stdout, done.stdout + done.stderr
+    record = json.loads((tmp_path / "law.json").read_text())
+    assert record["passed"] and [law["precision"] for law in record["laws"]] == ["fp64", "fp32"]
+    assert all(law["ranks"] == 2 and law["steps"] == 3 for law in record["laws"])
+    refused = contrapose("verify", "--training", "--only", "supkon", cwd=tmp_path)
+    assert refused.returncode == 2 and "did you mean 'supcon'" in refused.stderr.replace("\n", " ")
+
+
 @pytest.mark.slow
 def test_torchrun_and_the_ranks_flag_train_what_one_process_does(tmp_path):
     brief = [*QUICK, "--epochs", "1"]

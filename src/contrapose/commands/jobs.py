@@ -1,10 +1,8 @@
 """Output about the jobs of an experiment: list, progress, verdicts and files."""
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress
@@ -13,7 +11,7 @@ from rich.text import Text
 
 from contrapose import experiments
 from contrapose.commands.console import a_line_a_minute, console, one_line
-from contrapose.errors import UserError
+from contrapose.commands.options import resource_of
 from contrapose.experiments.form import Experiment
 from contrapose.experiments.running.collect import collect
 from contrapose.experiments.running.engine import Standing, errors, reproduce
@@ -103,7 +101,7 @@ def run(
     with JobsProgress() as watching:
         task, at = reproduce(
             which, scale=scale, seeds=seeds, jobs=jobs, on=on, out=out, redo=redo,
-            resources=dict(_resource(text) for text in resources),
+            resources=dict(resource_of(text) for text in resources),
             begin=watching.begin, watch=watching.step,
         )  # fmt: skip
         watching.step(at)
@@ -146,17 +144,3 @@ def print_experiments() -> None:
         console.print(Text(f"    {found.source}", style="dim"))
         console.print(Padding(Text(experiments.expectation(name)), (0, 0, 0, 4)))
         console.print(table)
-
-
-def _resource(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise UserError(f"--resource {text}: write it as KEY=VALUE, such as timeout_min=600")
-    for kind in (int, float):
-        try:
-            number = kind(value)
-        except ValueError:
-            continue
-        if math.isfinite(number):
-            return name, number
-    return name, value

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +26,10 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Ranks = Annotated[
     int | None,
     typer.Option(min=1, help="Processes that share the work, started on this machine."),
+]
+Resource = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="For Slurm or Ray: timeout_min=600, num_gpus=0.5."),
 ]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Images, as for `train`.")]
 Changes = Annotated[
@@ -112,14 +117,19 @@ def start_ranks(ranks: int | None) -> None:
         raise UserError(f"--ranks {ranks}: torchrun has started the processes; leave --ranks out")
     from contrapose.processes.launch import launch
 
-    kept, arguments = sys.argv[1:], list[str]()
+    raise RanksEnded(launch(ranks, arguments_without("--ranks")))
+
+
+def arguments_without(*flags: str) -> list[str]:
+    """The arguments of this command, less these flags and their values."""
+    kept, found = sys.argv[1:], list[str]()
     while kept:
         word = kept.pop(0)
-        if word == "--ranks":
+        if word in flags:
             kept.pop(0)
-        elif not word.startswith("--ranks="):
-            arguments.append(word)
-    raise RanksEnded(launch(ranks, arguments))
+        elif not word.startswith(tuple(f"{flag}=" for flag in flags)):
+            found.append(word)
+    return found
 
 
 def others(data: str | None, how: dict[str, Any]) -> Any:
@@ -154,3 +164,18 @@ def numbers_of(
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise UserError(f"{flag} {given}: give {what}, such as {example}") from None
+
+
+def resource_of(text: str) -> tuple[str, Any]:
+    """(KEY, VALUE) of --resource KEY=VALUE, a number where it is one."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"--resource {text}: write it as KEY=VALUE, such as timeout_min=600")
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return name, number
+    return name, value

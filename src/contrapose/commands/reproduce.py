@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from contrapose.commands.options import Resource
+
 
 def reproduce(
     name: Annotated[
@@ -22,10 +24,7 @@ def reproduce(
         int, typer.Option(help="Processes at a time, each with its share of the cores.")
     ] = 1,
     on: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
-    resource: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="For Slurm or Ray: timeout_min=600, num_gpus=0.5."),
-    ] = None,
+    resource: Resource = None,
     out: Annotated[Path, typer.Option(help="Where the experiment's folder is made.")] = Path(
         "runs"
     ),

@@ -1,7 +1,7 @@
 """`contrapose train`: an encoder from images, then its evaluation, diagnosis and report."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +11,16 @@ import typer
 from contrapose.commands.options import (
     Device,
     Ranks,
+    Resource,
     about_images,
+    arguments_without,
     flag_of,
     names_of,
+    resource_of,
     start_ranks,
 )
-from contrapose.errors import Interrupted, UserError
+from contrapose.errors import Interrupted, UserError, check_one_process
+from contrapose.partials import unknown
 
 if TYPE_CHECKING:
     from contrapose.commands.console import TrainingProgress
@@ -65,6 +69,15 @@ def train(
         typer.Option("--set", metavar="PATH=VALUE", help="Anything else: --set head.layers=3"),
     ] = None,
     ranks: Ranks = None,
+    on: Annotated[
+        str, typer.Option(help="local, or slurm: a job that is queued again until it is done.")
+    ] = "local",
+    nodes: Annotated[int | None, typer.Option(min=1, help="Of a job on Slurm; 1.")] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each node on Slurm, a rank for each; else --ranks a node."),
+    ] = None,
+    resource: Resource = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="torch.compile the backbone.")
     ] = False,
@@ -75,6 +88,7 @@ def train(
     """Train an encoder on DATA, then evaluate it, diagnose it and write its report.
 
     On many GPUs, or several machines: torchrun --nproc-per-node 8 -m contrapose train DATA ...
+    On Slurm: contrapose train DATA ... --out RUN --on slurm --nodes 2 --gpus 8
     """
     flags = {
         "--encoder": encoder, "--batch-size": batch_size, "--temperature": temperature,
@@ -94,6 +108,9 @@ def train(
         )
     if start is not None and pretrained:
         raise UserError(f"--start {start} and --pretrained: weights come from one place; give one")
+    if on != "local" or nodes or gpus or resource:
+        submit(on, out or resume, ranks, nodes, gpus, resource or ())
+        return
     start_ranks(ranks)
     from contrapose import api
     from contrapose.commands.console import TrainingProgress
@@ -130,6 +147,41 @@ def train(
             explain_run(run, device, recipe)
         else:
             typer.echo(f"Trained: {run.path}")
+
+
+def submit(
+    on: str,
+    out: Path | None,
+    ranks: int | None,
+    nodes: int | None,
+    gpus: int | None,
+    resource: Sequence[str],
+) -> None:
+    """Submit this command to Slurm, and print where its run and its log are."""
+    given = {"--nodes": nodes, "--gpus": gpus, "--resource": resource or None}
+    flags = ", ".join(name for name, value in given.items() if value is not None)
+    if on == "local":
+        raise UserError(f"{flags}: of a job on Slurm; add --on slurm, or leave it out")
+    if on != "slurm":
+        raise UserError(f"--on {on}: there is no {unknown(on, ('local', 'slurm'))}")
+    if gpus is not None and ranks is not None:
+        raise UserError(f"--gpus {gpus} --ranks {ranks}: a rank for each GPU; leave --ranks out")
+    if out is None:
+        raise UserError("--on slurm: name the run with --out, in a folder that all nodes share")
+    check_one_process("contrapose train --on slurm")
+    from contrapose import slurm
+    from contrapose.training.run import Run
+
+    wanted = arguments_without("--on", "--nodes", "--gpus", "--resource", "--ranks")
+    if "--resume" not in wanted and not any(word.startswith("--resume=") for word in wanted):
+        Run.refuse_existing(out)
+    nodes, per_node = nodes or 1, gpus or ranks or 1
+    resources = dict(resource_of(text) for text in resource)
+    job, log = slurm.submit(
+        wanted, out, nodes=nodes, per_node=per_node, gpus=gpus or 0, resources=resources
+    )
+    typer.echo(f"Submitted: job {job}, {nodes * per_node} ranks; it is queued again by itself")
+    typer.echo(f"Run: {out}\nLog: {log}\nStop it, saved: scancel {job}")
 
 
 @contextmanager

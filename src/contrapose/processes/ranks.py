@@ -248,8 +248,8 @@ def is_launched() -> bool:
 
 
 def restarted() -> bool:
-    """True if torchrun started these processes in place of others that failed."""
-    return is_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """True if torchrun, or a job of Slurm, started these processes in place of others."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM while training: the first ends it after the step, the second at once.
+"""Ctrl-C and SIGTERM while training: the first ends it after the step, a further Ctrl-C at once.
+
+A further SIGTERM changes nothing: where Slurm or torchrun ends a job, several senders send it.
 
 Python runs signal handlers between two bytecodes, and one call into torch (the backward pass of a
 large batch) can take a minute. So a thread reads signals from Python's wake-up pipe, to which they
@@ -25,7 +27,7 @@ def signals_deferred(
     aloud: Callable[[], bool] = lambda: True,
     after: float = 0.0,
 ) -> Iterator[Callable[[], bool]]:
-    """A context with a function that returns True after a signal; a second signal raises
+    """A context with a function that returns True after a signal; a Ctrl-C after it raises
     KeyboardInterrupt.
 
     If it cannot be raised within GRACE seconds, the process prints what `last_words` returns and
@@ -37,7 +39,7 @@ def signals_deferred(
 
     def remember(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        if len(came) > 1:
+        if len(came) > 1 and number == signal.SIGINT:
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -75,11 +77,13 @@ def _answer(
     """Print the effect of a signal at once; after a second one, end a process that hangs."""
     count = 0
     while number := os.read(reader, 1)[0]:
-        count += number in SIGNALS
+        if number not in SIGNALS or (count and number != signal.SIGINT):
+            continue
+        count += 1
         if count == 1:
             if not ended.wait(after) and aloud():
                 _print(FIRST)
-        elif count > 1 and not ended.wait(GRACE) and not hasattr(sys, "ps1"):
+        elif not ended.wait(GRACE) and not hasattr(sys, "ps1"):
             _print(last_words())
             os._exit(130)
 

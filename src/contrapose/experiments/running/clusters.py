@@ -1,33 +1,29 @@
 """Running the jobs of a task on a cluster: Slurm (by submitit) or Ray."""
 
 import contextlib
-import importlib
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from contrapose.experiments.running.folders import (
-    fail,
-)
+from contrapose.experiments.running.folders import fail
 from contrapose.experiments.running.task import POLL, Task, job_folders
 from contrapose.experiments.running.worker import work
 from contrapose.files import HeldElsewhere
+from contrapose.slurm import executor, library
 
 
 def slurm(
     task: Task, jobs: int, resources: Mapping[str, Any], cluster: str = "slurm"
 ) -> Generator[None]:
     """Run the task as an array of Slurm jobs, `jobs` at a time; ends when all have ended."""
-    submitit = library("slurm")
-    executor = submitit.AutoExecutor(folder=Path(task.folder) / "slurm", cluster=cluster)
-    executor.update_parameters(name=Path(task.folder).name, cpus_per_task=task.threads)
+    parameters = {"name": Path(task.folder).name, "cpus_per_task": task.threads}
     if cluster == "slurm":
-        executor.update_parameters(slurm_array_parallelism=jobs)
-    executor.update_parameters(**resources)
+        parameters["slurm_array_parallelism"] = jobs
+    made = executor(Path(task.folder) / "slurm", cluster, parameters, resources)
     names = [p.job.name for p in job_folders(task) if p.state in ("waiting", "failed")]
-    submitted = executor.map_array(_Requeued(), [replace(task, jobs=(n,)).text() for n in names])
+    submitted = made.map_array(_Requeued(), [replace(task, jobs=(n,)).text() for n in names])
     try:
         while not all(job.done() for job in submitted):
             time.sleep(POLL if cluster != "slurm" else 5.0)
@@ -96,13 +92,3 @@ def _note_lost(task: Task, lost: Mapping[str, Exception | None]) -> None:
             with contextlib.suppress(HeldElsewhere), folder.locked():
                 words = f"the cluster lost it: {str(error).strip().splitlines()[-1]}"
                 fail(folder, task.invocation, words, str(error))
-
-
-def library(on: str) -> Any:
-    name = {"slurm": "submitit", "ray": "ray"}[on]
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"--on {on} needs the library {name}: pip install 'contrapose[{on}]'"
-        ) from error

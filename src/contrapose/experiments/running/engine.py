@@ -32,6 +32,7 @@ from contrapose.experiments.running.folders import (
 from contrapose.experiments.running.task import PATIENCE, POLL, STOPPED, Task, job_folders, prepare
 from contrapose.files import HeldElsewhere
 from contrapose.partials import unknown
+from contrapose.slurm import library
 
 On = Literal["local", "slurm", "ray"]
 TRIES = 3  # workers that may end without a reason
@@ -87,7 +88,7 @@ def reproduce(
     if resources and on == "local":
         raise UserError("--resource is for --on slurm and --on ray; here, use --jobs")
     if on != "local":
-        clusters.library(on)
+        library(on)
     _refuse_changed(task, redo)
     watched = _Watched(task, jobs)
     begin(find(task.experiment), task, watched.look())
