@@ -12,9 +12,9 @@ before any training, recipe=partial(taught, of="simclr") learns from labels.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from contrapose.evaluation.embed import Embedded, embed, embed_views
 from contrapose.experiments.running.folders import note_progress
 from contrapose.files import unfinished
 from contrapose.machine import choose_device
+from contrapose.training import optim
 from contrapose.training.loop import Progress
 from contrapose.training.recipe import Recipe, supervised
 from contrapose.training.run import Run
@@ -75,6 +76,24 @@ class Trained:
 
 
 Measure = Callable[[Trained], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What differs between the protocol of a paper and a run that two cores finish."""
+
+    data: str
+    size: int | None = None  # px
+    images: int | None = None  # training images; None: all
+    tested: int | None = None  # test images; None: all
+    width: int | None = None  # of small_conv; None: ResNet-50
+    epochs: float
+    taus: Mapping[str, float] = field(default_factory=dict)  # by method, where not the paper's
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
+
+
+# fields of the recipe of a small network, whose rates are not scaled by the batch
+ADAMW = {"optimizer": partial(optim.adamw, weight_decay=1e-4), "scaling": optim.no_scaling}
 
 
 def trained(

@@ -8,7 +8,6 @@ step optimises. Accuracy is that of the method's own second stage: the classifie
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,8 +25,7 @@ from contrapose.experiments.charts import Chart, chart
 from contrapose.experiments.charts import bars as bars
 from contrapose.experiments.form import Job, Results
 from contrapose.experiments.noise import above as above
-from contrapose.experiments.trained import Measure, Trained, trained
-from contrapose.training import optim
+from contrapose.experiments.trained import ADAMW, Measure, Scale, Trained, trained
 from contrapose.training.recipe import Recipe, supervised
 
 Stage = Callable[[Recipe], Recipe]  # of a second stage: `training.stages`
@@ -51,33 +49,17 @@ MEASURES = {
     "measure_seconds": "s of measuring",
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """What differs between the protocol and a run that two cores finish."""
-
-    data: str
-    size: int | None = None  # px
-    images: int | None = None  # training images; None: all
-    tested: int | None = None  # test images; None: all
-    width: int | None = None  # of small_conv; None: ResNet-50
-    epochs: float = 350
-    taus: Mapping[str, float] = field(default_factory=dict)  # by method; else TAU
-    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
-
-
-SMALL = {"optimizer": partial(optim.adamw, weight_decay=1e-4), "scaling": optim.no_scaling}
 SCALES = {
     "smoke": Scale(
         data="digits", images=256, tested=128, width=16, epochs=2,
-        changes=SMALL | {"batch_size": 64, "lr": 2e-3, "warmup": 0.2},
+        changes=ADAMW | {"batch_size": 64, "lr": 2e-3, "warmup": 0.2},
     ),
     # of rates from 5e-4 to 3.2e-2 and temperatures from 0.1 to 1, for this network, seed 0: 8e-3 is
     # the best for every contrastive loss and within 0.003 of the best for cross-entropy
     "cpu": Scale(
         data="cifar10", size=16, images=5000, tested=10_000, width=64, epochs=20,
         taus={SIMCLR: 0.2, SUPCON: 0.5, SUPCON_IN: 0.5, JOINT: 0.5},
-        changes=SMALL | {"batch_size": 128, "lr": 8e-3, "warmup": 2.0},
+        changes=ADAMW | {"batch_size": 128, "lr": 8e-3, "warmup": 2.0},
     ),
     "paper": Scale(data="cifar10", epochs=1000, changes={"batch_size": 1024, "lr": 0.5}),
 }  # fmt: skip
