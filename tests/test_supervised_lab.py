@@ -213,6 +213,14 @@ def test_pairs_of_hadsell_are_neighbours_and_every_shift_of_them():
     assert len(every) == 16 * (5 * 9 + 6)
 
 
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_hadsells_map_takes_digits_of_every_scale(size):
+    network = hadsell.Map(size)
+    assert network(torch.rand(3, 1, size, size)).shape == (3, 2)
+    if size >= 28:  # the paper's layers leave one place of 30 maps
+        assert network.layers[-1].in_features == 30
+
+
 def test_the_pair_loss_is_hadsells_equation():
     a, b = torch.zeros(4, 2), torch.tensor([[0.3, 0.4], [3.0, 4.0], [0.3, 0.4], [3.0, 4.0]])
     similar = torch.tensor([True, True, False, False])

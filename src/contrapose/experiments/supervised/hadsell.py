@@ -39,17 +39,22 @@ SETTINGS = {  # data, images of each digit (train, test), shifts in px, steps
 
 
 class Map(nn.Module):
-    """Two convolutions and a dense layer to two numbers: 15 of 6x6 and 30 of 9x9 at 32 px."""
+    """Two convolutions and a dense layer to two numbers: 15 of 6x6 and 30 of 9x9 at 32 px.
+
+    Digits of 28 px get a black border of 2 px, since the paper's layers leave one place of 32 px.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         large = size >= 28
+        border = max(0, 32 - size) // 2 if large else 0
+        size += 2 * border
         first, second = (6, 9) if large else (3, 3)
         pool = 3 if large else 1
         side = (size - first + 1) // pool - second + 1
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 15, first), nn.ReLU(), nn.AvgPool2d(pool), nn.Conv2d(15, 30, second),
-            nn.ReLU(), nn.Flatten(), nn.Linear(30 * side * side, 2),
+            nn.ZeroPad2d(border), nn.Conv2d(1, 15, first), nn.ReLU(), nn.AvgPool2d(pool),
+            nn.Conv2d(15, 30, second), nn.ReLU(), nn.Flatten(), nn.Linear(30 * side * side, 2),
         )  # fmt: skip
 
     def forward(self, x: Float[Tensor, "N 1 S S"]) -> Float[Tensor, "N 2"]:
