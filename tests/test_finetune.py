@@ -53,7 +53,7 @@ def test_what_scratch_needs_is_read_between_budgets():
     assert reached(curve, 0.9) is None
     seen = {"a": {"finetuned": [0.4, 0.6], "scratch": [0.2, 0.2]},
             "b": {"finetuned": [0.9], "scratch": [0.6]}}  # fmt: skip
-    few, all_ = saved({"b": 100, "a": 10}, seen, 100)
+    few, all_ = saved({"b": 100, "a": 10}, seen)
     assert (few["least"], few["most"]) == (pytest.approx(10**0.5), pytest.approx(10))
     assert few["factor"] == pytest.approx(10**0.75)
     half = stats.t.ppf(0.975, 1) * np.std(np.log([10**0.5, 10]), ddof=1) / 2**0.5

@@ -45,7 +45,7 @@ def bits(images, names, *, taken=()):
     chosen = [found[name] for name in taken]
     policy = partial(with_suggestions(recipe.views, images, chosen), size=images.size)
     some = images.subset(torch.arange(500))
-    return {n: shortcuts._shared(found[n], some, policy, 0)[0].bits.value for n in names}
+    return {n: shortcuts.shared_by_views(found[n], some, policy, 0)[0].bits.value for n in names}
 
 
 def test_a_code_of_m_bits_has_m_bits_and_noise_has_none():

@@ -10,7 +10,7 @@ from contrapose.commands.console import console
 from contrapose.commands.options import Data, Device, about_images
 
 if TYPE_CHECKING:
-    from contrapose.studies.halving import Advice
+    from contrapose.studies.findings import Advice
 
 
 @about_images

@@ -64,6 +64,13 @@ PROTOCOLS = {
         batch=64,
         epochs=lambda n, batch: max(10.0, STEPS * batch / n),
     ),
+    "brief": Protocol(
+        words="AdamW at a rate of 0.001, 200 steps or ten epochs",
+        optimizer=partial(optim.adamw, weight_decay=1e-4),
+        rates=(1e-3,),
+        batch=64,
+        epochs=lambda n, batch: max(10.0, 200 * batch / n),
+    ),
     "simclr": Protocol(
         words="SimCLR B.4: SGD with Nesterov momentum 0.9, rate 0.05 times batch / 256, no decay, "
         "30 epochs",
@@ -83,6 +90,7 @@ def finetune(
     labels: Sequence[str] = ("1%", "10%", "100%"),
     draws: int = 5,
     protocol: str = "default",
+    methods: Sequence[str] = METHODS,
     device: str = "auto",
     recipe: Any = None,
     watch: Callable[[loop.Progress], None] = lambda progress: None,
@@ -92,11 +100,14 @@ def finetune(
     RUN/finetune/finetune.json, or in finetune-NAME for another set.
 
     labels: shares of the labelled training images ("10%") or "5-per-class". draws: of the labels;
-    the number of 100 % is drawn once. Raises UserError for fewer labels than classes, for images
-    without labels and for an unknown protocol.
+    the number of 100 % is drawn once. methods: some of METHODS; what is saved is told of the first
+    of these that is not `scratch`. Raises UserError for fewer labels than classes, for images
+    without labels and for an unknown protocol or method.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
+    if wrong := [m for m in methods if m not in METHODS]:
+        raise UserError(f"methods {wrong[0]}: there is no {unknown(wrong[0], METHODS)}")
     if draws < 1:
         raise UserError(f"--draws {draws}: use at least 1")
     with written_about(run, images, device, recipe) as subject:
@@ -109,7 +120,7 @@ def finetune(
         budgets = {word: budget(word, train) for word in labels}
         folder = subject.run.path / subject.file("finetune").removesuffix(".json")
         found = _study(
-            subject, train, test, budgets, draws, PROTOCOLS[protocol], folder,
+            subject, train, test, budgets, draws, PROTOCOLS[protocol], folder, methods,
             watch=watch, begin=begin,
         )  # fmt: skip
         found |= {"protocol": protocol, "how": PROTOCOLS[protocol].words, "split": subject.split}
@@ -144,14 +155,15 @@ def _study(
     draws: int,
     how: Protocol,
     folder: Path,
+    methods: Sequence[str],
     **watching: Any,
 ) -> dict[str, Any]:
     seeds = {w: range(draws) if n < len(train) else range(1) for w, n in budgets.items()}
-    seen: dict[str, dict[str, list[float]]] = {w: {m: [] for m in METHODS} for w in budgets}
+    seen: dict[str, dict[str, list[float]]] = {w: {m: [] for m in methods} for w in budgets}
     rates: dict[str, dict[str, float]] = {}
     frozen, frozen_test = subject.embed(train).h, subject.embed(test).h
     for word, n in budgets.items():
-        made = {m: partial(recipe_of, subject, m, how, n) for m in METHODS[:2]}
+        made = {m: partial(recipe_of, subject, m, how, n) for m in methods if m != "probe"}
         few = balanced(train, n, seed=0)
         rates[word] = {
             m: _rate(folder / f"{word}-rate", m, make, few, how, subject, watching)
@@ -164,18 +176,23 @@ def _study(
                     of = make(rate=rates[word][m], seed=seed)
                     place = folder / f"{word}-draw{seed}" / m
                     seen[word][m].append(_accuracy(place, of, few, test, subject, watching))
-                index = _chosen(train, few)
-                assert few.label is not None
-                fitted = probes.linear_probe(frozen[index], few.label, l2=_l2(few), seed=seed)
-                seen[word]["probe"].append(_share(fitted.predict(frozen_test), test))
+                if "probe" in methods:
+                    index = _chosen(train, few)
+                    assert few.label is not None
+                    fitted = probes.linear_probe(frozen[index], few.label, l2=_l2(few), seed=seed)
+                    seen[word]["probe"].append(_share(fitted.predict(frozen_test), test))
     rows = [
         {
             "labels": word, "n": budgets[word], "method": m, **_interval(seen[word][m], len(test)),
             "each": seen[word][m], "rate": rates[word].get(m),
         }
-        for word in budgets for m in METHODS
+        for word in budgets for m in methods
     ]  # fmt: skip
-    return {"rows": rows, "n_test": len(test), "saved": saved(budgets, seen, len(train))}
+    found: dict[str, Any] = {"rows": rows, "n_test": len(test), "saved": []}
+    others = [m for m in methods if m != "scratch"]
+    if others and "scratch" in methods:
+        found["saved"] = saved(budgets, seen, others[0])
+    return found
 
 
 def recipe_of(
@@ -286,10 +303,12 @@ def _interval(values: Sequence[float], n: int) -> dict[str, float]:
 
 
 def saved(
-    budgets: Mapping[str, int], seen: Mapping[str, Mapping[str, Sequence[float]]], most: int
+    budgets: Mapping[str, int],
+    seen: Mapping[str, Mapping[str, Sequence[float]]],
+    method: str = "finetuned",
 ) -> list[dict[str, Any]]:
-    """How many labels training from scratch needs for what fine-tuning reaches, over those that
-    fine-tuning had: for each budget a factor, its geometric mean over the draws, and a 95 %
+    """How many labels training from scratch needs for what the method reaches, over those that
+    the method had: for each budget a factor, its geometric mean over the draws, and a 95 %
     interval of it (Student's t of the logarithms), from two draws on.
 
     By a straight line between budgets on a logarithmic axis of labels. Where scratch does not reach
@@ -300,7 +319,7 @@ def saved(
     found = []
     for word in order:
         factors = []
-        for seed, value in enumerate(seen[word]["finetuned"]):
+        for seed, value in enumerate(seen[word][method]):
             curve = [
                 (budgets[w], seen[w]["scratch"][min(seed, len(seen[w]["scratch"]) - 1)])
                 for w in order

@@ -31,15 +31,16 @@ def read_few_labels(file: Path) -> Json:
     return found
 
 
-def saved_words(row: Json) -> str:
-    """How many labels pretraining saves at one budget, as a sentence."""
+def saved_words(row: Json, what: str = "fine-tuning") -> str:
+    """How many labels pretraining saves at one budget, as a sentence. what: the method that uses
+    them."""
     begin = f"{row['labels']} of the labels"
     if row["labels"].endswith("class"):
         begin = f"{row['labels']} labels"
     begin = f"With {begin} ({row['n']:,})"
     if row["factor"] is None:
         if row["beyond"] <= 1:
-            return f"{begin} training from scratch does not reach what fine-tuning does."
+            return f"{begin} training from scratch does not reach what {what} does."
         rest = (
             ""
             if row["not_reached"] == row["draws"]

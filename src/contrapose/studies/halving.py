@@ -1,68 +1,68 @@
-"""A study as an experiment: its jobs by rung, which candidates go on, and what they say.
+"""A study as an experiment: its jobs by rung, and which candidates go on.
 
-    rung 0   the default and every change to it alone, each for e epochs
-    rung 1   the best third of the changes, and the default, for 2 e epochs
-    rung 2   the default, the best change, and the best change of each kind together, 4 e, two seeds
+    shortcuts   what the default's views share, by the features that `contrapose shortcuts` knows
+    rung 0      the default and every change to it alone, each for e epochs
+    rung 1      the best third of the changes, and the default, for 2 e epochs
+    rung 2      the default, the best change, and the best of each factor together, 4 e, two seeds
+    labels      a linear classifier on h of the recommended run, against training from scratch
 
-(successive halving, arXiv 1502.07943, with the default kept throughout).
+(successive halving, arXiv 1502.07943, with the default kept throughout). A fifth of the images is
+held out: the first fifth judges rungs 0 and 1, and every seed of rung 2 has a fifth of its own, so
+that the gain is measured on images by which nothing was chosen.
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from contrapose import adapt, recipes
-from contrapose.data import ImageSet
-from contrapose.evaluation.histograms import identify_source
+from contrapose.data import ImageSet, Request, balanced, evenly
+from contrapose.data.copies import as_places, named_groups
+from contrapose.downstream import finetune
+from contrapose.errors import UserError
+from contrapose.evaluation import geometry
+from contrapose.evaluation.embed import embed_views
 from contrapose.experiments import measures as standard
-from contrapose.experiments.charts import Chart, chart
-from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
-from contrapose.experiments.measures import CRITERION, without_labels
-from contrapose.experiments.noise import difference
-from contrapose.experiments.trained import trained
-from contrapose.studies.tuning import opened
+from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results
+from contrapose.experiments.measures import without_labels
+from contrapose.experiments.trained import VIEWS_OF, Trained, trained
+from contrapose.studies import findings
+from contrapose.studies.candidates import Candidate, candidates
+from contrapose.studies.findings import (
+    COMBINED,
+    DEFAULT,
+    HEAD,
+    LOSS,
+    SHORTCUTS,
+    TEMPERATURE,
+    UNSHARED,
+    VIEWS,
+    Candidates,
+    values_of,
+)
+from contrapose.studies.shortcuts import LEAST, PARTLY, read_from_h, shared_by_views
 from contrapose.training.recipe import Recipe
 
 NAME = "study"
-DEFAULT, COMBINED = "default", "combined"
-VIEWS, LOSS, HEAD = "views", "loss", "head"
-OTHER = {
-    VIEWS: "Other views are better",
-    LOSS: "Another loss or temperature is better",
-    HEAD: "Another head is better",
-}
-ACCURACY = "linear_probe"
 SCALE = "cpu"  # what the study is called among an experiment's scales
 TIMES = (1, 2, 4)  # epochs of a rung, in units of those of rung 0
 SEEDS = 2  # of the last rung
-
-Sure = Literal["sure", "fairly", "cannot tell"]
-Candidates = Mapping[str, Mapping[str, tuple[str, ...]]]  # factor -> name -> what is set
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """The recipe that a study ends in, and what it should gain over the default."""
-
-    recommended: str
-    changes: tuple[str, ...]  # to the recipe, as --set takes them
-    measure: str
-    default: float
-    gain: float
-    low: float
-    high: float  # 95 % interval of the gain
-    sure: Sure
-    n: int  # held-out images
-    sentence: str
+FOLDS = 5  # one for rungs 0 and 1, one for each seed of the last rung
+POOL = 10_000  # images at most that are trained on or held out
+LOOKED_AT = 500  # images whose views are compared for shortcuts
+FEW_OF_A_CLASS = 5  # labelled images; classes with fewer judge nothing
+DRAWS = 3  # of the labels
 
 
-def candidates_of(channels: int, size: int, labelled: bool) -> Candidates:
-    """The changes to SimCLR's recipe that are tried, by factor; views only where labels tell what
-    they destroy."""
+def candidates_of(channels: int, size: int) -> Candidates:
+    """The changes to SimCLR's recipe that are tried, by factor."""
     views: dict[str, tuple[str, ...]] = {
         "crops and flips alone": ("views=crop_flip",),
         "weak colour": ("views=simclr", "views.strength=0.25", "views.blur=false"),
@@ -73,6 +73,7 @@ def candidates_of(channels: int, size: int, labelled: bool) -> Candidates:
             "views.strength=0.5",
             "views.blur=false",
         ),
+        "no flips": ("views=simclr", "views.flip=0", "views.strength=0.5", "views.blur=false"),
         "RandAugment": ("views=randaugment",),
     }
     if channels == 1 and size <= 64:
@@ -87,14 +88,18 @@ def candidates_of(channels: int, size: int, labelled: bool) -> Candidates:
                 "views.blur=false",
             ),
         }
-    loss: dict[str, tuple[str, ...]] = {
-        **{f"temperature {t:g}": (f"loss.temperature={t:g}",) for t in (0.1, 0.2, 0.5, 1.0)},
-        "DCL": ("loss=dcl", "loss.temperature=0.2"),
-        "alignment and uniformity": ("loss=align_uniform",),
-        "NT-Logistic": ("loss=nt_logistic", "loss.temperature=0.5"),
+    return {
+        VIEWS: views,
+        TEMPERATURE: {
+            f"temperature {t:g}": (f"loss.temperature={t:g}",) for t in (0.1, 0.2, 0.5, 1.0)
+        },
+        LOSS: {
+            "DCL": ("loss=dcl", "loss.temperature=0.2"),
+            "alignment and uniformity": ("loss=align_uniform",),
+            "NT-Logistic": ("loss=nt_logistic", "loss.temperature=0.5"),
+        },
+        HEAD: {"no head": ("head=none",), "linear head": ("head=linear",)},
     }
-    head: dict[str, tuple[str, ...]] = {"none": ("head=none",), "linear": ("head=linear",)}
-    return {VIEWS: views, LOSS: loss, HEAD: head} if labelled else {LOSS: loss, HEAD: head}
 
 
 def default_of(recipe: str, encoder: str | None, base: Sequence[str], images: ImageSet) -> Recipe:
@@ -117,46 +122,65 @@ def experiment(
     base: Sequence[str] = (),
     kept: Sequence[str] = (),
     final: Mapping[str, Sequence[str]] | None = None,
+    recommended: str | None = None,
+    labels: Sequence[str] = (),
 ) -> Experiment:
-    """The jobs of the rungs so far. base: changes of all runs; kept: candidates of rung 1; final:
-    name -> changes of rung 2."""
-    source = partial(opened, data=dict(data), most=images)
-    measures: list[Any] = [without_labels] + ([standard.linear_probe] if labelled else [])
+    """The jobs of the rungs so far.
+
+    images: of training, at most. base: changes of all runs; kept: candidates of rung 1; final:
+    name -> changes of rung 2; recommended: one of these, of which labels are asked; labels: how
+    many, as `contrapose finetune` takes them.
+    """
+    source = partial(fifth, data=dict(data), most=images)
+    measures: list[Any] = [partial(label_free, recipe=recipe)] + ([judged] if labelled else [])
     every = {
         name: (factor, tuple(c)) for factor, each in candidates.items() for name, c in each.items()
     }
     every[DEFAULT] = (DEFAULT, ())
 
     def job(rung: int, name: str, factor: str, changes: Sequence[str], seed: int) -> Job:
-        words = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+        last = (partial(easy_features_in_h, recipe=recipe),) if rung == 2 else ()
         return Job(
-            name=f"rung{rung}-{words}-seed{seed}",
+            name=_name(rung, name, seed),
             call=partial(
-                trained, images=source, recipe=recipe, encoder=encoder, changes=(*base, *changes),
-                epochs=epochs * TIMES[rung], batch_size=batch, seed=seed, device=device,
-                measures=tuple(measures),
+                trained, images=partial(source, fold=seed), recipe=recipe, encoder=encoder,
+                changes=(*base, *changes), epochs=epochs * TIMES[rung], batch_size=batch, seed=seed,
+                device=device, measures=(*measures, *last),
             ),
             facts={"rung": rung, "factor": factor, "candidate": name},
             seed=seed,
         )  # fmt: skip
 
     def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
-        shortcut = Job(
-            name="colours",
-            call=partial(colours, data=dict(data), recipe=recipe),
-            facts={"rung": -1, "factor": "shortcut", "candidate": "colours"},
+        looked = Job(
+            name=SHORTCUTS,
+            call=partial(shared_features, data=dict(data), recipe=recipe),
+            facts={"rung": -1, "factor": SHORTCUTS, "candidate": DEFAULT},
             seed=0,
         )
-        found = [shortcut, job(0, DEFAULT, DEFAULT, (), 0)]
+        found = [looked, job(0, DEFAULT, DEFAULT, (), 0)]
         found += [job(0, n, f, c, 0) for n, (f, c) in every.items() if n != DEFAULT]
         if kept:
             found += [job(1, n, *every[n], 0) for n in (DEFAULT, *kept)]
         for seed in range(1, SEEDS + 1) if final else ():
             found += [job(2, n, factor_of(n, every), c, seed) for n, c in (final or {}).items()]
+        if labels and recommended is not None:
+            found.append(
+                Job(
+                    name="labels",
+                    call=partial(
+                        labels_saved, run=_name(2, recommended, 1), images=partial(source, fold=1),
+                        recipe=recipe, labels=tuple(labels), device=device,
+                    ),
+                    facts={"rung": 3, "factor": "labels", "candidate": recommended},
+                    seed=1,
+                )
+            )  # fmt: skip
         return found
 
-    criterion = ACCURACY if labelled else CRITERION
-    words = {k: v for k, v in MEASURES.items() if labelled or k != ACCURACY}
+    words = {k: v for k, v in findings.MEASURES.items() if labelled or k not in findings.OF_LABELS}
+    criterion, better = findings.criterion(labelled), findings.recommended_is_better
+    source_of = "this study"
     return Experiment(
         name=NAME,
         title=f"Which recipe suits {Path(str(data['source'])).name or data['source']}",
@@ -165,58 +189,80 @@ def experiment(
         measures=words,
         costs={SCALE: f"{len(every)} recipes, {epochs} epochs of {images:,} images at first"},
         claims=(
-            Claim("The recommended recipe is better than the default.", "this study",
-                  partial(recommended_is_better, criterion=criterion, final=dict(final or {}))),
+            Claim(
+                "The recommended recipe is better than the default.",
+                f"{source_of}, rung 2: images by which nothing was chosen",
+                partial(better, criterion=criterion, final=dict(final or {})),
+            ),
             *(
-                Claim(f"{OTHER[factor]} than the default's.", "this study, rung 0",
-                      partial(factor_matters, criterion=criterion, factor=factor))
+                Claim(f"{findings.OTHER[factor]} than the default's.", f"{source_of}, rung 0",
+                      partial(findings.factor_matters, criterion=criterion, factor=factor))
                 for factor in candidates
             ),
-            Claim("The views give a shortcut: the colours of a crop tell its image.",
-                  "this study; `contrapose shortcuts` looks for more", colours_tell),
+            *(
+                (
+                    Claim("Some views destroy what the labels need.", f"{source_of}, rung 0",
+                          findings.views_destroy),
+                )
+                if labelled else ()
+            ),
+            Claim("The views share a shortcut, and h holds it.", f"{source_of}; pictures: "
+                  "`contrapose shortcuts`", partial(findings.shortcut, criterion=criterion)),
+            *(
+                (
+                    Claim("Training without labels first saves labels.",
+                          f"{source_of}: a linear classifier on h against the same network from "
+                          "scratch", findings.saves_labels),
+                    Claim("Signals without labels order the candidates as labels do.",
+                          f"{source_of}, rung 0", findings.signals_agree),
+                )
+                if labelled else ()
+            ),
         ),
         figures=(
             *(
                 Figure(f"Rung 0: {factor}",
-                       partial(by_candidate, criterion=criterion, factor=factor),
+                       partial(findings.by_candidate, criterion=criterion, factor=factor),
                        f"{words[criterion]}; the default among them.")
                 for factor in candidates
             ),
-            Figure("The last rung", partial(last_rung, criterion=criterion),
-                   "Each point a seed; the distance of the columns is the gain."),
+            Figure("The last rung", partial(findings.last_rung, criterion=criterion),
+                   "Each point a seed with held-out images of its own; the distance of the columns "
+                   "is the gain."),
+            Figure("What views share", findings.shared_bits,
+                   "Bits about the image that two views share by each easy feature alone."),
+            *(
+                (Figure("Accuracy by labels", findings.label_curves,
+                        "Where a horizontal line meets both curves, their distance is what is "
+                        "saved."),)
+                if labels else ()
+            ),
         ),
         notes=_notes(labelled, encoder, images),
     )  # fmt: skip
 
 
-MEASURES = {
-    ACCURACY: "held-out accuracy of a linear classifier on h",
-    CRITERION: "share of held-out views whose nearest neighbour by h shows the same image",
-    "effective_rank_h": "effective rank of h (RankMe), held-out images",
-    "effective_rank_z": "effective rank of z",
-    "lidar": "effective rank of h between images, in units of views (LiDAR)",
-    "n_test": "held-out images",
-    "n_train": "images of training",
-    "train_seconds": "s of training",
-    "found": "share of crops whose image their histogram finds, views as they are",
-    "chance": "that share by chance",
-}
+def _name(rung: int, candidate: str, seed: int) -> str:
+    words = "".join(c if c.isalnum() or c in "._-" else "-" for c in candidate)
+    return f"rung{rung}-{words}-seed{seed}"
 
 
 def _notes(labelled: bool, encoder: str | None, images: int) -> tuple[str, ...]:
     found = [
-        "Measured on a fifth of the training split; a test split is not touched.",
+        f"Held-out images are fifths of the training split, of {POOL:,} images at most; a test "
+        "split is not touched. Rungs 0 and 1 are judged on one fifth, the last on two others.",
         "The runs are short: what wins here may not after many more epochs.",
     ]
-    if not labelled:
+    if labelled:
         found.append(
-            "Without labels recipes are compared by how often a view finds the other view of its "
-            "image, not by an accuracy. That says nothing of what views destroy, so views were not "
-            "compared."
+            f"Labels saved: {DRAWS} draws of the labels; a linear classifier on h of the "
+            "recommended run, against the same network trained from scratch on these labels for "
+            "200 steps of AdamW. `contrapose finetune RUN` measures it with more care."
         )
+    else:
+        found.append(findings.WITHOUT)
     if encoder is not None:
         found.append(f"All runs have the network {encoder}, which is quick; others may differ.")
-    found.append("How many labels a run saves, `contrapose finetune RUN` says.")
     return tuple(found)
 
 
@@ -225,146 +271,194 @@ def factor_of(name: str, every: Mapping[str, tuple[str, Sequence[str]]]) -> str:
     return every[name][0] if name in every else COMBINED
 
 
-def colours(folder: Path, *, data: Mapping[str, Any], recipe: str) -> dict[str, float]:
-    """How often the histogram of a view finds its image, with the views of the recipe."""
-    images = opened("train", data=data, most=1000)
+# ---- images --------------------------------------------------------------------------------------
+
+
+def fifth(split: str, *, data: Mapping[str, Any], most: int, fold: int = 0) -> ImageSet:
+    """The training split in two: `test` is the fifth of this number, `train` at most `most` others.
+
+    Of POOL images, evenly spaced. Copies and groups stay together. A label of which training has
+    fewer than two images is removed.
+    """
+    request = Request(**data)
+    pool = request.open("train")
+    if request.groups is not None:
+        told = as_places(named_groups(pool, request.groups))
+        pool = replace(pool, group=torch.from_numpy(told))
+    pool = pool if len(pool) <= POOL else pool.subset(evenly(len(pool), POOL))
+    rest = held = pool
+    for k in range(fold + 1):
+        rest, held = request.divided(rest, 1 / (FOLDS - k), seed=0)
+    kept = pool.subset(torch.nonzero(~torch.isin(pool.index, held.index)).flatten())
+    kept = kept if len(kept) <= most else kept.subset(evenly(len(kept), most))
+    if pool.label is not None:
+        assert kept.label is not None and held.label is not None
+        common = _frequent(kept.label, 2)
+        kept, held = (replace(part, label=_of(part.label, common)) for part in (kept, held))
+    return replace(kept, split="train") if split == "train" else replace(held, split="test")
+
+
+def judged_by(images: ImageSet) -> tuple[bool, str]:
+    """Whether recipes are compared by labels, and in words what they are compared by.
+
+    They are if two classes at least have FEW_OF_A_CLASS images, and most labelled images are of
+    such classes.
+    """
+    label = None if images.label is None else images.label[images.label >= 0]
+    if label is None or not len(label):
+        return False, "without labels"
+    common = _frequent(label, FEW_OF_A_CLASS)
+    inside = int(torch.isin(label, common).sum())
+    if len(common) < 2 or 2 * inside < len(label):
+        few = f"only {len(common)} classes have {FEW_OF_A_CLASS} labelled images or more"
+        return False, f"without labels: {few}"
+    words = f"by {len(label):,} labels of {len(torch.unique(label)):,} classes"
+    if (rare := len(torch.unique(label)) - len(common)) > 0:
+        words += f"; {rare} of them with fewer than {FEW_OF_A_CLASS} images say little"
+    return True, words
+
+
+def _frequent(label: Int[Tensor, " N"], least: int) -> Int[Tensor, " C"]:
+    values, count = torch.unique(label[label >= 0], return_counts=True)
+    common: Tensor = values[count >= least]
+    return common
+
+
+def _of(label: Int[Tensor, " N"] | None, common: Int[Tensor, " C"]) -> Int[Tensor, " N"]:
+    assert label is not None
+    return torch.where(torch.isin(label, common), label, -1)
+
+
+# ---- what a run is asked -------------------------------------------------------------------------
+
+
+def judged(of: Trained) -> dict[str, float]:
+    """Accuracy of a linear classifier on h on the held-out images with a label; their number."""
+    return {**standard.linear_probe(of), "n_judged": int((of.labels(of.test) >= 0).sum())}
+
+
+def label_free(of: Trained, *, recipe: str) -> dict[str, float]:
+    """Signals without labels of the held-out images.
+
+    `default_retrieval` is instance retrieval by the default's views, the same for all candidates:
+    by its own views a candidate with weaker ones always seems better.
+    """
+    policy = default_of(recipe, None, (), of.train).policy
+    few = balanced(replace(of.test, label=None), min(VIEWS_OF, len(of.test)))
+    h, group = embed_views(of.encoder, few, policy, features="h", seed=of.seed, device=of.device)
+    return {
+        **without_labels(of),
+        **standard.rotation_probe(of),
+        "default_retrieval": geometry.contrastive_accuracy(h, group),
+    }
+
+
+def shared_features(folder: Path, *, data: Mapping[str, Any], recipe: str) -> dict[str, Any]:
+    """Bits about the image that the default's views share by each easy feature, and the change
+    that removes those that share much; nothing for images that it cannot look at."""
+    images = fifth("train", data=data, most=LOOKED_AT)
+    if len(images) < LEAST or (images.shown not in (1, 3) and images.rgb is None):
+        return {"shared": {}, "changes": [], "n_test": len(images)}
     chosen = default_of(recipe, None, (), images)
-    found = identify_source(images, chosen.views, size=min(chosen.size, images.size), count=500)
-    return {"found": found.score.value, "chance": found.chance, "n_test": found.score.n}
+    every = candidates(images)
+    bits, found, taken = {}, {}, []
+    for c in every:
+        seen, _ = shared_by_views(c, images, chosen.policy, 0)
+        bits[c.name] = {"value": seen.bits.value, "low": seen.bits.low}
+        found[c.name] = seen.found.value
+        taken += [c] if seen.bits.low >= PARTLY else []
+    return {
+        "shared": bits, "found": found, "changes": list(_without(chosen, images, taken)),
+        "n_test": len(images),
+    }  # fmt: skip
 
 
-# ---- what the runs say ---------------------------------------------------------------------------
+def _without(chosen: Recipe, images: ImageSet, taken: Sequence[Candidate]) -> tuple[str, ...]:
+    """The changes that add the suggestions against these features to the recipe's views; none if
+    its views have arguments, which `--set` cannot say one level down."""
+    settings = {k: v for c in taken for k, v in c.settings.items()}
+    inner = chosen.views
+    if not settings or getattr(inner, "keywords", None):
+        return ()
+    name = getattr(getattr(inner, "func", inner), "__name__", "")
+    told = (f"views.{k}={v:g}" for k, v in settings.items())
+    changes = ("views=hardened", f"views.views={name}", *told)
+    try:
+        adapt.changed(chosen, images, changes=changes)
+    except UserError:  # views of the user's own
+        return ()
+    return changes
+
+
+def easy_features_in_h(of: Trained, *, recipe: str) -> dict[str, Any]:
+    """R^2 with which each easy feature of an image is read from h of a view of it."""
+    pool = of.train.subset(evenly(len(of.train), LOOKED_AT))
+    if len(pool) < LEAST or (pool.shown not in (1, 3) and pool.rgb is None):
+        return {"read": {}}
+    policy = default_of(recipe, None, (), of.train).policy
+    found = read_from_h(candidates(pool), pool, of.encoder, policy, of.seed, of.device)
+    return {"read": {name: score.value for name, score in found.items()}}
+
+
+def labels_saved(
+    folder: Path, *, run: str, images: Any, recipe: str, labels: Sequence[str], device: str
+) -> dict[str, Any]:
+    """Accuracies of a linear classifier on h and of training from scratch by number of labels."""
+    found = finetune(
+        folder.parent / run / "run", images, labels=labels, draws=DRAWS, protocol="brief",
+        methods=("scratch", "probe"), device=device,
+        recipe=recipe if recipe.endswith(".py") else None,
+    )  # fmt: skip
+    return {"rows": found["rows"], "saved": found["saved"], "n_test": found["n_test"]}
+
+
+def budgets(images: ImageSet, most: int) -> tuple[str, ...]:
+    """About a sixteenth and a quarter of the labels of each class, and all of them."""
+    assert images.label is not None
+    known = images.label[images.label >= 0]
+    classes = len(torch.unique(known))
+    each = min(len(known), round(most * len(known) / len(images))) // classes
+    few = sorted({max(1, each // 16), max(1, each // 4)})
+    return (*(f"{n}-per-class" for n in few if n < each), "100%")
+
+
+# ---- which candidates go on ----------------------------------------------------------------------
 
 
 def survivors(found: Results, criterion: str) -> tuple[str, ...]:
     """The best third of the candidates of rung 0, the best first."""
-    values = _values(found, 0, criterion)
+    values = values_of(found, 0, criterion)
     order = sorted((n for n in values if n != DEFAULT), key=lambda n: -values[n])
     return tuple(order[: math.ceil(len(order) / 3)])
 
 
+def unshared(found: Results) -> dict[str, tuple[str, ...]]:
+    """The candidate whose views do not share what the default's do; none if these share little."""
+    rows = found.where(factor=SHORTCUTS).rows
+    changes = tuple(rows[0]["changes"]) if rows else ()
+    return {UNSHARED: changes} if changes else {}
+
+
 def finalists(found: Results, criterion: str, candidates: Candidates) -> dict[str, tuple[str, ...]]:
     """name -> changes of the last rung: the default, the best change, and the best change of each
-    factor together, where several are better than the default in rung 1."""
-    values = _values(found, 1, criterion)
+    factor together, where several are better than the default in rung 1.
+
+    A loss and a temperature are one factor here, since each loss has a temperature of its own.
+    """
+    values = values_of(found, 1, criterion)
     changes = {name: tuple(c) for each in candidates.values() for name, c in each.items()}
     own = values.get(DEFAULT, -math.inf)
     chosen: dict[str, tuple[str, ...]] = {DEFAULT: ()}
-    best: list[str] = []
-    for each in candidates.values():
-        better = [n for n in each if values.get(n, -math.inf) > own]
-        if better:
-            best.append(max(better, key=lambda n: values[n]))
+    best: dict[str, str] = {}
+    for factor, each in candidates.items():
+        kind = LOSS if factor == TEMPERATURE else factor
+        for name in (*each, best.get(kind, "")):
+            above = values.get(name, -math.inf)
+            if above > own and above >= values.get(best.get(kind, ""), -math.inf):
+                best[kind] = name
     ranked = sorted((n for n in values if n != DEFAULT), key=lambda n: -values[n])
     for name in ranked[:1]:
         chosen[name] = changes[name]
     if len(best) > 1:
-        chosen[COMBINED] = tuple(c for name in best for c in changes[name])
+        chosen[COMBINED] = tuple(c for name in best.values() for c in changes[name])
     return chosen
-
-
-def advise(found: Results, criterion: str, final: Mapping[str, Sequence[str]]) -> Advice | None:
-    """The best of the last rung, if it is above the default by a standard error at least; else the
-    default. None before every run of it has a result."""
-    at = {name: found.where(rung=2, candidate=name) for name in final}
-    if not final or any(len(r.rows) < SEEDS for r in at.values()):
-        return None
-    own = at[DEFAULT].by_seed(criterion)
-    n = int(min(row["n_test"] for r in at.values() for row in r.rows))
-    others = {name: r.by_seed(criterion) for name, r in at.items() if name != DEFAULT}
-    default = statistics.fmean(own.values())
-    best, gap, error = DEFAULT, 0.0, 0.0
-    for name, values in others.items():
-        one, noise = difference(values, own, n)
-        if best == DEFAULT or one > gap:
-            best, gap, error = name, one, noise
-    sure: Sure = "sure" if gap >= 2 * error else "fairly" if gap >= error else "cannot tell"
-    low, high = gap - 1.96 * error, gap + 1.96 * error
-    measured = f"{gap:+.3f} ({low:+.3f} to {high:+.3f}) over {default:.3f}, n = {n:,}"
-    if sure == "cannot tell" or gap <= 0:
-        return Advice(
-            recommended=DEFAULT, changes=(), measure=criterion, default=default, gain=0.0, low=0.0,
-            high=0.0, sure="cannot tell", n=n,
-            sentence=f"keep the default: the best other, {best}, gains {measured}, within noise",
-        )  # fmt: skip
-    return Advice(
-        recommended=best, changes=tuple(final[best]), measure=criterion, default=default, gain=gap,
-        low=low, high=high, sure=sure, n=n, sentence=f"{best}: gains {measured}",
-    )  # fmt: skip
-
-
-def recommended_is_better(
-    found: Results, *, criterion: str, final: Mapping[str, Sequence[str]]
-) -> Verdict:
-    advice = advise(found, criterion, final)
-    if advice is None:
-        return Verdict.not_tested("the last rung has not finished")
-    if advice.recommended == DEFAULT:
-        return Verdict(None, advice.sentence)
-    words = f"{advice.sentence}; {' '.join(f'--set {c}' for c in advice.changes)}; recipe.py"
-    return Verdict(True if advice.sure == "sure" else None, words)
-
-
-def factor_matters(found: Results, *, criterion: str, factor: str) -> Verdict:
-    """The best candidate of the factor in rung 0 against the default."""
-    values = _values(found, 0, criterion)
-    at = {n: v for n, v in values.items() if n in _of_factor(found, factor)}
-    if DEFAULT not in values or not at:
-        return Verdict.not_tested("rung 0 has not finished")
-    n = min(row["n_test"] for row in found.where(rung=0).rows)
-    best = max(at, key=lambda name: at[name])
-    gap, error = difference({0: at[best]}, {0: values[DEFAULT]}, n)
-    worst = min(at, key=lambda name: at[name])
-    words = f"{best} {at[best]:.3f}, default {values[DEFAULT]:.3f}: {gap:+.3f} ({error:.3f}), n = "
-    words += f"{n:,}; the worst, {worst}, {at[worst]:.3f}"
-    if abs(gap) < 2 * error:
-        return Verdict(None, f"undecided, within the noise: {words}")
-    return Verdict(gap > 0, words)
-
-
-def colours_tell(found: Results) -> Verdict:
-    rows = found.where(factor="shortcut").rows
-    if not rows:
-        return Verdict.not_tested("not looked at yet")
-    value, chance, n = rows[0]["found"], rows[0]["chance"], rows[0]["n_test"]
-    words = f"a histogram finds {value:.1%} of the images, chance {chance:.1%}, n = {n:,}"
-    return Verdict(value >= 10 * chance, words)
-
-
-def by_candidate(found: Results, *, criterion: str, factor: str) -> Chart:
-    values = _values(found, 0, criterion)
-    names = [n for n in (*_of_factor(found, factor), DEFAULT) if n in values]
-    names.sort(key=lambda n: values[n])
-    if len(names) < 2:
-        return None
-    trace = {
-        "type": "bar", "orientation": "h", "x": [values[n] for n in names], "y": names,
-        "text": [f"{values[n]:.3f}" for n in names],
-        "marker": {"color": ["var(--muted)" if n == DEFAULT else "var(--r0)" for n in names]},
-    }  # fmt: skip
-    low, high = values[names[0]], values[names[-1]]
-    room = 0.25 * (high - low) + 1e-3
-    axis = {"range": [max(0.0, low - 2 * room), high + room]}
-    return chart([trace], MEASURES[criterion], "", xaxis=axis)
-
-
-def last_rung(found: Results, *, criterion: str) -> Chart:
-    rows = [row for row in found.where(rung=2).rows if row.get(criterion) is not None]
-    trace = {
-        "type": "scatter", "mode": "markers", "x": [row["candidate"] for row in rows],
-        "y": [row[criterion] for row in rows], "marker": {"size": 10}, "name": "seeds",
-    }  # fmt: skip
-    return chart([trace] if rows else [], None, MEASURES[criterion])
-
-
-def _of_factor(found: Results, factor: str) -> list[str]:
-    every = [*found.rows, *found.missing]
-    return list(
-        dict.fromkeys(r["candidate"] for r in every if r["factor"] == factor and r["rung"] == 0)
-    )
-
-
-def _values(found: Results, rung: int, criterion: str) -> dict[str, float]:
-    """{candidate: criterion} of the finished runs of a rung."""
-    rows = found.where(rung=rung).rows
-    return {r["candidate"]: float(r[criterion]) for r in rows if r.get(criterion) is not None}

@@ -111,13 +111,14 @@ def examine(
     every = candidates(source)
     some = source.subset(evenly(len(source), COUNT))
     looking = counted(every, "what the views share")
-    before = {c.name: _shared(c, some, chosen.policy, chosen.seed) for c in looking}
+    before = {c.name: shared_by_views(c, some, chosen.policy, chosen.seed) for c in looking}
+    stronger = {
+        c.name: replace(chosen, views=with_suggestions(chosen.views, source, [c])) for c in every
+    }
     alone = {
-        c.name: _shared(c, some, replace(chosen, views=with_suggestions(chosen.views, source,
-        [c])).policy,
-                        chosen.seed)
+        c.name: shared_by_views(c, some, stronger[c.name].policy, chosen.seed)
         for c in counted(every, "what stronger views would share")
-    }  # fmt: skip
+    }
     taken = [c for c in every if before[c.name][0].bits.low >= PARTLY]
     hard = replace(chosen, views=with_suggestions(chosen.views, source, taken))
     again = None
@@ -127,10 +128,12 @@ def examine(
             again = api.encoder_in(folder / "hardened", hard, source, asked, watch, begin)
     untrained = adapt.untrained(chosen, source, device)
     read = [
-        _read(every, some, of, policy, chosen.seed, device)
+        read_from_h(every, some, of, policy, chosen.seed, device)
         for of, policy in ((trained, chosen.policy), (untrained, chosen.policy))
     ]
-    after = {} if again is None else _read(every, some, again, hard.policy, chosen.seed, device)
+    after = (
+        {} if again is None else read_from_h(every, some, again, hard.policy, chosen.seed, device)
+    )
     repeated = easy.duplicates(source)
     rows = [
         _row(c, before[c.name][0], alone[c.name][0], read[0][c.name], read[1][c.name],
@@ -160,7 +163,7 @@ def examine(
 Compared = tuple[easy.Shared, Float[Tensor, "V B C S S"]]
 
 
-def _shared(c: Candidate, images: ImageSet, policy: Any, seed: int) -> Compared:
+def shared_by_views(c: Candidate, images: ImageSet, policy: Any, seed: int) -> Compared:
     """How well the feature identifies the image of a view, and the views."""
     generator = torch.Generator().manual_seed(seed)
     everything = torch.split(torch.arange(len(images)), 256)
@@ -172,7 +175,7 @@ def _shared(c: Candidate, images: ImageSet, policy: Any, seed: int) -> Compared:
     return found, views[:, :, : images.channels]
 
 
-def _read(
+def read_from_h(
     every: Sequence[Candidate], images: ImageSet, encoder: Encoder, policy: Any, seed: int,
     device: str,
 ) -> dict[str, Score]:  # fmt: skip

@@ -8,43 +8,35 @@ the folders of the jobs are its only state, so it goes on after a kill. It ends 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from contrapose import adapt, experiments
-from contrapose.data import HELD_OUT, ImageSet, Request, evenly
+from contrapose.data import ImageSet, Request
 from contrapose.errors import UserError
-from contrapose.experiments.measures import CRITERION
 from contrapose.experiments.running import engine
 from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
-from contrapose.files import as_json_bytes, clear, read_object, replace_file, said_of
+from contrapose.files import as_json_bytes, held, read_object, replace_file, said_of
 from contrapose.machine import choose_bf16, choose_device
 from contrapose.report import write_experiment
-from contrapose.studies.halving import (
-    ACCURACY,
-    NAME,
-    SCALE,
-    SEEDS,
-    TIMES,
-    Advice,
-    Candidates,
-    advise,
-    candidates_of,
-    default_of,
-    finalists,
-    survivors,
-)
-from contrapose.studies.tuning import can_be_judged
+from contrapose.studies import halving
+from contrapose.studies.findings import VIEWS, Advice, Candidates, advise, criterion
+from contrapose.studies.halving import NAME, SCALE, SEEDS, TIMES, candidates_of, default_of
 from contrapose.training import loop
 from contrapose.training.cost import cost
 from contrapose.training.recipe import Recipe
 
-MOST = 5000  # images
-FEWEST = 500  # to which a tight budget reduces them
+MOST = 4000  # images of training
+FEWEST = 400  # to which a tight budget reduces them
+LEAST = 40  # images of which a fifth can judge anything
 EPOCHS = (4, 25)  # of rung 0, at least and at most
 SHARE = 0.9  # of the minutes that are planned
 FIXED = 4.0  # s of a run beside training and embedding: probe, files
+EMBEDDED = 1 / 3  # of the time of a training image: one view, no backward pass
+SHORTCUTS = 10.0  # s
+LABELS = 7 * (200 * 64 / 2), 20.0  # training images of the runs from scratch at least, s beside
 SMALLER: tuple[dict[str, Any], ...] = (  # tried in turn where the recipe's network is too slow
     {},
     {"encoder": "small_conv", "base": ("backbone.width=128",)},
@@ -63,13 +55,15 @@ class Plan:
     minutes: float
     encoder: str | None
     size: int | None
+    judged: int  # held-out images
+    by: str  # what recipes are compared by
 
     def words(self) -> str:
         r, e = self.runs, [self.epochs * t for t in TIMES]
         rungs = ", then ".join(f"{n} of {k}" for n, k in zip(r, e, strict=True))
         return (
-            f"{rungs} epochs on {self.images:,} images, a fifth of them held out: about "
-            f"{self.minutes:.0f} min"
+            f"{rungs} epochs on {self.images:,} images, {self.judged:,} others held out: about "
+            f"{self.minutes:.0f} min. Recipes are compared {self.by}"
         )
 
 
@@ -112,67 +106,67 @@ def prepared(
     plan, request = _planned(asked, wanted)
     with said_of(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    clear(folder)
-    _write(folder, request)
-    replace_file(file, as_json_bytes({"request": wanted, "plan": asdict(plan)}))
+    with held(folder):
+        _write(folder, request)
+        replace_file(file, as_json_bytes({"request": wanted, "plan": asdict(plan)}))
     return folder / f"{NAME}.py", plan
 
 
 def _planned(asked: Request, wanted: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
     """The plan that fits into the minutes, and the keywords of `experiment` for rung 0."""
     device = choose_device(wanted["device"])
-    least = math.inf
+    least, before = math.inf, 0
     for instead in SMALLER:
         if instead and device != "cpu":
             break
         if wanted["encoder"] is not None and "size" not in instead and instead:
             continue
         encoder = wanted["encoder"] or instead.get("encoder")
-        size = asked.size or instead.get("size")
-        request = replace(asked, size=size) if asked.named else asked
-        source = request.open("train")
-        if size is not None and size >= source.size and instead.get("size") and asked.size is None:
-            continue  # these are as small already
-        labelled = can_be_judged(source)
-        given = candidates_of(source.shown, source.size, labelled)
-        most = min(MOST, len(source))
-        few = source if len(source) <= most else source.subset(evenly(len(source), most))
-        kept, _ = request.divided(few, HELD_OUT, seed=0)
+        smaller = "size" in instead and asked.size is None
+        if "size" in instead and (not smaller or not asked.named or before <= instead["size"]):
+            continue  # a size was asked for, or these are as small already
+        request = replace(asked, size=instead["size"]) if smaller else asked
+        told = request.asked()
+        kept, judges = (halving.fifth(part, data=told, most=MOST) for part in ("train", "test"))
+        if len(kept) + len(judges) < LEAST:
+            raise UserError(
+                f"{kept.name} has {len(kept) + len(judges)} images: a study compares recipes on a "
+                f"fifth of them, held out, and needs {LEAST} at least"
+            )
+        before = kept.size
+        labelled, by = halving.judged_by(kept)
         base = tuple(instead.get("base", ()))
-        chosen = default_of(str(wanted["recipe"]), encoder, base, source)
-        kinds = _different(given, chosen, source)
-        n = 1 + sum(map(len, kinds.values()))
-        runs = (n, 1 + math.ceil((n - 1) / 3), 3 * SEEDS)
+        chosen = default_of(str(wanted["recipe"]), encoder, base, kept)
+        kinds = _different(candidates_of(kept.shown, kept.size), chosen, kept)
+        n = 2 + sum(map(len, kinds.values()))  # the default, and views without what they share
+        runs = (n, 2 + math.ceil((n - 2) / 3), 3 * SEEDS)
         batch = max(2, min(chosen.batch_size, len(kept) // 8))
         sized = replace(chosen, batch_size=batch)
         loop.check(sized, kept)
         price = cost(
             sized, kept, adapt.build(sized, kept), device, bf16=choose_bf16("auto", device)
         )
-        speed = price.images_per_second
-        least = min(least, _seconds(runs, speed, min(FEWEST, most), EPOCHS[0]))
+        speed, most = price.images_per_second, len(kept)
+        seconds = partial(_seconds, runs, speed, len(judges), labelled)
+        least = min(least, seconds(min(FEWEST, most), EPOCHS[0]))
         budget = SHARE * 60 * float(wanted["minutes"])
         sizes = sorted({most, *(m for m in (2000, 1000, FEWEST) if m < most)}, reverse=True)
         for images in sizes:
-            fitting = [
-                e
-                for e in range(EPOCHS[0], EPOCHS[1] + 1)
-                if _seconds(runs, speed, images, e) <= budget
-            ]
+            fitting = [e for e in range(EPOCHS[0], EPOCHS[1] + 1) if seconds(images, e) <= budget]
             if not fitting:
                 continue
             plan = Plan(
                 images=images, epochs=fitting[-1], runs=runs,
-                batch=max(2, min(chosen.batch_size, int(images * (1 - HELD_OUT)) // 8)),
-                minutes=_seconds(runs, speed, images, fitting[-1]) / 60, encoder=encoder,
-                size=request.size if asked.named else None,
+                batch=max(2, min(chosen.batch_size, images // 8)),
+                minutes=seconds(images, fitting[-1]) / 60, encoder=encoder,
+                size=request.size, judged=len(judges), by=by,
             )  # fmt: skip
             return plan, {
-                "data": request.asked(), "recipe": wanted["recipe"], "encoder": encoder,
-                "base": base,
+                "data": told, "recipe": wanted["recipe"], "encoder": encoder, "base": base,
                 "images": images, "epochs": plan.epochs, "batch": plan.batch,
                 "labelled": labelled, "candidates": {f: dict(c) for f, c in kinds.items()},
-                "device": wanted["device"], "kept": (), "final": {},
+                "device": wanted["device"], "kept": (), "final": {}, "recommended": None,
+                "labels": halving.budgets(kept, images) if labelled else (),
             }  # fmt: skip
     need = math.ceil(least / 60 / SHARE)
     raise UserError(
@@ -181,11 +175,16 @@ def _planned(asked: Request, wanted: Mapping[str, Any]) -> tuple[Plan, dict[str,
     )
 
 
-def _seconds(runs: Sequence[int], speed: float, images: int, epochs: int) -> float:
+def _seconds(
+    runs: Sequence[int], speed: float, judged: int, labelled: bool, images: int, epochs: int
+) -> float:
     """Time of all rungs, at `speed` images/s of training."""
     units = sum(r * t for r, t in zip(runs, TIMES, strict=True))
-    work = (1 - HELD_OUT) * images * epochs * units + sum(runs) * images / 3
-    return work / speed + FIXED * sum(runs)
+    embedded = images + 3 * judged + 8 * min(300, judged)  # and views of them, and turned ones
+    work = images * epochs * units + EMBEDDED * embedded * sum(runs)
+    work += LABELS[0] if labelled else 0
+    beside = SHORTCUTS + FIXED * sum(runs) + (LABELS[1] if labelled else 0)
+    return work / speed + beside
 
 
 def _different(given: Candidates, default: Recipe, images: ImageSet) -> Candidates:
@@ -217,24 +216,37 @@ def study(
     Returns the advice (None if runs failed), errors of jobs by name, and the report. The advice is
     also in study.json, and the recipe it ends in, recipe.py, both in the folder of the file.
     """
+    with held(file.parent):
+        return _run(file, jobs, begin, watch, command)
+
+
+def _run(
+    file: Path, jobs: int, begin: Any, watch: Any, command: str | None
+) -> tuple[Advice | None, dict[str, str], Path]:
     folder = file.parent
     request: dict[str, Any] = _read(folder)
-    criterion = ACCURACY if request["labelled"] else CRITERION
+    measure = criterion(request["labelled"])
     advice: Advice | None = None
-    for rung in range(len(TIMES)):
+    for rung in (*range(len(TIMES)), "labels"):
+        _write(folder, request)
         task, _ = engine.reproduce(
             str(file), scale=SCALE, seeds=1, jobs=jobs, out=folder, begin=begin, watch=watch
         )
         found = results(experiments.experiment(str(file)), job_folders(task))
         if rung == 0 and not request["kept"]:
-            request["kept"] = survivors(found, criterion)
+            more = halving.unshared(found)
+            request["kept"] = (*halving.survivors(found, measure), *more)
+            if more:
+                request["candidates"].setdefault(VIEWS, {}).update(more)
         elif rung == 1 and not request["final"]:
-            request["final"] = finalists(found, criterion, request["candidates"])
+            request["final"] = halving.finalists(found, measure, request["candidates"])
         elif rung == 2:
-            advice = advise(found, criterion, request["final"])
+            advice = advise(found, measure, request["final"])
+            request["recommended"] = None if advice is None else advice.recommended
         if not request["kept"] or (rung and not request["final"]):
             break  # runs failed, so that nothing can be chosen
-        _write(folder, request)
+        if rung == 2 and (advice is None or not request["labels"]):
+            break
     if advice is not None:
         replace_file(folder / "study.json", as_json_bytes(asdict(advice)))
         replace_file(folder / "recipe.py", _recipe_file(request, advice).encode())
@@ -256,7 +268,7 @@ def _write(folder: Path, request: Mapping[str, Any]) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     found = dict(read_object(folder / "request.json"))
-    found |= {name: tuple(found[name]) for name in ("kept", "base")}
+    found |= {name: tuple(found[name]) for name in ("kept", "base", "labels")}
     found["candidates"] = {
         f: {n: tuple(c) for n, c in each.items()} for f, each in found["candidates"].items()
     }
