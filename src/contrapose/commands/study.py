@@ -46,8 +46,10 @@ def study(
             data, out=out, minutes=minutes, recipe=recipe, encoder=encoder, device=device, **how
         )
     console.print(Text(f"Plan: {plan.words()}"))
-    if encoder is None and plan.encoder is not None:
-        console.print(Text(f"  network {plan.encoder}: the recipe's is too slow for that here"))
+    if plan.smaller:
+        console.print(
+            Text(f"  network {plan.network}, images of {plan.size} px: others take too long here")
+        )
     with JobsProgress() as watching:
         advice, errors, page = studying.study(
             file, jobs=jobs, begin=watching.begin, watch=watching.step, command=command_line()

@@ -101,7 +101,8 @@ def rotation_probe(of: Trained, *, most: int = 300) -> dict[str, float]:
     x, turn = _turned(of, of.train, most)
     fitted = probes.linear_probe(x, turn, l2=probes.DECADES[3::2], seed=of.seed)
     x, turn = _turned(of, of.test, most)
-    return {"rotation_probe": float((fitted.predict(x) == turn).double().mean())}
+    right = float((fitted.predict(x) == turn).double().mean())
+    return {"rotation_probe": right, "n_turned": len(x) // 4}
 
 
 @torch.no_grad()

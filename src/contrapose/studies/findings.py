@@ -41,6 +41,7 @@ MEASURES = {
     "effective_rank_z": "effective rank of z",
     "lidar": "effective rank of h between images, in units of views (LiDAR)",
     "n_judged": "held-out images with a label",
+    "n_turned": "held-out images that were turned",
     "n_test": "held-out images",
     "n_train": "images of training",
     "train_seconds": "s of training",
@@ -110,9 +111,7 @@ def advise(found: Results, criterion: str, final: Mapping[str, Sequence[str]]) -
 
 def _number(row: Mapping[str, Any], criterion: str) -> float:
     """The number of images that a measure of a run is of."""
-    if criterion == ACCURACY:
-        return float(row.get("n_judged", row["n_test"]))
-    return float(min(300, row["n_test"])) if criterion == "rotation_probe" else row["n_test"]
+    return float(row["n_judged"] if criterion == ACCURACY else row["n_turned"])
 
 
 # ---- claims --------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ held out: the first fifth judges rungs 0 and 1, and every seed of rung 2 has a f
 that the gain is measured on images by which nothing was chosen.
 """
 
+import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from contrapose import adapt, recipes
-from contrapose.data import ImageSet, Request, balanced, evenly
+from contrapose.data import ImageSet, Request, evenly, hold_out
 from contrapose.data.copies import as_places, named_groups
 from contrapose.downstream import finetune
 from contrapose.errors import UserError
@@ -32,7 +34,7 @@ from contrapose.evaluation.embed import embed_views
 from contrapose.experiments import measures as standard
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results
 from contrapose.experiments.measures import without_labels
-from contrapose.experiments.trained import VIEWS_OF, Trained, trained
+from contrapose.experiments.trained import Trained, trained
 from contrapose.studies import findings
 from contrapose.studies.candidates import Candidate, candidates
 from contrapose.studies.findings import (
@@ -57,6 +59,7 @@ SEEDS = 2  # of the last rung
 FOLDS = 5  # one for rungs 0 and 1, one for each seed of the last rung
 POOL = 10_000  # images at most that are trained on or held out
 LOOKED_AT = 500  # images whose views are compared for shortcuts
+ASKED, TURNED = 200, 1000  # held-out images that signals without labels are of, and if they decide
 FEW_OF_A_CLASS = 5  # labelled images; classes with fewer judge nothing
 DRAWS = 3  # of the labels
 
@@ -132,20 +135,22 @@ def experiment(
     many, as `contrapose finetune` takes them.
     """
     source = partial(fifth, data=dict(data), most=images)
-    measures: list[Any] = [partial(label_free, recipe=recipe)] + ([judged] if labelled else [])
+    signals = partial(label_free, recipe=recipe, turned=ASKED if labelled else TURNED)
     every = {
         name: (factor, tuple(c)) for factor, each in candidates.items() for name, c in each.items()
     }
     every[DEFAULT] = (DEFAULT, ())
 
     def job(rung: int, name: str, factor: str, changes: Sequence[str], seed: int) -> Job:
-        last = (partial(easy_features_in_h, recipe=recipe),) if rung == 2 else ()
+        measures: list[Any] = [judged] if labelled else []
+        measures += [signals] if rung == 0 or not labelled else []
+        measures += [partial(easy_features_in_h, recipe=recipe)] if rung == 2 else []
         return Job(
             name=_name(rung, name, seed),
             call=partial(
                 trained, images=partial(source, fold=seed), recipe=recipe, encoder=encoder,
                 changes=(*base, *changes), epochs=epochs * TIMES[rung], batch_size=batch, seed=seed,
-                device=device, measures=(*measures, *last),
+                device=device, measures=tuple(measures),
             ),
             facts={"rung": rung, "factor": factor, "candidate": name},
             seed=seed,
@@ -280,22 +285,28 @@ def fifth(split: str, *, data: Mapping[str, Any], most: int, fold: int = 0) -> I
     Of POOL images, evenly spaced. Copies and groups stay together. A label of which training has
     fewer than two images is removed.
     """
-    request = Request(**data)
+    kept, held = _parted(json.dumps(dict(data), sort_keys=True), most, fold)
+    return kept if split == "train" else held
+
+
+@functools.lru_cache(maxsize=SEEDS + 1)  # a process runs many jobs on the same images
+def _parted(data: str, most: int, fold: int) -> tuple[ImageSet, ImageSet]:
+    request = Request(**json.loads(data))
     pool = request.open("train")
     if request.groups is not None:
         told = as_places(named_groups(pool, request.groups))
         pool = replace(pool, group=torch.from_numpy(told))
     pool = pool if len(pool) <= POOL else pool.subset(evenly(len(pool), POOL))
-    rest = held = pool
+    together = request.together(pool)
+    rest, held = replace(pool, group=together), pool
     for k in range(fold + 1):
-        rest, held = request.divided(rest, 1 / (FOLDS - k), seed=0)
+        rest, held = hold_out(rest, 1 / (FOLDS - k), 0, rest.group)
     kept = pool.subset(torch.nonzero(~torch.isin(pool.index, held.index)).flatten())
     kept = kept if len(kept) <= most else kept.subset(evenly(len(kept), most))
-    if pool.label is not None:
-        assert kept.label is not None and held.label is not None
+    if kept.label is not None and held.label is not None:
         common = _frequent(kept.label, 2)
         kept, held = (replace(part, label=_of(part.label, common)) for part in (kept, held))
-    return replace(kept, split="train") if split == "train" else replace(held, split="test")
+    return replace(kept, split="train"), replace(held, split="test")
 
 
 def judged_by(images: ImageSet) -> tuple[bool, str]:
@@ -337,18 +348,20 @@ def judged(of: Trained) -> dict[str, float]:
     return {**standard.linear_probe(of), "n_judged": int((of.labels(of.test) >= 0).sum())}
 
 
-def label_free(of: Trained, *, recipe: str) -> dict[str, float]:
-    """Signals without labels of the held-out images.
+def label_free(of: Trained, *, recipe: str, turned: int) -> dict[str, float]:
+    """Signals without labels, of some of the held-out images.
 
     `default_retrieval` is instance retrieval by the default's views, the same for all candidates:
     by its own views a candidate with weaker ones always seems better.
     """
     policy = default_of(recipe, None, (), of.train).policy
-    few = balanced(replace(of.test, label=None), min(VIEWS_OF, len(of.test)))
-    h, group = embed_views(of.encoder, few, policy, features="h", seed=of.seed, device=of.device)
+    few = replace(of, test=of.test.subset(evenly(len(of.test), ASKED)))
+    h, group = embed_views(
+        of.encoder, few.test, policy, features="h", seed=of.seed, device=of.device
+    )
     return {
-        **without_labels(of),
-        **standard.rotation_probe(of),
+        **without_labels(few),
+        **standard.rotation_probe(of, most=turned),
         "default_retrieval": geometry.contrastive_accuracy(h, group),
     }
 

@@ -5,10 +5,10 @@ study is an experiment in a file of its own, `study.py` in its folder, to which 
 the folders of the jobs are its only state, so it goes on after a kill. It ends in a recipe file.
 """
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,37 @@ from contrapose.machine import choose_bf16, choose_device
 from contrapose.report import write_experiment
 from contrapose.studies import halving
 from contrapose.studies.findings import VIEWS, Advice, Candidates, advise, criterion
-from contrapose.studies.halving import NAME, SCALE, SEEDS, TIMES, candidates_of, default_of
+from contrapose.studies.halving import (
+    ASKED,
+    NAME,
+    SCALE,
+    SEEDS,
+    TIMES,
+    TURNED,
+    candidates_of,
+    default_of,
+)
 from contrapose.training import loop
 from contrapose.training.cost import cost
 from contrapose.training.recipe import Recipe
 
 MOST = 4000  # images of training
 FEWEST = 400  # to which a tight budget reduces them
+ENOUGH = 1000  # images for which a smaller network is taken
 LEAST = 40  # images of which a fifth can judge anything
 EPOCHS = (4, 25)  # of rung 0, at least and at most
 SHARE = 0.9  # of the minutes that are planned
-FIXED = 4.0  # s of a run beside training and embedding: probe, files
+FIXED = 2.5  # s of a run beside training and embedding: probe, files
 EMBEDDED = 1 / 3  # of the time of a training image: one view, no backward pass
-SHORTCUTS = 10.0  # s
+SHORTCUTS = 5.0  # s
 LABELS = 7 * (200 * 64 / 2), 20.0  # training images of the runs from scratch at least, s beside
 SMALLER: tuple[dict[str, Any], ...] = (  # tried in turn where the recipe's network is too slow
     {},
     {"encoder": "small_conv", "base": ("backbone.width=128",)},
+    {"encoder": "small_conv", "base": ("backbone.width=64",)},
     {"encoder": "small_conv", "base": ("backbone.width=128",), "size": 32},
+    {"encoder": "small_conv", "base": ("backbone.width=64",), "size": 32},
+    {"encoder": "small_conv", "base": ("backbone.width=32",), "size": 32},
 )
 
 
@@ -53,18 +66,25 @@ class Plan:
     batch: int
     runs: tuple[int, int, int]  # at most, by rung
     minutes: float
-    encoder: str | None
-    size: int | None
+    network: str  # with its changes
+    size: int  # px
+    smaller: bool  # the network or the images are not those that were asked for
     judged: int  # held-out images
     by: str  # what recipes are compared by
+    counted: bool  # how many labels it saves, too
 
     def words(self) -> str:
         r, e = self.runs, [self.epochs * t for t in TIMES]
         rungs = ", then ".join(f"{n} of {k}" for n, k in zip(r, e, strict=True))
         return (
             f"{rungs} epochs on {self.images:,} images, {self.judged:,} others held out: about "
-            f"{self.minutes:.0f} min. Recipes are compared {self.by}"
+            f"{self.minutes:.0f} min. Recipes are compared {self.by}{self._uncounted()}"
         )
+
+    def _uncounted(self) -> str:
+        if self.counted or self.by.startswith("without"):
+            return ""
+        return "; how many labels it saves is not measured, which takes more minutes"
 
 
 def prepared(
@@ -112,62 +132,71 @@ def prepared(
     return folder / f"{NAME}.py", plan
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Option:
+    """A network and a size of images with which a study could be run."""
+
+    encoder: str | None
+    base: tuple[str, ...]
+    told: dict[str, Any]  # of the images
+    smaller: bool
+    kept: ImageSet
+    judged: int
+    labelled: bool
+    by: str
+    batch: int
+    candidates: Candidates
+    runs: tuple[int, int, int]
+    speed: float  # images/s of training
+
+    def seconds(self, counted: bool, images: int, epochs: int) -> float:
+        """Time of all rungs. counted: how many labels it saves too."""
+        units = sum(r * t for r, t in zip(self.runs, TIMES, strict=True))
+        if self.labelled:
+            embedded = sum(self.runs) * (images + self.judged) + self.runs[0] * 13 * ASKED
+        else:
+            embedded = sum(self.runs) * (5 * ASKED + 8 * min(TURNED, self.judged))
+        work = images * epochs * units + EMBEDDED * embedded + (LABELS[0] if counted else 0)
+        beside = SHORTCUTS + FIXED * sum(self.runs) + (LABELS[1] if counted else 0)
+        return work / self.speed + beside
+
+    def epochs(self, counted: bool, images: int, seconds: float) -> int | None:
+        """The most epochs of rung 0 that fit into the time."""
+        every = range(EPOCHS[0], EPOCHS[1] + 1)
+        return max((e for e in every if self.seconds(counted, images, e) <= seconds), default=None)
+
+
 def _planned(asked: Request, wanted: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
-    """The plan that fits into the minutes, and the keywords of `experiment` for rung 0."""
-    device = choose_device(wanted["device"])
-    least, before = math.inf, 0
-    for instead in SMALLER:
-        if instead and device != "cpu":
-            break
-        if wanted["encoder"] is not None and "size" not in instead and instead:
-            continue
-        encoder = wanted["encoder"] or instead.get("encoder")
-        smaller = "size" in instead and asked.size is None
-        if "size" in instead and (not smaller or not asked.named or before <= instead["size"]):
-            continue  # a size was asked for, or these are as small already
-        request = replace(asked, size=instead["size"]) if smaller else asked
-        told = request.asked()
-        kept, judges = (halving.fifth(part, data=told, most=MOST) for part in ("train", "test"))
-        if len(kept) + len(judges) < LEAST:
-            raise UserError(
-                f"{kept.name} has {len(kept) + len(judges)} images: a study compares recipes on a "
-                f"fifth of them, held out, and needs {LEAST} at least"
-            )
-        before = kept.size
-        labelled, by = halving.judged_by(kept)
-        base = tuple(instead.get("base", ()))
-        chosen = default_of(str(wanted["recipe"]), encoder, base, kept)
-        kinds = _different(candidates_of(kept.shown, kept.size), chosen, kept)
-        n = 2 + sum(map(len, kinds.values()))  # the default, and views without what they share
-        runs = (n, 2 + math.ceil((n - 2) / 3), 3 * SEEDS)
-        batch = max(2, min(chosen.batch_size, len(kept) // 8))
-        sized = replace(chosen, batch_size=batch)
-        loop.check(sized, kept)
-        price = cost(
-            sized, kept, adapt.build(sized, kept), device, bf16=choose_bf16("auto", device)
-        )
-        speed, most = price.images_per_second, len(kept)
-        seconds = partial(_seconds, runs, speed, len(judges), labelled)
-        least = min(least, seconds(min(FEWEST, most), EPOCHS[0]))
-        budget = SHARE * 60 * float(wanted["minutes"])
-        sizes = sorted({most, *(m for m in (2000, 1000, FEWEST) if m < most)}, reverse=True)
-        for images in sizes:
-            fitting = [e for e in range(EPOCHS[0], EPOCHS[1] + 1) if seconds(images, e) <= budget]
-            if not fitting:
+    """The plan that fits into the minutes, and the keywords of `experiment` for rung 0.
+
+    Of those that fit, the first that counts labels, has ENOUGH images, has the larger network, has
+    more images, in this order.
+    """
+    options = list(_options(asked, wanted))
+    budget = SHARE * 60 * float(wanted["minutes"])
+    for counted, enough, option in itertools.product((True, False), (ENOUGH, FEWEST), options):
+        most = len(option.kept)
+        for images in sorted({most, *(m for m in (2000, 1000, FEWEST) if m < most)}, reverse=True):
+            epochs = option.epochs(counted, images, budget)
+            if epochs is None or images < min(enough, most) or counted > option.labelled:
                 continue
             plan = Plan(
-                images=images, epochs=fitting[-1], runs=runs,
-                batch=max(2, min(chosen.batch_size, images // 8)),
-                minutes=seconds(images, fitting[-1]) / 60, encoder=encoder,
-                size=request.size, judged=len(judges), by=by,
+                images=images, epochs=epochs, runs=option.runs,
+                batch=max(2, min(option.batch, images // 8)),
+                minutes=option.seconds(counted, images, epochs) / 60,
+                network=" ".join((option.encoder or "of the recipe", *option.base)),
+                size=option.kept.size, smaller=option.smaller, judged=option.judged, by=option.by,
+                counted=counted,
             )  # fmt: skip
             return plan, {
-                "data": told, "recipe": wanted["recipe"], "encoder": encoder, "base": base,
-                "images": images, "epochs": plan.epochs, "batch": plan.batch,
-                "labelled": labelled, "candidates": {f: dict(c) for f, c in kinds.items()},
-                "device": wanted["device"], "kept": (), "final": {}, "recommended": None,
-                "labels": halving.budgets(kept, images) if labelled else (),
+                "data": option.told, "recipe": wanted["recipe"], "encoder": option.encoder,
+                "base": option.base, "images": images, "epochs": plan.epochs, "batch": plan.batch,
+                "labelled": option.labelled, "device": wanted["device"],
+                "candidates": {f: dict(c) for f, c in option.candidates.items()},
+                "kept": (), "final": {}, "recommended": None,
+                "labels": halving.budgets(option.kept, images) if counted else (),
             }  # fmt: skip
+    least = min(o.seconds(False, min(FEWEST, len(o.kept)), EPOCHS[0]) for o in options)
     need = math.ceil(least / 60 / SHARE)
     raise UserError(
         f"--minutes {wanted['minutes']:g} is too short: the shortest study of these images takes "
@@ -175,16 +204,41 @@ def _planned(asked: Request, wanted: Mapping[str, Any]) -> tuple[Plan, dict[str,
     )
 
 
-def _seconds(
-    runs: Sequence[int], speed: float, judged: int, labelled: bool, images: int, epochs: int
-) -> float:
-    """Time of all rungs, at `speed` images/s of training."""
-    units = sum(r * t for r, t in zip(runs, TIMES, strict=True))
-    embedded = images + 3 * judged + 8 * min(300, judged)  # and views of them, and turned ones
-    work = images * epochs * units + EMBEDDED * embedded * sum(runs)
-    work += LABELS[0] if labelled else 0
-    beside = SHORTCUTS + FIXED * sum(runs) + (LABELS[1] if labelled else 0)
-    return work / speed + beside
+def _options(asked: Request, wanted: Mapping[str, Any]) -> Iterator[_Option]:
+    """The recipe's network at the size that was asked for, then smaller ones, each measured."""
+    device = choose_device(wanted["device"])
+    tried: set[tuple[Any, ...]] = set()
+    for instead in SMALLER if device == "cpu" else SMALLER[:1]:
+        encoder = wanted["encoder"] or instead.get("encoder")
+        base = () if wanted["encoder"] else tuple(instead.get("base", ()))
+        reduced = "size" in instead and asked.size is None
+        told = (replace(asked, size=instead["size"]) if reduced else asked).asked()
+        kept, judges = (halving.fifth(part, data=told, most=MOST) for part in ("train", "test"))
+        if len(kept) + len(judges) < LEAST:
+            raise UserError(
+                f"{kept.name} has {len(kept) + len(judges)} images: a study compares recipes on a "
+                f"fifth of them, held out, and needs {LEAST} at least"
+            )
+        larger = any(kept.size > size for _, _, size in tried)
+        if (encoder, base, kept.size) in tried or larger:
+            continue
+        tried.add((encoder, base, kept.size))
+        chosen = default_of(str(wanted["recipe"]), encoder, base, kept)
+        kinds = _different(candidates_of(kept.shown, kept.size), chosen, kept)
+        n = 2 + sum(map(len, kinds.values()))  # the default, and views without what they share
+        batch = max(2, min(chosen.batch_size, len(kept) // 8))
+        sized = replace(chosen, batch_size=batch)
+        loop.check(sized, kept)
+        price = cost(
+            sized, kept, adapt.build(sized, kept), device, bf16=choose_bf16("auto", device)
+        )
+        labelled, by = halving.judged_by(kept)
+        yield _Option(
+            encoder=encoder, base=base, told=told, kept=kept, judged=len(judges), by=by,
+            smaller=reduced or (encoder, base) != (wanted["encoder"], ()), labelled=labelled,
+            batch=chosen.batch_size, candidates=kinds, speed=price.images_per_second,
+            runs=(n, 2 + math.ceil((n - 2) / 3), 3 * SEEDS),
+        )  # fmt: skip
 
 
 def _different(given: Candidates, default: Recipe, images: ImageSet) -> Candidates:
