@@ -1,8 +1,11 @@
 """Video: frame times from files and folders, batches in time, losses that get them, alignment."""
 
+import importlib
 import json
 import math
+import struct
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -13,7 +16,7 @@ from PIL import Image
 import contrapose
 from contrapose import losses, recipes
 from contrapose.data import Request
-from contrapose.data.video import APART, of_clip, times_of
+from contrapose.data.video import APART, _decoded, decode_video, of_clip, times_of
 from contrapose.downstream import align
 from contrapose.encoders import Encoder, mlp, small_conv
 from contrapose.errors import UserError
@@ -140,6 +143,75 @@ def test_a_broken_file_and_one_frame_are_refused(tmp_path):
     write_video(tmp_path / "one.mp4", frames=1)
     with pytest.raises(UserError, match="1 frame"):
         Request(tmp_path / "one.mp4").open("train")
+
+
+@pytest.fixture
+def both_readers():
+    """Skips where PyAV or torchcodec, with its FFmpeg, is not here."""
+    pytest.importorskip("av")
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except Exception as error:
+        pytest.skip(f"torchcodec: {str(error).splitlines()[0]}")
+
+
+def write_at(path, times, codec="libx264"):
+    """A clip whose frames are at these ms, with frames that are stored out of order."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.max_b_frames = 2
+        for k, time in enumerate(times):
+            image = np.zeros((32, 48, 3), np.uint8)
+            image[:, : 2 * k + 9] = (40, 10 * k, 200)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+UNEVEN = [0, 40, 80, 200, 210, 500, 540, 1000, 1040, 1500]
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+@pytest.mark.parametrize("times", [[40 * k for k in range(12)], UNEVEN, [t + 700 for t in UNEVEN]])
+def test_both_readers_give_the_same_frames_at_the_same_times(tmp_path, both_readers, name, times):
+    write_at(tmp_path / name, times)
+    one, two = (_decoded(tmp_path / name, None, reader) for reader in ("PyAV", "torchcodec"))
+    assert one.time.tolist() == two.time.tolist() == [t - times[0] for t in times]
+    np.testing.assert_array_equal(one.frames, two.frames)
+
+
+def test_what_torchcodec_cannot_decode_is_read_by_pyav(tmp_path, both_readers):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "clip.avi"), "w") as out:  # whose frames have no times of their own
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.max_b_frames = 2
+        for k in range(20):
+            frame = av.VideoFrame.from_ndarray(
+                np.full((32, 48, 3), 10 * k, np.uint8), format="rgb24"
+            )
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    found = decode_video(tmp_path / "clip.avi")
+    assert (np.diff(found.time) == 100).all() and len(found.time) == 20
+    level = found.frames.astype(int).mean(axis=(1, 2, 3))
+    assert (np.diff(level) >= 0).all() and level[-1] > level[0] + 150
+
+
+@pytest.mark.parametrize("reader", ["PyAV", "torchcodec"])
+def test_frames_are_upright_where_the_camera_was_turned(tmp_path, both_readers, reader):
+    write_at(tmp_path / "level.mp4", UNEVEN)
+    content = bytearray((tmp_path / "level.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40  # of the track header (ISO 14496-12, 8.3.2)
+    quarter = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 32 << 16, 0, 1 << 30)
+    content[matrix : matrix + 36] = quarter
+    (tmp_path / "turned.mp4").write_bytes(content)
+    level, turned = (_decoded(tmp_path / f"{n}.mp4", None, reader) for n in ("level", "turned"))
+    np.testing.assert_array_equal(turned.frames, np.rot90(level.frames, -1, axes=(1, 2)))
 
 
 def test_partners_are_near_in_time_or_of_another_camera(tmp_path):

@@ -173,33 +173,41 @@ def decode_video(path: Path, size: int | None = None) -> Decoded:
     """The frames of a video file, scaled so that the short side is `size` px and cut to a square.
 
     size: None is the short side, at most 224. Frames are at the times that the file gives them, of
-    variable rate too. Raises UserError for a file that cannot be decoded, of one frame, of frames
-    of several sizes, and for more frames than fit into memory.
+    variable rate too, and upright if the file says how it was held. What torchcodec cannot decode,
+    such as frames without times of their own in AVI or MPEG-2, PyAV is asked for. Raises UserError
+    for a file that cannot be decoded, of one frame, of frames of several sizes, and for more frames
+    than fit into memory.
     """
-    reader = _reader(path)
+    why = []
+    for reader in _readers(path):
+        try:
+            return _decoded(path, size, reader)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a decoder raises on a broken file
+            why.append(f"{reader}: {str(error).strip().partition(chr(10))[0]}")
+    raise UserError(f"{path} cannot be decoded by {'; nor by '.join(why)}")
+
+
+def _decoded(path: Path, size: int | None, reader: str) -> Decoded:
     frames: list[np.ndarray] = []
     times: list[float] = []
     shape: tuple[int, ...] | None = None
-    try:
-        for frame, seconds in _READ[reader](path):
-            shape = shape or frame.shape
-            if frame.shape != shape:
-                raise UserError(
-                    f"{path}: its frames change their size, {shape[1]} x {shape[0]} px and then "
-                    f"{frame.shape[1]} x {frame.shape[0]} px after {seconds:.2f} s; cut it there"
-                )
-            side = size or min(224, *shape[:2])
-            frames.append(_square(frame, side))
-            times.append(seconds)
-            if len(frames) * side * side * 3 > MOST:
-                raise UserError(
-                    f"{path}: more than {len(frames):,} frames of {side} px, which take "
-                    f"{MOST / 1e9:.1f} GB; use a smaller --size, or write frames into a folder"
-                )
-    except UserError:
-        raise
-    except Exception as error:  # whatever a decoder raises on a broken file
-        raise UserError(f"{path} cannot be decoded by {reader}: {error}") from error
+    for frame, seconds in _READ[reader](path):
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise UserError(
+                f"{path}: its frames change their size, {shape[1]} x {shape[0]} px and then "
+                f"{frame.shape[1]} x {frame.shape[0]} px after {seconds:.2f} s; cut it there"
+            )
+        side = size or min(224, *shape[:2])
+        frames.append(_square(frame, side))
+        times.append(seconds)
+        if len(frames) * side * side * 3 > MOST:
+            raise UserError(
+                f"{path}: more than {len(frames):,} frames of {side} px, which take "
+                f"{MOST / 1e9:.1f} GB; use a smaller --size, or write frames into a folder"
+            )
     if len(frames) < 2:
         raise UserError(f"{path}: {len(frames)} frame; a video has two or more")
     order = np.argsort(times, kind="stable")
@@ -207,17 +215,21 @@ def decode_video(path: Path, size: int | None = None) -> Decoded:
     return Decoded(np.stack(frames)[order], time, reader)
 
 
-def _reader(path: Path) -> str:
-    """torchcodec if it is there and has its FFmpeg, else PyAV."""
-    why = []
+def _readers(path: Path) -> list[str]:
+    """Those of torchcodec, if it has its FFmpeg, and PyAV that are there."""
+    found, why = [], []
     for name, module in (("torchcodec", "torchcodec.decoders"), ("PyAV", "av")):
         try:
             importlib.import_module(module)
         except Exception as error:  # torchcodec raises RuntimeError where it has no FFmpeg
             why.append(f"{name}: {str(error).splitlines()[0]}")
             continue
-        return name
-    raise UserError(f"{path} is a video, and nothing here reads it ({'; '.join(why)}): {READERS}")
+        found.append(name)
+    if not found:
+        raise UserError(
+            f"{path} is a video, and nothing here reads it ({'; '.join(why)}): {READERS}"
+        )
+    return found
 
 
 def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, float]]:
@@ -230,7 +242,8 @@ def _by_pyav(path: Path) -> Iterator[tuple[np.ndarray, float]]:
         for k, frame in enumerate(container.decode(stream)):
             rate = float(stream.average_rate or 25)
             seconds = k / rate if frame.time is None else float(frame.time)
-            yield frame.to_ndarray(format="rgb24"), seconds
+            turns = round(getattr(frame, "rotation", 0) / 90)  # how the camera was held
+            yield np.rot90(frame.to_ndarray(format="rgb24"), turns), seconds
 
 
 def _by_torchcodec(path: Path) -> Iterator[tuple[np.ndarray, float]]:
@@ -251,5 +264,5 @@ def _square(frame: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "
     height, width = frame.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
-    cut = Image.fromarray(frame[top : top + short, left : left + short])
+    cut = Image.fromarray(np.ascontiguousarray(frame[top : top + short, left : left + short]))
     return np.asarray(cut.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
