@@ -47,8 +47,10 @@ class JobsProgress:
         self.lines.close()
 
     def begin(self, experiment: Experiment, task: Task, at: Standing) -> None:
-        self.task = task
+        again, self.task = self.task is not None, task
         self.told = set(at.finished)
+        if again:  # more jobs of the same experiment
+            return
         cost = experiment.costs[task.scale]
         console.print(Text(f"{experiment.title} ({experiment.source})"))
         done = f", {len(at.finished)} of them done before" if at.finished else ""

@@ -38,7 +38,7 @@ def study(
     """
     from contrapose.api import command_line
     from contrapose.commands.console import working
-    from contrapose.commands.jobs import JobsProgress
+    from contrapose.commands.jobs import JobsProgress, print_verdicts
     from contrapose.studies import study as studying
 
     with working("measuring what a run takes"):
@@ -54,6 +54,7 @@ def study(
         advice, errors, page = studying.study(
             file, jobs=jobs, begin=watching.begin, watch=watching.step, command=command_line()
         )
+    print_verdicts(page.with_name("experiment.json"))
     print_advice(advice, errors, file.parent)
     typer.echo(f"Report: {page}")
     if errors or advice is None:

@@ -40,7 +40,7 @@ from contrapose.training.recipe import Recipe, supervised
 from contrapose.training.run import Run
 
 METHODS = ("finetuned", "scratch", "probe")
-FEWEST = 5  # labels of a class, of which one is held out to choose the rate
+FEWEST = 5  # labels of every class, of which one is held out to choose the rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +49,30 @@ class Protocol:
 
     words: str
     optimizer: Callable[..., Any]
-    rates: tuple[float, ...]  # tried on held-out labels; the middle one where there are too few
+    rates: tuple[float, ...]  # tried on a held-out fifth of the labels
     batch: int
     epochs: Callable[[int, int], float]  # (labels, batch)
     scaling: Callable[..., Any] = optim.no_scaling
+    once: bool = False  # tried with the most labels alone, and used for all numbers of labels
 
 
 STEPS = 400  # of the default, at least ten epochs
 PROTOCOLS = {
     "default": Protocol(
-        words="AdamW, rate chosen on a held-out fifth of the labels of the first draw",
+        words="AdamW, rate chosen on a held-out fifth of the labels of the first draw, or as for "
+        f"more labels where a class has fewer than {FEWEST}",
         optimizer=partial(optim.adamw, weight_decay=1e-4),
-        rates=(3e-4, 1e-3, 3e-3),
+        rates=(3e-4, 1e-3, 3e-3, 1e-2),
         batch=64,
         epochs=lambda n, batch: max(10.0, STEPS * batch / n),
     ),
     "brief": Protocol(
-        words="AdamW at a rate of 0.001, 200 steps or ten epochs",
+        words="AdamW, 200 steps or ten epochs, rate chosen on a held-out fifth of the most labels",
         optimizer=partial(optim.adamw, weight_decay=1e-4),
-        rates=(1e-3,),
+        rates=(1e-3, 3e-3, 1e-2),
         batch=64,
         epochs=lambda n, batch: max(10.0, 200 * batch / n),
+        once=True,
     ),
     "simclr": Protocol(
         words="SimCLR B.4: SGD with Nesterov momentum 0.9, rate 0.05 times batch / 256, no decay, "
@@ -162,13 +165,18 @@ def _study(
     seen: dict[str, dict[str, list[float]]] = {w: {m: [] for m in methods} for w in budgets}
     rates: dict[str, dict[str, float]] = {}
     frozen, frozen_test = subject.embed(train).h, subject.embed(test).h
+    trained = [m for m in methods if m != "probe"]
+    rate = dict.fromkeys(trained, how.rates[len(how.rates) // 2])
+    for k, word in enumerate(sorted(budgets, key=lambda w: -budgets[w])):
+        if len(how.rates) > 1 and not (how.once and k):
+            few = balanced(train, budgets[word], seed=0)
+            rate = {
+                m: _rate(folder / f"{word}-rate", m, few, how, subject, watching, rate[m])
+                for m in trained
+            }
+        rates[word] = rate
     for word, n in budgets.items():
-        made = {m: partial(recipe_of, subject, m, how, n) for m in methods if m != "probe"}
-        few = balanced(train, n, seed=0)
-        rates[word] = {
-            m: _rate(folder / f"{word}-rate", m, make, few, how, subject, watching)
-            for m, make in made.items()
-        }
+        made = {m: partial(recipe_of, subject, m, how, n) for m in trained}
         for seed in seeds[word]:
             few = balanced(train, n, seed=seed)
             with stage(f"{word} of the labels, draw {seed + 1} of {len(seeds[word])}"):
@@ -228,19 +236,18 @@ def recipe_of(
 def _rate(
     folder: Path,
     method: str,
-    make: Callable[..., Recipe],
     few: ImageSet,
     how: Protocol,
     subject: Subject,
     watching: Mapping[str, Any],
+    otherwise: float,
 ) -> float:
-    """The rate that names most of a held-out fifth of these labels; the middle one where a class
-    has too few to hold one out."""
+    """The rate that names most of a held-out fifth of these labels; `otherwise` where a class has
+    too few to hold one out."""
     assert few.label is not None
-    middle = how.rates[len(how.rates) // 2]
-    least = int(torch.unique(few.label, return_counts=True)[1].min())
-    if len(how.rates) == 1 or least < FEWEST:
-        return middle
+    if int(torch.unique(few.label, return_counts=True)[1].min()) < FEWEST:
+        return otherwise
+    make = partial(recipe_of, subject, method, how, len(few))
     held = balanced(few, len(few) // 5, seed=1)
     kept = few.subset(_others(few, held))
     with stage(f"choosing the rate of {method}, {len(few):,} labels"):
@@ -251,6 +258,7 @@ def _rate(
             )
             for rate in how.rates
         }  # fmt: skip
+    middle = how.rates[len(how.rates) // 2]
     return max(scores, key=lambda rate: (scores[rate], -abs(math.log(rate / middle))))
 
 

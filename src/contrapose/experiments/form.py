@@ -205,6 +205,7 @@ class Experiment:
     claims: tuple[Claim, ...] = ()
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()  # what the paper does not say, and what was chosen
+    lead: Callable[[Results], tuple[str, str, str]] | None = None  # (level, headline, sentence)
 
     def __post_init__(self) -> None:
         for scale in self.costs:

@@ -31,7 +31,7 @@ SHAPE: Json = {  # what the page relies on
         "contrapose": str | None, "error": str | None, "traceback": str | None,
     }],
     "environments": [{"jobs": int, "threads?": int}],
-    "notes": [str],
+    "notes": [str], "lead?": ([str], None),
 }  # fmt: skip
 SMOKE = (
     "Scale smoke shows that the experiment runs. On so little data a claim says little, "
@@ -142,7 +142,10 @@ def claim(given: Json) -> Claim:
 
 
 def lead(found: Json) -> tuple[str, str, str]:
-    """(level, headline, sentence) about all claims together."""
+    """(level, headline, sentence) about all claims together, or the experiment's own."""
+    if found.get("lead"):
+        level, headline, sentence = found["lead"]
+        return level, headline, sentence
     words = [claim(c).word for c in found["claims"]]
     held, finished = words.count("Holds"), [job["state"] for job in found["jobs"]].count("finished")
     if found["scale"] == "smoke" and held < len(words):
@@ -177,7 +180,7 @@ def notices(found: Json) -> list[tuple[str, str]]:
     if waiting := sum(state in ("waiting", "changed") for state in states):
         have = "has" if waiting == 1 else "have"
         said.append(("warn", f"{waiting} of {_plural(len(jobs), 'job')} {have} no result yet."))
-    if len(found["seeds"]) == 1:
+    if len(found["seeds"]) == 1 and not found.get("lead"):
         said.append(("info", "One seed: no spread and no test. --seeds 3 gives both."))
     versions = sorted({str(job["contrapose"]) for job in jobs if job["contrapose"]})
     if len(versions) > 1:

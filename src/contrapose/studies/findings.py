@@ -28,6 +28,9 @@ SIGNALS = (
 CLEARLY, HELD = 2.0, 0.5  # bits that views share, and R^2 with which h has it: a shortcut
 ERRORS = 2.0  # standard errors beyond which a difference is no noise
 
+LIKELY = {"sure": "beyond noise", "fairly": "likely, but within noise", "cannot tell": "noise"}
+NAMED = {COMBINED: "the best of several changes together"}
+
 Sure = Literal["sure", "fairly", "cannot tell"]
 Candidates = Mapping[str, Mapping[str, tuple[str, ...]]]  # factor -> name -> what is set
 
@@ -114,6 +117,26 @@ def _number(row: Mapping[str, Any], criterion: str) -> float:
     return float(row["n_judged"] if criterion == ACCURACY else row["n_turned"])
 
 
+def lead(
+    found: Results, *, criterion: str, final: Mapping[str, Sequence[str]]
+) -> tuple[str, str, str]:
+    """(level, headline, sentence): what the study recommends."""
+    advice = advise(found, criterion, final)
+    if advice is None:
+        return "info", "Not finished", "The same command goes on."
+    measured = MEASURES[criterion]
+    if advice.recommended == DEFAULT:
+        words = advice.sentence.partition(": ")[2]
+        return "info", "Keep the default", f"Of other recipes {words} ({measured})."
+    words = (
+        f"It gains {advice.gain:+.3f} over the default's {advice.default:.3f} (95 % interval "
+        f"{advice.low:+.3f} to {advice.high:+.3f}; {measured}; n = {advice.n:,}), "
+        f"{LIKELY[advice.sure]}: contrapose train DATA --recipe recipe.py"
+    )
+    use = NAMED.get(advice.recommended, advice.recommended)
+    return "good" if advice.sure == "sure" else "warn", f"Use {use}", words
+
+
 # ---- claims --------------------------------------------------------------------------------------
 
 
@@ -163,7 +186,7 @@ def views_destroy(found: Results) -> Verdict:
 
 
 def shortcut(found: Results, *, criterion: str) -> Verdict:
-    """Whether views share an easy feature that h holds, and what training without it does."""
+    """Whether no easy feature is shared by views and held by h; what training without it does."""
     rows = found.where(factor=SHORTCUTS).rows
     if not rows:
         return Verdict.not_tested("not looked at yet")
@@ -186,7 +209,9 @@ def shortcut(found: Results, *, criterion: str) -> Verdict:
             break
     if not read:
         return Verdict(None, f"undecided: h was not asked yet; {'; '.join(words)}")
-    return Verdict(bool(present), "; ".join(words))
+    if present:
+        words.insert(0, f"{', '.join(present)} can stand for the image")
+    return Verdict(not present, "; ".join(words))
 
 
 def saves_labels(found: Results) -> Verdict:

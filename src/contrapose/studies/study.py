@@ -46,7 +46,7 @@ SHARE = 0.9  # of the minutes that are planned
 FIXED = 2.5  # s of a run beside training and embedding: probe, files
 EMBEDDED = 1 / 3  # of the time of a training image: one view, no backward pass
 SHORTCUTS = 5.0  # s
-LABELS = 7 * (200 * 64 / 2), 20.0  # training images of the runs from scratch at least, s beside
+LABELS = 10 * (200 * 64 / 2), 20.0  # training images of the runs from scratch, s beside
 SMALLER: tuple[dict[str, Any], ...] = (  # tried in turn where the recipe's network is too slow
     {},
     {"encoder": "small_conv", "base": ("backbone.width=128",)},

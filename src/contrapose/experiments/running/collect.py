@@ -51,6 +51,7 @@ def collect(task: Task, command: str | None = None) -> Path:
         "jobs": [_job(folder) for folder in made],
         "environments": _environments(made),
         "notes": list(experiment.notes),
+        "lead": None if experiment.lead is None else list(experiment.lead(found)),
     }
     Path(task.folder).mkdir(parents=True, exist_ok=True)
     path = Path(task.folder) / "experiment.json"
