@@ -257,7 +257,7 @@ def test_a_cluster_s_library_that_is_absent_is_named_with_its_extra(tmp_path, mo
 @pytest.mark.slow
 def test_submitit_runs_the_jobs_of_an_experiment(tmp_path):
     pytest.importorskip("submitit")
-    from contrapose.experiments.running.engine import slurm
+    from contrapose.experiments.running.clusters import slurm
 
     task = prepared(written(tmp_path, "trouble", TROUBLE))
     for _ in slurm(task, 2, {"timeout_min": 5}, cluster="local"):

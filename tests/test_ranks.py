@@ -21,7 +21,7 @@ from contrapose import api, explain
 from contrapose.threads import serial
 from contrapose.training.run import Run
 
-CASES = ("moco", "xbm", "chunked", "conditional", "mixup", "joint", "two stages")
+CASES = ("moco", "xbm", "chunked", "conditional", "mixup", "joint", "two stages", "frozen")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,12 @@ def test_scores_diagnosis_and_embeddings_on_three_ranks_are_those_of_one_process
             assert len(shared.h) == 400
             assert torch.equal(alone.h, shared.h) and torch.equal(alone.z, shared.z)
         assert of["three"][:2] == one[:2] and torch.equal(of["three"][2], one[2])
+
+
+def test_pairs_of_frames_in_halves_of_a_batch_train_as_on_one_process(found):
+    assert {*found["frames"]} == {"n_pairs", "time_contrastive"}
+    for steps, weights, worst, metrics in found["frames"].values():
+        assert steps == 4 and weights < 1e-10 and metrics < 1e-6, worst
 
 
 def test_ranks_that_read_other_images_end_alike(found):
@@ -237,37 +243,40 @@ def test_torchrun_and_the_ranks_flag_train_what_one_process_does(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_at_any_moment_lose_nothing(tmp_path):
-    """A rank, drawn each time, is killed; the others end within 30 s, and the run goes on."""
-    draw, out = torch.Generator().manual_seed(0), tmp_path / "run"
-    command = ["-m", "contrapose", "train", "--ranks", "3", "--device", "cpu", "--no-explain"]
-    begin = [
-        *command,
-        *[q for q in QUICK if q not in ("--no-explain",)],
-        "--epochs",
-        "60",
-        "--out",
-        out,
-    ]
+    ends, steps = killed(tmp_path, 20, torch.Generator().manual_seed(0))
+    assert max(ends) < 30 and steps == sorted(steps)
+    print(f"ended after {min(ends):.1f} to {max(ends):.1f} s; steps {steps}")
+
+
+def killed(folder: Path, times: int, draw: torch.Generator) -> tuple[list[float], list[int]]:
+    """(seconds until the other ranks had ended, step of the newest checkpoint) after each kill of a
+    rank of folder/run, which is begun, or goes on.
+
+    The rank is drawn, and when: within 30 s of the start of the processes, or 10 s of the training.
+    """
+    out = folder / "run"
+    command = ["-m", "contrapose", "train", "--ranks", "3"]
     ends, steps = [], []
-    for kill in range(20):
-        go_on = [*command, "--resume", out]
+    for _ in range(times):
         begun = (out / "recipe.json").exists()
-        process = started(*(go_on if begun else begin), cwd=tmp_path)
-        until(lambda: "ranks" in text_of(out / "environment.json"), 120)
+        go_on = ["--resume", out, "--device", "cpu", "--no-explain"]
+        how = go_on if begun else [*QUICK, "--epochs", "30", "--out", out]
+        process = started(*command, *how, cwd=folder)
         until(lambda p=process: p.poll() is not None or has_ranks(p.pid), 120)
-        time.sleep(float(torch.rand((), generator=draw)) * 30)
+        if training := bool(torch.randint(2, (), generator=draw)):
+            until(lambda p=process: Run(out).status().get("pid") == rank(0, p.pid), 120)
+        time.sleep(float(torch.rand((), generator=draw)) * (10 if training else 30))
         victim = int(torch.randint(3, (), generator=draw))
         os.kill(rank(victim, process.pid), signal.SIGKILL)
         at = time.monotonic()
         assert process.wait(timeout=60) != 0
         ends.append(time.monotonic() - at)
-        said = (tmp_path / "said").read_text()
-        assert f"rank {victim} " in said, (kill, victim, said)
+        said = (folder / "said").read_text()
+        assert f"rank {victim} " in said, (victim, said)
         if (out / "recipe.json").exists():
             found = Run.open(out).load_checkpoint()
             steps.append(0 if found is None else found[1]["step"])
-    assert max(ends) < 30 and steps == sorted(steps)
-    print(f"ended after {min(ends):.1f} to {max(ends):.1f} s; steps {steps}")
+    return ends, steps
 
 
 def has_ranks(launcher: int) -> bool:
@@ -275,7 +284,3 @@ def has_ranks(launcher: int) -> bool:
         return all(rank(k, launcher) for k in range(3))
     except AssertionError:
         return False
-
-
-def text_of(file: Path) -> str:
-    return file.read_text() if file.exists() else ""

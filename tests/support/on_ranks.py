@@ -10,12 +10,14 @@ import shutil
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from contrapose import api, augment, explain
+from contrapose import api, augment, explain, losses
 from contrapose.data import ImageSet, Request
+from contrapose.data.video import TIME
 from contrapose.encoders import Encoder, mlp, small_conv
 from contrapose.errors import Interrupted
 from contrapose.evaluation import embed
@@ -23,6 +25,7 @@ from contrapose.files import read_json
 from contrapose.processes import Rank, processes
 from contrapose.similarity import across
 from contrapose.training.global_batchnorm import over_ranks
+from contrapose.training.in_time import moments
 from contrapose.training.run import Run
 from contrapose.verification import training as law
 
@@ -177,6 +180,27 @@ def scored(me: Rank, folder: Path):
     return me.every((found, rows))
 
 
+def frames(me: Rank, folder: Path):
+    """By loss: weights and metrics of three ranks beside those of one process, for frames of video
+    with positives in time."""
+    some = digits()
+    some = replace(some, features={TIME: torch.arange(len(some)) * 40})
+    plain = replace(
+        law.recipe_of("simclr", "fp64", 1, 8, 100), positives="time",
+        batches=partial(moments, near=200), number_of_views=1,
+    )  # fmt: skip
+    found = {}
+    for name, loss in (
+        ("n_pairs", partial(losses.n_pairs)),
+        ("time_contrastive", partial(losses.time_contrastive, near=200, far=400, margin=0.2)),
+    ):
+        recipe = replace(plain, name=name, loss=loss)
+        runs = [law.trained(me, w, recipe, some, folder / f"{name}-{w}") for w in (1, 3)]
+        me.gets_on()
+        found[name] = law.compared(runs[1], runs[0]) if me.first else None
+    return found
+
+
 def unlike(me: Rank, folder: Path):
     """The error on every rank where one of them reads other images, weights, or none."""
 
@@ -196,7 +220,7 @@ def unlike(me: Rank, folder: Path):
     }
 
 
-PARTS = (batch_norm, other_ranks, refused, full_disk, not_finite, scored, unlike)
+PARTS = (batch_norm, other_ranks, refused, full_disk, not_finite, scored, frames, unlike)
 
 
 def on_ranks(me: Rank, folder: str, steps: int, cases: tuple[str, ...]):

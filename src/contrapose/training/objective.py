@@ -142,11 +142,6 @@ class Contrastive:
             entries = self.source.entries(rows.view, z, batch.index, group)
             return Compared(self.source.contrast(len(z), entries), entries)
         views = len(z) // max(1, len(batch.image))
-        if recipe.of_time and batch.place is not None and "query" in given(recipe.loss):
-            raise UserError(
-                "pairs of frames in halves of a batch are for one process; leave out --ranks, or "
-                "take a loss of `time` or of `group`"
-            )
         return Compared(
             contrast_of(recipe, batch.label, batch.number, batch.part, batch.several, views)
         )
@@ -350,10 +345,17 @@ def contrast_of(
     of = number.repeat(views)
     if "time" in wanted:
         return OverTime(group.repeat(views), of, group.repeat(views))
-    if {"query", "key"} <= set(wanted):
-        pair = torch.arange(len(of), device=of.device) % max(1, len(of) // 2)
-        return Halves(pair, of)
+    if in_halves(recipe):
+        portion = portion_in_force()
+        rows = torch.arange(len(of)) if portion is None else portion.rows(len(of))
+        half = (len(of) if portion is None else portion.whole * views) // 2
+        return Halves((rows % max(1, half)).to(of.device), of)
     return InBatch(group.repeat(views), of)
+
+
+def in_halves(recipe: Recipe) -> bool:
+    """True if the partner of a frame stands in the other half of the batch, at the same place."""
+    return recipe.of_time and {"query", "key"} <= set(given(recipe.loss))
 
 
 def in_batch(

@@ -1,7 +1,8 @@
 """Training on several ranks: each embeds its images of the global batch, and all stay the same.
 
 The images of a batch are dealt in turn: rank r of W has those at r, r + W, r + 2W ... of the batch,
-so that each also has its share of every part and every chunk. Everything beside the encoder (keys,
+so that each also has its share of every part and every chunk; of pairs in two halves of the batch,
+such as frames near in time, both in turn. Everything beside the encoder (keys,
 batches, signals) takes in the rows of the whole batch, gathered in the order of one process.
 """
 
@@ -27,6 +28,7 @@ from contrapose.processes import Rank, shared
 from contrapose.similarity import across, gather_rows
 from contrapose.training.batches import drawn
 from contrapose.training.global_batchnorm import over_ranks
+from contrapose.training.objective import in_halves
 from contrapose.training.recipe import Recipe
 from contrapose.training.stages import stages_of
 
@@ -71,6 +73,7 @@ class Together(Alone):
 
     def __init__(self, encoder: Encoder, recipe: Recipe, me: Rank) -> None:
         self.me, self.local = me, recipe.batch_norm == "local"
+        self.in_halves = in_halves(recipe)
         cuda = next(encoder.parameters()).device.type == "cuda"
         if not self.local:
             over_ranks(encoder, cuda=cuda and me.world == torch.distributed.get_world_size())
@@ -93,7 +96,13 @@ class Together(Alone):
             )
 
     def place(self, images: int) -> Shaped[Tensor, " b"]:
-        return torch.arange(self.me.rank, images, self.me.world)
+        return self._dealt(images, self.me.rank)
+
+    def _dealt(self, images: int, rank: int) -> Shaped[Tensor, " b"]:
+        if not self.in_halves:
+            return torch.arange(rank, images, self.me.world)
+        first = torch.arange(rank, images // 2, self.me.world)
+        return torch.cat([first, first + images // 2])
 
     @contextmanager
     def sharing(self, images: int) -> Iterator[None]:
@@ -101,7 +110,7 @@ class Together(Alone):
             yield
 
     def whole(self, images: int) -> Callable[[Tensor], Tensor]:
-        dealt = [torch.arange(rank, images, self.me.world) for rank in range(self.me.world)]
+        dealt = [self._dealt(images, rank) for rank in range(self.me.world)]
         mine = len(dealt[self.me.rank])
 
         def gathered(x: Tensor) -> Tensor:
@@ -175,9 +184,11 @@ def check_ranks(recipe: Recipe, images: ImageSet, me: Rank) -> None:
         kinds = (recipe.batches or drawn)(len(images), recipe.batch_size).possible_sizes(recipe)
         whole = [stage.batch_size for stage in stages_of(recipe)]
         least = min(whole + [recipe.batch_size // size * size for size in kinds])
+        least = least // 2 if in_halves(recipe) else least
         if me.world > least:
+            what = "pairs" if in_halves(recipe) else "images"
             raise UserError(
-                f"{me.world} ranks for a batch of {least} images: each needs one; use fewer ranks, "
+                f"{me.world} ranks for a batch of {least} {what}: each needs one; use fewer ranks, "
                 f"or a larger --batch-size than {recipe.batch_size}"
             )
         if any(of != recipes[0] for of in recipes):

@@ -71,6 +71,11 @@ CASES: dict[str, dict[str, Any]] = {
         "positives": "class",
         "second_stage": partial(linear_stage, epochs=0.5, batch_size=90, lr=0.1),
     },
+    "frozen": {
+        "loss": partial(losses.supcon, temperature=0.2),
+        "positives": "class",
+        "freeze": ("backbone",),
+    },
     "joint": {
         "loss": partial(losses.supcon, temperature=0.2),
         "positives": "class",
