@@ -51,12 +51,13 @@ def saved_words(row: Json, what: str = "fine-tuning") -> str:
             f"from scratch {row['beyond']:.2g} times as many do not reach it{rest}."
         )
     within = ""
-    if row["low"] is not None and row["high"] is not None:
+    if row["low"] is not None and row["high"] is not None and row["low"] < row["high"]:
         within = f" (95 % interval {row['low']:.2g} to {row['high']:.2g})"
     saves = (row["factor"] - 1) * row["n"]
-    what = f"saves {_count(saves)} labels" if saves >= 1 else "saves no labels"
     times = f"{row['factor']:.2g} times as many{within}"
-    return f"{begin} pretraining {what}: from scratch it takes {times}."
+    if saves < 1:
+        return f"{begin} pretraining saves no labels: from scratch it takes no more, {times}."
+    return f"{begin} pretraining saves {_count(saves)} labels: from scratch it takes {times}."
 
 
 def _count(n: float) -> str:
