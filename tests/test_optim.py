@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrapose.encoders import Encoder, mlp, resnet18
 from contrapose.training import optim
@@ -214,3 +216,29 @@ def test_exponential_falls_every_half_epoch():
     values = [optim.exponential(e, 10, factor=0.5) for e in (0, 0.49, 0.5, 1, 1.7)]
     assert values == [1, 1, 0.5, 0.25, 0.125]
     assert optim.exponential(0.5, 10, warmup=1) == 0.5
+
+
+@pytest.mark.parametrize("make", [sgd, adam, adamw])
+def test_on_cuda_one_kernel_updates_all_weights(make):
+    """Seen without a GPU: tensors that are said to be on CUDA and have no values."""
+    called = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def updated(device):
+        layer = torch.nn.Linear(3, 2, device=device)
+        for weight in layer.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer = make(layer, lr=0.1)
+        optimizer.step()
+        called.clear()
+        with Calls():
+            optimizer.step()
+        return {name for name in called if "fused" in name}
+
+    with FakeTensorMode():
+        assert len(updated("cuda")) == 1
+    assert not updated("cpu")

@@ -80,6 +80,14 @@ def as_float64(x: torch.Tensor) -> torch.Tensor:
     return (x if has_float64(x.device) else x.cpu()).double()
 
 
+def on_device(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the host on a device; the host does not wait until the device has copied it.
+
+    It waits on mps, where torch may copy from memory that is freed by then.
+    """
+    return x.to(device, non_blocking=torch.device(device).type != "mps")
+
+
 def on_cpu(value: T) -> T:
     """The dataclass with every tensor in it, in dicts and dataclasses too, on the CPU."""
     assert is_dataclass(value) and not isinstance(value, type)

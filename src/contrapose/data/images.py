@@ -19,6 +19,7 @@ from contrapose.data.decode import Header, Reading
 from contrapose.data.threads import chunks, each
 from contrapose.data.values import RGB, ValueRange
 from contrapose.errors import UserError
+from contrapose.machine import on_device
 
 CPU = torch.device("cpu")
 TINY = 96  # px; smaller images spend their time in Python, where threads do not help
@@ -121,7 +122,7 @@ class InMemory:
         return len(self.pixels)
 
     def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
-        return self.pixels.index_select(0, index.to(self.device))
+        return self.pixels.index_select(0, on_device(index, self.device))
 
     def subset(self, index: Int[Tensor, " B"]) -> "InMemory":
         return InMemory(self.batch(index))

@@ -46,6 +46,7 @@ from contrapose.files import cache_root
 
 COPIED = 16 * 2**30  # bytes of encoded images up to which they are copied for random access
 ROOM = 2**29  # bytes of row groups in memory
+FEW_ROWS = 8  # of a row group, up to which reading it for one image is no great loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,18 @@ class _RowGroups:
         rows = [self._footers[k].row_group(g).num_rows for k, g in self.groups]
         self.start = np.cumsum([0, *rows])
         self._reading = [threading.Lock() for _ in self.groups]  # each is read by one thread
+
+    def told(self, size: int, why: str) -> str:
+        """What reading an image costs, of `size` bytes in all, and what to do if that is much."""
+        each, images = size / max(1, len(self.groups)), int(self.start[-1])
+        rows = images / max(1, len(self.groups))
+        said = f"read by row groups, {each / 1e6:,.3g} MB for one image, since {why}"
+        if rows <= FEW_ROWS:
+            return said
+        return (
+            f"{said}: in random order {rows:,.3g} times what is used; write the shards with "
+            f"row_group_size={FEW_ROWS}, or as tar shards or files"
+        )
 
     def open(self, i: int) -> BinaryFile:
         g = int(np.searchsorted(self.start, i, side="right")) - 1
@@ -238,8 +251,7 @@ def _read(files: list[Path], column: str, memory: int) -> tuple[_Column | _RowGr
         room, why = _room(size)
         if not room:
             groups = _RowGroups(files, column)
-            each = size / max(1, len(groups.groups))
-            groups.note = f"read by row groups, {each / 1e6:,.3g} MB for one image, since {why}"
+            groups.note = groups.told(size, why)
             return groups, size
         chunks = _mapped(files, column, size)
     else:

@@ -365,9 +365,17 @@ def _similarity_sum(query: Tensor, key: Tensor, pairs: Pairs) -> Float[Tensor, "
 def _group_similarity(
     z: Tensor, group: Tensor, key: Tensor, key_group: Tensor
 ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
-    """Sum of each row's similarities to the keys of its group, and how many they are. O(N + M)."""
-    names, number = torch.cat([group, key_group]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    mine, theirs = number[: len(group)], number[len(group) :]
-    total = key.new_zeros(len(names), key.shape[1]).index_add(0, theirs, key)
-    size = torch.zeros_like(names).index_add_(0, theirs, torch.ones_like(theirs))
+    """Sum of each row's similarities to the keys of its group, and how many they are.
+
+    O((N + M) log N). A group has the place of its first row among the sorted ones, so that no shape
+    depends on values, for which a GPU would be waited for.
+    """
+    rows = group.sort().values
+    mine, first, end = (
+        torch.searchsorted(rows, of.contiguous(), right=right)
+        for of, right in ((group, False), (key_group, False), (key_group, True))
+    )
+    theirs = torch.where(end > first, first, len(group))  # the last place: of no row's group
+    total = key.new_zeros(len(group) + 1, key.shape[1]).index_add(0, theirs, key)
+    size = group.new_zeros(len(group) + 1).index_add_(0, theirs, torch.ones_like(theirs))
     return paired(z, total[mine]), size[mine]

@@ -22,7 +22,7 @@ from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, fastest_layout, read_weights
 from contrapose.errors import Interrupted, UserError
 from contrapose.files import this_process
-from contrapose.machine import freed_memory_kept
+from contrapose.machine import freed_memory_kept, on_device
 from contrapose.portions import seed_of_step
 from contrapose.processes import Rank, shared
 from contrapose.training.batches import Drawn
@@ -342,11 +342,11 @@ class _Training:
             self.objective,
             Batch(
                 image=self.feed.take(self.at, index),
-                index=index.to(self.device),
+                index=on_device(index, self.device),
                 label=_of(self.label, index, self.device),
                 several=_of(self.images.labels, index, self.device),
                 part=_of(part_of(batches.size, len(whole)), place, self.device),
-                place=None if isinstance(place, slice) else place.to(self.device),
+                place=None if isinstance(place, slice) else on_device(place, self.device),
             ),
             recipe,
             self._seeded(),
@@ -494,7 +494,7 @@ def _on_host(state: Any) -> Any:
 
 def _of(values: Tensor | None, index: Int[Tensor, " B"] | slice, device: str) -> Tensor | None:
     """Those of the batch, on the device."""
-    return None if values is None else values[index].to(device)
+    return None if values is None else on_device(values[index], device)
 
 
 def _same_images(state: dict[str, Any], images: ImageSet, run: Run) -> None:

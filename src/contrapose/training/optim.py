@@ -31,7 +31,9 @@ def sgd(
     al., MoCo, SupCon's PyTorch code).
     """
     groups = _groups("sgd", module, lr, weight_decay, decay_vectors)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_fused(module)
+    )
 
 
 def adam(
@@ -48,7 +50,7 @@ def adam(
     Keras's l2(a), a penalty a |w|^2, is weight_decay = 2a; its eps is 1e-7.
     """
     groups = _groups("adam", module, lr, weight_decay, decay_vectors)
-    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps)
+    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=_fused(module))
 
 
 def adamw(
@@ -62,7 +64,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Adam with decoupled weight decay (1711.05101)."""
     groups = _groups("adamw", module, lr, weight_decay, decay_vectors)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=_fused(module))
 
 
 def lars(
@@ -269,6 +271,11 @@ def _groups(
             "weight_decay": weight_decay if decay_vectors else 0.0,
         },
     )
+
+
+def _fused(module: nn.Module) -> bool | None:
+    """True on CUDA, where torch then updates all weights by one kernel; None is torch's default."""
+    return True if all(w.device.type == "cuda" for w in module.parameters()) else None
 
 
 def _check(name: str, step: float, steps: float, warmup: float) -> None:
