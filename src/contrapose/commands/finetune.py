@@ -28,7 +28,9 @@ def finetune(
         ),
     ] = "1%,10%,100%",
     draws: Annotated[int, typer.Option(help="Of the labels, for each number but all.")] = 5,
-    protocol: Annotated[str, typer.Option(help="default, or simclr as published.")] = "default",
+    protocol: Annotated[
+        str, typer.Option(help="default, brief, or simclr as published.")
+    ] = "default",
     device: Device = "auto",
     recipe: RecipeAgain = None,
     *,
