@@ -91,9 +91,23 @@ def test_more_positives_level_off():
         ]
         return [claim.test(Results(rows=rows)).holds for claim in positives.EXPERIMENT.claims]
 
-    assert of(0.69, 0.76, 0.78, 0.784, 0.783, 0.785) == [True, True]
+    assert of(0.69, 0.76, 0.78, 0.784, 0.783, 0.785) == [True, True, None]
     assert of(0.78, 0.76, 0.70, 0.69, 0.69, 0.69)[0] is False
     assert of(0.50, 0.51, 0.52, 0.55, 0.6, 0.7)[1] is False
+
+
+def test_temperature_and_positives_are_told_to_go_together():
+    def of(one, every):
+        rows = [
+            row(positives=k, accuracy=v, method=SUPCON, tau=tau)
+            for k, values in ((1, one), (None, every))
+            for tau, v in zip((0.1, 0.5), values, strict=True)
+        ]
+        return positives.wants_temperature(Results(rows=rows)).holds
+
+    assert of((0.44, 0.41), (0.41, 0.48)) is True
+    assert of((0.41, 0.48), (0.41, 0.41)) is False
+    assert of((0.44, 0.45), (0.41, 0.42)) is None
 
 
 def test_methods_are_compared_at_values_chosen_on_other_images():
