@@ -2,7 +2,9 @@
 
 import copy
 import math
+import os
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch.multiprocessing as mp
 from contrapose import experiments, losses
 from contrapose.augment import TRANSFORMATIONS
 from contrapose.encoders import small_conv
+from contrapose.experiments import supervised
 from contrapose.experiments.form import Results
 from contrapose.experiments.simclr import (
     EXPERIMENTS,
@@ -31,6 +34,7 @@ from contrapose.experiments.simclr import (
 )
 from contrapose.experiments.simclr.optimiser_and_norm import InParts
 from contrapose.experiments.simclr.protocol import SIMCLR, SUPERVISED, side_by_side
+from contrapose.experiments.trained import both_splits
 from contrapose.partials import describe
 
 
@@ -46,6 +50,23 @@ def test_every_job_has_a_recipe_that_can_be_written(name, scale):
         if make is not None:
             size, channels = {"smoke": (8, 1), "cpu": (16, 3), "paper": (224, 3)}[scale]
             assert describe(make(size=size, channels=channels))["loss"]["call"]
+
+
+def test_the_images_of_every_job_at_scale_cpu_are_there():
+    asked = set()
+    for name in (*EXPERIMENTS, *supervised.EXPERIMENTS):
+        for job in experiments.experiment(name).jobs("cpu", (0,)):
+            how = job.call.keywords
+            if isinstance(how.get("images"), str):
+                named = ("images", "size", "subset", "test_subset")
+                asked.add(tuple(how.get(n) for n in named))
+    assert len(asked) > 1
+    root = os.environ.get("CONTRAPOSE_DATA")
+    for data, size, subset, tested in sorted(asked, key=str):
+        if not root or not (Path(root) / data).exists():
+            pytest.skip(f"needs {data} in the folder that CONTRAPOSE_DATA names")
+        train, test = both_splits(data, size, subset, tested)
+        assert len(train) == subset and len(test) == (tested or len(test)) > 0
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

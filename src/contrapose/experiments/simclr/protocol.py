@@ -100,7 +100,7 @@ def job(
     """One run with `probed` and these measures; `options` go to `recipe`.
 
     epochs: a multiple of the scale's. method: of METHODS; UNTRAINED measures the encoder as it
-    is drawn. data: another set than the scale's.
+    is drawn. data: another set than the scale's, tested on all its test images.
     """
     at = SCALES[scale]
     call = partial(
@@ -108,7 +108,7 @@ def job(
         images=data or at.data,
         size=at.size,
         subset=at.images,
-        test_subset=at.tested,
+        test_subset=at.tested if data is None else None,
         recipe=partial(recipe, scale=scale, method=method, **options),
         epochs=0 if method == UNTRAINED else at.epochs * epochs,
         seed=seed,
