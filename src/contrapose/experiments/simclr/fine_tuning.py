@@ -2,8 +2,9 @@
 
     contrapose reproduce fine_tuning --scale cpu --seeds 3 --jobs 2
 
-Expect at scale cpu about 8 min a seed on 2 cores; its results were not measured yet. With few
-labels fine-tuning should be well above training from scratch, and meet it at 100 %.
+Expect at scale cpu, after about 2 min a seed on 2 cores, fine-tuning to be above training from
+scratch at 1 % (0.254 and 0.224) and 10 % (0.395 and 0.381) of the labels, which saves a factor of
+1.6 at the fewest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "25 s on 2 cores",
-        "cpu": "about 8 min a seed on 2 cores with --jobs 2",
+        "cpu": "about 2 min a seed on 2 cores with --jobs 2",
         "paper": "ResNet-50 on ImageNet, 100 epochs, and fine-tuning, on accelerators (not timed)",
     },
     notes=(

@@ -2,7 +2,9 @@
 
     contrapose reproduce linear_evaluation --scale cpu --jobs 2
 
-Expect at scale cpu about 4 min a seed on 2 cores; its results were not measured yet.
+Expect at scale cpu, after about 1 min a seed on 2 cores, SimCLR above the untrained encoder and raw
+pixels on CIFAR-10 (0.420, 0.307, 0.378) and labels ahead of it (0.475); of the classifiers, one
+trained beside the encoder is 0.041 below a solved probe.
 """
 
 from collections.abc import Sequence
@@ -145,7 +147,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "8 s on 2 cores",
-        "cpu": "about 4 min a seed on 2 cores with --jobs 2",
+        "cpu": "about 1 min a seed on 2 cores with --jobs 2",
         "paper": "2 runs of ResNet-50 on ImageNet, 100 epochs, on accelerators (not timed)",
     },
     notes=(

@@ -2,7 +2,9 @@
 
     contrapose reproduce projection_head --scale cpu --seeds 3 --jobs 2
 
-Expect at scale cpu about 3 min a seed on 2 cores; its results were not measured yet.
+Expect at scale cpu, after about 2 min a seed on 2 cores, no gap between heads: 0.420 nonlinear,
+0.429 linear, 0.423 none, z 0.411 below h 0.420. The published gaps, 3 and 10 points, are of
+ResNet-50 on ImageNet.
 """
 
 from collections.abc import Sequence
@@ -120,7 +122,7 @@ EXPERIMENT = Experiment(
     ),
     costs={
         "smoke": "10 s on 2 cores",
-        "cpu": "about 3 min a seed on 2 cores with --jobs 2",
+        "cpu": "about 2 min a seed on 2 cores with --jobs 2",
         "paper": "15 runs of ResNet-50 on ImageNet, 100 epochs, on accelerators (not timed)",
     },
     notes=("The values of figure 8 are in a picture only, and were not found.",),
