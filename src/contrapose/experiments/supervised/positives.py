@@ -67,8 +67,8 @@ def wants_temperature(results: Results) -> Verdict:
     low, high = {"tau": taus[0]}, {"tau": taus[-1]}
     steps = []
     for k in (None, 1):
-        by = [results.by_seed("accuracy", positives=k, **at) for at in (high, low)]
-        steps.append(difference(*by, min(row["n_test"] for row in results.rows)))
+        here, there = (results.by_seed("accuracy", positives=k, **at) for at in (high, low))
+        steps.append(difference(here, there, min(row["n_test"] for row in results.rows)))
     if any(gap != gap for gap, _ in steps):
         return Verdict.not_tested("not every temperature has a result")
     (every, first), (one, second) = steps
