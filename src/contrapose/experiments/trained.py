@@ -78,6 +78,9 @@ class Trained:
 Measure = Callable[[Trained], dict[str, Any]]
 
 
+TAU = 0.1  # S2: everywhere; S3 table 5: the best, and that of the default [P]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """What differs between the protocol of a paper and a run that two cores finish."""
@@ -90,6 +93,10 @@ class Scale:
     epochs: float
     taus: Mapping[str, float] = field(default_factory=dict)  # by method, where not the paper's
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
+
+    def tau(self, method: str) -> float:
+        """The temperature of a method."""
+        return self.taus.get(method, TAU)
 
 
 # fields of the recipe of a small network, whose rates are not scaled by the batch

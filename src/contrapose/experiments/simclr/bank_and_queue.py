@@ -19,7 +19,7 @@ from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
 from contrapose.experiments.noise import above, decided
-from contrapose.experiments.simclr.protocol import MEASURES, SCALES, SIMCLR, TAU, job
+from contrapose.experiments.simclr.protocol import MEASURES, SCALES, SIMCLR, job
 from contrapose.experiments.trained import Trained
 from contrapose.training.cost import cost
 from contrapose.training.objective import source_of_keys
@@ -56,7 +56,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
                 "scaling": at.changes.get("scaling", _as_given),
             }
             if method in (BANK, QUEUE):
-                changes["loss"] = partial(losses.info_nce, temperature=at.taus.get(SIMCLR, TAU))
+                changes["loss"] = partial(losses.info_nce, temperature=at.tau(SIMCLR))
             if method == BANK:
                 changes |= {"keys": partial(keys.bank, momentum=0.5), "number_of_views": 2}
             if method == QUEUE:

@@ -18,7 +18,6 @@ from contrapose.experiments.trained import ADAMW, Measure, Scale, Trained, train
 from contrapose.training.recipe import Recipe, supervised
 
 SIMCLR, SUPERVISED, UNTRAINED = "SimCLR", "supervised", "untrained"
-TAU = 0.1  # S3 table 5: the best, and that of the default [P]
 DIM = 64  # of z at the small scales; 128 as published
 
 MEASURES = {
@@ -78,7 +77,7 @@ def recipe(
         found = dataclasses.replace(found, backbone=net, head=partial(mlp, dim=DIM))
     own: dict[str, Any] = {
         "views": views or views_of(channels, size),
-        "loss": partial(losses.nt_xent, temperature=at.taus.get(SIMCLR, TAU)),
+        "loss": partial(losses.nt_xent, temperature=at.tau(SIMCLR)),
         "epochs": at.epochs,
     }
     found = dataclasses.replace(found, **own | {**at.changes, **(changes or {})})

@@ -20,7 +20,6 @@ from contrapose.experiments.supervised.protocol import (
     MEASURES,
     SCALES,
     SUPCON,
-    TAU,
     job,
 )
 
@@ -36,7 +35,7 @@ METHODS = (SUPCON, CROSS_ENTROPY)
 
 def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     found = {}
-    own, middle = int(SCALES[scale].changes["batch_size"]), SCALES[scale].taus.get(SUPCON, TAU)
+    own, middle = int(SCALES[scale].changes["batch_size"]), SCALES[scale].tau(SUPCON)
     for seed in seeds:
         for method in METHODS:
             settings = [(batch, 1.0, middle) for batch in BATCHES[scale]]

@@ -107,7 +107,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
         facts = {"kind": "gradients", "method": None, "tau": TAU}
         found.append(Job(name=f"gradients-seed{seed}", call=call, facts=facts, seed=seed))
         for method in (SUPCON, SUPCON_IN):
-            for tau in sorted({TAU, SCALES[scale].taus.get(method, TAU)}):
+            for tau in sorted({TAU, SCALES[scale].tau(method)}):
                 facts = {"kind": "training", "tau": tau}
                 found.append(
                     job(

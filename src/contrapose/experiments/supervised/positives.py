@@ -25,7 +25,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
     found = []
     for seed in seeds:
         make = partial(job, scale=scale, seed=seed, method=SUPCON)
-        for tau in sorted({TAU, SCALES[scale].taus.get(SUPCON, TAU)}):
+        for tau in sorted({TAU, SCALES[scale].tau(SUPCON)}):
             for k in KEPT:
                 facts = {"positives": k, "tau": tau}
                 name = f"positives-{k or 'all'}-tau{tau:g}"

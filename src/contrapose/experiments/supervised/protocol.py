@@ -26,11 +26,11 @@ from contrapose.experiments.charts import bars as bars
 from contrapose.experiments.form import Job, Results
 from contrapose.experiments.noise import above as above
 from contrapose.experiments.trained import ADAMW, Measure, Scale, Trained, trained
+from contrapose.experiments.trained import TAU as TAU
 from contrapose.training.recipe import Recipe, supervised
 
 Stage = Callable[[Recipe], Recipe]  # of a second stage: `training.stages`
 THEN = "then "  # before the name of a second stage: its accuracy as a measure
-TAU = 0.1  # S2: everywhere [P]
 CROSS_ENTROPY, SUPCON, SUPCON_IN, SIMCLR = "cross-entropy", "SupCon", "SupCon in", "SimCLR"
 MIXUP, CUTMIX, MARGIN, JOINT = "MixUp", "CutMix", "max-margin", "joint"
 PLAIN_VIEWS = "cross-entropy, crop and flip"
@@ -92,7 +92,7 @@ def recipe(
     changes: other fields of the recipe, which outrank those of the scale.
     """
     at = SCALES[scale]
-    temperature = at.taus.get(method, TAU) if temperature is None else temperature
+    temperature = at.tau(method) if temperature is None else temperature
     found = recipes.recipe_for("simclr", size, channels)
     if at.width is not None:
         net = partial(small_conv, channels=channels, width=at.width)
