@@ -14,9 +14,7 @@ from typing import Any
 
 import torch
 
-from contrapose.evaluation import probes
 from contrapose.evaluation.calibration import calibration, fitted_temperature
-from contrapose.evaluation.corruptions import BENCHMARK, CORRUPTIONS
 from contrapose.evaluation.robustness import complete, mce, robustness
 from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.evidence import all_of
@@ -27,6 +25,8 @@ from contrapose.experiments.supervised.protocol import (
     MEASURES,
     SIMCLR,
     SUPCON,
+    classifier_of,
+    fitting,
     job,
 )
 from contrapose.experiments.trained import Trained
@@ -47,19 +47,13 @@ def severities(of: Trained, *, images: int) -> dict[str, Any]:
     clean. The temperature is fitted on as many other test images."""
     n = min(images, len(of.test) // 2)
     few, rest = (of.test.subset(torch.arange(k * n, (k + 1) * n)) for k in (0, 1))
-    probe = probes.linear_probe(of.of_train.h.to(of.device), of.labels(of.train), seed=of.seed)
-
-    def predict(image: torch.Tensor) -> torch.Tensor:
-        h = of.encoder(image)[0]
-        return of.encoder.logits(h) if of.encoder.classifier is not None else probe.scores(h)
-
+    predict = classifier_of(of)
     with torch.no_grad():
         logits = predict(rest.batch(torch.arange(n)).to(of.device).float() / 255).cpu()
     temperature = fitted_temperature(logits, of.labels(rest).cpu())
-    names = [n for n in BENCHMARK if few.channels in (CORRUPTIONS[n].channels or (few.channels,))]
     seen = robustness(
-        predict, few, size=of.recipe.size, names=names, temperature=temperature, seed=of.seed,
-        device=of.device,
+        predict, few, size=of.recipe.size, names=fitting(few.channels), temperature=temperature,
+        seed=of.seed, device=of.device,
     )  # fmt: skip
     found: dict[str, Any] = {"temperature": temperature, "n_corrupted": n}
     found["corrupted"] = 1 - seen.mean_error()

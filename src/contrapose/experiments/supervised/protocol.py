@@ -211,24 +211,28 @@ def shares(of: Trained) -> tuple[torch.Tensor, torch.Tensor]:
     return row[row % 5 == 0], row[row % 5 != 0]
 
 
+def classifier_of(of: Trained) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Images -> logits: by the classifier of the encoder, or by a probe of h where it has none."""
+    if of.encoder.classifier is not None:
+        return lambda image: of.encoder.logits(of.encoder(image)[0])
+    probe = probes.linear_probe(of.of_train.h.to(of.device), of.labels(of.train), seed=of.seed)
+    return lambda image: probe.scores(of.encoder(image)[0])
+
+
+def fitting(channels: int) -> list[str]:
+    """The corruptions of ImageNet-C that images of so many channels allow."""
+    return [n for n in BENCHMARK if channels in (CORRUPTIONS[n].channels or (channels,))]
+
+
 def corrupted(of: Trained, *, images: int) -> dict[str, Any]:
     """Accuracy and calibration under the 15 corruptions of ImageNet-C at five severities, of the
     classifier or of a probe of h, on as many test images that tune nothing; the constants are those
     for 32 px."""
     few = of.test.subset(shares(of)[1][:images])
-    probe = probes.linear_probe(of.of_train.h.to(of.device), of.labels(of.train), seed=of.seed)
-
-    def predict(image: torch.Tensor) -> torch.Tensor:
-        h = of.encoder(image)[0]
-        return of.encoder.logits(h) if of.encoder.classifier is not None else probe.scores(h)
-
-    fitting = {
-        n for n, c in CORRUPTIONS.items() if c.channels is None or few.channels in c.channels
-    }
-    names = [name for name in BENCHMARK if name in fitting]
     seen = robustness(
-        predict, few, size=of.recipe.size, names=names, seed=of.seed, device=of.device
-    )
+        classifier_of(of), few, size=of.recipe.size, names=fitting(few.channels), seed=of.seed,
+        device=of.device,
+    )  # fmt: skip
     by: dict[int, list[Any]] = {}
     for each in seen.corrupted:
         by.setdefault(each.severity, []).append(each.before)
