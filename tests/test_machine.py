@@ -7,9 +7,8 @@ no float64, which mps lacks, is seen from every tensor that a step makes.
 import dataclasses
 import json
 import re
-import resource
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -179,25 +178,48 @@ def test_a_short_run_is_not_measured_and_measuring_draws_nothing(measuring, monk
     assert precision.faster_precision(recipe, digits, network) is None
 
 
+PAGES = """
+import resource
+from pathlib import Path
+
+import torch
+from contrapose import machine
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def take():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.empty(2**24).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+take()
+without = take()
+before = resident()
+with machine.freed_memory_kept():
+    take()
+    print(take(), resident() - before, end=" ")
+print(resident() - before, end=" ")
+take()
+print(resident() - before, without)
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is not glibc")
 def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end():
-    """Page faults of 64 MB that are taken and freed ten times, and the resident memory after."""
+    """Page faults of 64 MB that are taken and freed ten times, and the resident memory after.
 
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-    def take():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(10):
-            torch.empty(2**24).fill_(1.0)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    take()
-    without = take()
-    before = resident()
-    with machine.freed_memory_kept():
-        take()
-        assert take() < 100
-        assert resident() > before + 2**25
-    assert resident() < before + 2**25
-    assert take() >= without / 2  # as it was
+    In a process of its own, whose memory has no holes that other tests left. Once in five times the
+    end leaves a hole that glibc fills with the next blocks and keeps: two, not all of them.
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", PAGES], capture_output=True, text=True, check=True
+    )
+    faults, kept, left, later, without = map(float, found.stdout.split())
+    assert without > 1000 and faults < 100
+    assert kept > 2**25 and left < 2**25
+    assert later < 3 * 2**26
