@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from contrapose.augment import autoaugment, randaugment, simclr, simclr_cifar, views
+from contrapose.machine import freed_memory_kept
 
 POLICIES = ("simclr", "autoaugment", "randaugment")
 
@@ -188,12 +189,13 @@ def measure(
             del makers[name]
             missing.append(f"{name} failed: {str(error).strip().splitlines()[0][:100]}")
     rate: dict[str, list[float]] = {name: [] for name in makers}
-    for make in makers.values():
-        make()
-        make()
-    for _ in range(repeats):
-        for name, make in makers.items():
-            rate[name].append(images_a_second(make, device, seconds))
+    with freed_memory_kept():  # as in training
+        for make in makers.values():
+            make()
+            make()
+        for _ in range(repeats):
+            for name, make in makers.items():
+                rate[name].append(images_a_second(make, device, seconds))
     return {"policy": policy, "size": size, "images_per_second": rate, "missing": missing}
 
 

@@ -22,7 +22,6 @@ from contrapose.augment import (
     autoaugment,
     draw_autoaugment,
     draw_randaugment,
-    operations,
     randaugment,
     simaugment,
     stacked_randaugment,
@@ -136,19 +135,6 @@ def test_no_bits_count_as_one():
     one("posterize", 0, 4)(none)
     one("posterize", 1, 4)(single)
     assert torch.equal(none, single) and (none * 255).unique().tolist() == [0.0, 128.0]
-
-
-def test_large_images_are_changed_as_small_ones_are():
-    """From LARGE px on a CPU takes images one by one: the same, for every operation."""
-    drawn = draw_randaugment(60, seeded(5), side=100)
-    x = pictures(60, 3, 100, 100) / 255
-    alone, together = x.clone(), x.clone()
-    assert 100 * 100 >= operations.LARGE
-    drawn(alone)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operations, "LARGE", 10**9)
-        drawn(together)
-    assert torch.equal(alone, together)
 
 
 def test_images_with_operations_of_their_own_are_as_if_each_were_alone():

@@ -11,14 +11,14 @@ from contrapose.threads import share
 PIECE = 8 * 224 * 224  # px
 
 
-def in_pieces(work: Callable[[slice], None], count: int, pixels: int) -> None:
+def in_pieces(work: Callable[[slice], None], count: int, pixels: int, *, least: int = 1) -> None:
     """Call `work` on slices of range(count) that hold about 8 x 224 x 224 pixels each.
 
-    pixels: of one image. The slices are shared by torch.get_num_threads() threads. An error in one
-    of them is raised here.
+    pixels: of one image. least: images of a slice where there are enough for all threads. The
+    slices are shared by torch.get_num_threads() threads. An error in one of them is raised here.
     """
     threads = torch.get_num_threads()
-    length = max(1, min(PIECE // pixels, -(-count // threads)))
+    length = max(1, min(max(PIECE // pixels, least), -(-count // threads)))
     pieces = [slice(start, min(start + length, count)) for start in range(0, count, length)]
     share(work, pieces, threads if len(pieces) > 1 else 1)
 

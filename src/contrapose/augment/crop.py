@@ -109,18 +109,23 @@ def resized_crop(
     *,
     flip: Bool[Tensor, "B"] | None = None,
     filter: Filter = "bilinear",
+    out: Float[Tensor, "B C size size"] | None = None,
 ) -> Float[Tensor, "B C size size"]:
     """Each image's own box, resized with antialiasing to size x size px, mirrored where `flip`.
 
     Equals torchvision's `resized_crop(antialias=True)` at the same box, clamped to [0, 1] (a cubic
-    overshoots); uint8 input counts 255 as 1. Raises UserError when size < 1.
+    overshoots); uint8 input counts 255 as 1. out: where to write it and what is returned, if given.
+    Raises UserError when size < 1.
     """
     if size < 1:
         raise UserError(f"resized_crop: asked for size={size} px; use at least 1")
     if image.device.type != "cpu" or max(size, *image.shape[2:]) <= SMALL:
-        out = _crop_by_matrix(image, box, size, flip, filter)
+        made = _crop_by_matrix(image, box, size, flip, filter)
+        out = made if out is None else out.copy_(made)
     else:
-        out = _crop_by_taps(image, box, size, flip, filter)
+        if out is None:
+            out = image.new_empty(len(image), image.shape[1], size, size, dtype=torch.float32)
+        _crop_by_taps(image, box, flip, filter, out)
     return out.clamp_(0, 1)
 
 
@@ -136,19 +141,18 @@ def _crop_by_matrix(
 
 
 def _crop_by_taps(
-    image: Tensor, box: Tensor, size: int, flip: Tensor | None, filter: Filter
-) -> Tensor:
-    out = torch.empty(len(image), image.shape[1], size, size)
+    image: Tensor, box: Tensor, flip: Tensor | None, filter: Filter, out: Tensor
+) -> None:
     if not len(image):
-        return out
+        return
+    size = out.shape[2]
     row, row_weight, tall = taps(box[:, 2], size, filter=filter)
     column, column_weight, wide = taps(box[:, 3], size, filter=filter, reverse=flip)
     if image.dtype == torch.uint8:
         row_weight.div_(255)
-    for i, (top, left, h, w) in enumerate(box.tolist()):
-        piece = image[i, :, top : top + h, left : left + w].float().contiguous()
-        piece = weighted_sum(piece, row[i, : tall[i]], row_weight[i, : tall[i]])
-        piece = piece.mT.contiguous()  # rows are gathered far faster than columns
-        piece = weighted_sum(piece, column[i, : wide[i]], column_weight[i, : wide[i]])
-        out[i].copy_(piece.mT)
-    return out
+    for i, (top, left, h, w) in enumerate(box.tolist()):  # few long operations: see `threads`
+        piece = image[i, :, top : top + h, left : left + w].transpose(0, 1)
+        piece = weighted_sum(piece.float(), row[i, :, : tall[i]], row_weight[i, :, : tall[i]])
+        piece = piece.permute(2, 1, 0)  # rows are gathered far faster than columns
+        piece = weighted_sum(piece, column[i, :, : wide[i]], column_weight[i, :, : wide[i]])
+        out[i].copy_(piece.permute(1, 2, 0))

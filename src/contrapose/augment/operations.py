@@ -23,7 +23,6 @@ OPERATIONS = (
 KINDS = (("identity",), GEOMETRY, *((name,) for name in OPERATIONS[6:]))  # made in one go
 KIND_OF = [next(kind for kind in KINDS if name in kind) for name in OPERATIONS]
 CODE = {name: code for code, name in enumerate(OPERATIONS)}
-LARGE = 96 * 96  # px from which a CPU takes images one by one, so that each stays in its cache
 FIXED = 65536  # a source position is a whole number of these parts of a pixel, as Pillow's is
 
 
@@ -67,14 +66,6 @@ class ImageOperations:
             for k in range(self.code.shape[1]):
                 level = self._everywhere(level, matrix, k)
             image.copy_(level).div_(255)
-        elif image[0, 0].numel() >= LARGE:
-            codes = self.code.tolist()
-            for b in range(len(image)):
-                alone = slice(b, b + 1)
-                level = whole(image[alone].mul_(255).round_())
-                for k, code in enumerate(codes[b]):
-                    level = self._made(KIND_OF[code], level, alone, matrix, k)
-                image[alone].copy_(level).div_(255)
         else:
             image.copy_(self._by_operation(whole(image.mul_(255).round_()), matrix)).div_(255)
 
@@ -165,10 +156,6 @@ def moved(
 ) -> UInt8[Tensor, "B C H W"]:
     """The pixel that the matrix points to, or the fill: that of a border one px wide."""
     count, channels, height, width = level.shape
-    if count == 1 and level.device.type == "cpu":
-        (a, b, c), (d, e, f) = matrix[0].tolist()
-        if a == e == FIXED and b == d == 0:  # whole px: a copy of what stays inside
-            return _shifted(level, -(f // FIXED), -(c // FIXED), fill)
     wide = width + 2
     x = torch.arange(width, device=level.device, dtype=torch.int32)
     y = torch.arange(height, device=level.device, dtype=torch.int32)[:, None]
@@ -180,17 +167,6 @@ def moved(
     index = down.mul_(wide).add_(across)[:, None] + start
     bordered = F.pad(level, (1, 1, 1, 1), value=fill)
     return bordered.flatten().index_select(0, index.flatten()).view_as(level)
-
-
-def _shifted(level: Tensor, down: int, right: int, fill: int) -> Tensor:
-    height, width = level.shape[2:]
-    out = torch.full_like(level, fill)
-    if abs(down) < height and abs(right) < width:
-        to, since = slice(max(down, 0), height + min(down, 0)), slice(max(-down, 0), None)
-        across, left = slice(max(right, 0), width + min(right, 0)), slice(max(-right, 0), None)
-        stays = level[:, :, since, left]
-        out[:, :, to, across] = stays[:, :, : height - abs(down), : width - abs(right)]
-    return out
 
 
 def hidden(

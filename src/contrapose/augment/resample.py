@@ -9,6 +9,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def taps(
     *,
     filter: Filter,
     reverse: Bool[Tensor, "B"] | None = None,
-) -> tuple[Int[Tensor, "B T size"], Float[Tensor, "B T size 1"], list[int]]:
+) -> tuple[Int[Tensor, "B size T"], Float[Tensor, "B size T"], list[int]]:
     """The weights of `matrix` that can differ from zero: (source px from the box's edge, weight,
     how many taps each image needs); T is the most that any image needs.
     """
@@ -58,18 +59,18 @@ def taps(
     width = scale.clamp_min(1.0)
     support = RADIUS[filter] * width
     needed = (2 * support).ceil().int()
-    output = torch.arange(size) + 0.5
+    output = torch.arange(size)[:, None] + 0.5
     if reverse is not None:
         output = torch.where(reverse[:, None, None], size - output, output)
-    centre = output * scale  # [B, 1, size]
+    centre = output * scale  # [B, size, 1]
     first = (centre - support + 0.5).floor()
-    index = first + torch.arange(int(needed.max()))[:, None]
+    index = first + torch.arange(int(needed.max()))
     inside = (index >= 0) & (index < length[:, None, None])
     offset = torch.where(inside, (index + 0.5 - centre) / width, math.inf).float()
     weight = _kernel(offset, filter)
-    weight.div_(weight.sum(dim=1, keepdim=True))
+    weight.div_(weight.sum(dim=2, keepdim=True))
     index = torch.minimum(index.long().clamp_min_(0), length[:, None, None] - 1)
-    return index, weight[..., None], needed.flatten().tolist()
+    return index.int(), weight, needed.flatten().tolist()
 
 
 def _kernel(offset: Tensor, filter: Filter) -> Tensor:
@@ -95,10 +96,9 @@ def multiply(
 
 
 def weighted_sum(
-    image: Float[Tensor, "C H W"], index: Int[Tensor, "T S"], weight: Float[Tensor, "T S 1"]
-) -> Float[Tensor, "C S W"]:
-    """out_i = sum_t weight_ti image[index_ti]: the product with a matrix of T weights a row."""
-    out = image.index_select(1, index[0]).mul_(weight[0])
-    for row, share in zip(index[1:], weight[1:], strict=True):
-        out.addcmul_(image.index_select(1, row), share)
-    return out
+    image: Float[Tensor, "H C W"], index: Int[Tensor, "S T"], weight: Float[Tensor, "S T"]
+) -> Float[Tensor, "S C W"]:
+    """out_i = sum_t weight_it image[index_it]: the product with a matrix of T weights a row."""
+    rows = image.flatten(1)
+    out = F.embedding_bag(index, rows, per_sample_weights=weight.contiguous(), mode="sum")
+    return out.view(len(index), *image.shape[1:])

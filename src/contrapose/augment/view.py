@@ -16,6 +16,7 @@ from contrapose.augment.branches import branches
 from contrapose.augment.chunks import empty, in_pieces
 from contrapose.augment.colour import Jitter
 from contrapose.augment.crop import resized_crop
+from contrapose.augment.operations import ImageOperations
 from contrapose.augment.resample import Filter
 from contrapose.errors import UserError
 
@@ -79,12 +80,13 @@ def render(
     """Crop, resize, flip, then every step in turn, clamped to [0, 1].
 
     On a CPU the batch is divided into pieces that fit the cache, one thread a piece; the result
-    does not depend on the pieces.
+    does not depend on the pieces. Where images are sorted by their operation a piece has 32 at
+    least: threads wait for Python's lock between short operations.
     """
     if (draws := _kept.get()) is not None:
         draws.append(Draw(box, flip, tuple(steps)))
     if image.device.type != "cpu":
-        return _render(image, box, size, flip, steps, filter)
+        return _render(image, box, size, flip, steps, filter, None)
     out = empty((len(image), image.shape[1], size, size), np.float32)
     jitters = [step for step in steps if isinstance(step, Jitter)]
 
@@ -95,10 +97,14 @@ def render(
             rows = rows[jitters[0].before_hue()[piece].argsort(descending=True)]
         mirrored = flip[rows] if flip is not None else None
         chosen = [step[rows] for step in steps]
-        view = _render(image.index_select(0, rows), box[rows], size, mirrored, chosen, filter)
+        if not jitters:
+            _render(image[piece], box[piece], size, mirrored, chosen, filter, out[piece])
+            return
+        view = _render(image.index_select(0, rows), box[rows], size, mirrored, chosen, filter, None)
         torch.index_select(view, 0, rows.argsort(), out=out[piece])
 
-    in_pieces(work, len(image), size * size)
+    sorted_by_kind = any(isinstance(step, ImageOperations) for step in steps)
+    in_pieces(work, len(image), size * size, least=32 if sorted_by_kind else 1)
     return out
 
 
@@ -109,11 +115,12 @@ def _render(
     flip: Tensor | None,
     steps: Sequence[Operation],
     filter: Filter,
+    out: Tensor | None,
 ) -> Tensor:
-    view = resized_crop(image, box, size, flip=flip, filter=filter)
+    view = resized_crop(image, box, size, flip=flip, filter=filter, out=out)
     for step in steps:
         step(view)
-    return view.clamp_(0, 1)
+    return view.clamp_(0, 1) if steps else view
 
 
 Policy = Callable[[Tensor, Generator], Tensor]
