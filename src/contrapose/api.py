@@ -28,6 +28,7 @@ from contrapose.training.precision import faster_precision
 from contrapose.training.recipe import Recipe, classifies
 from contrapose.training.run import FORMAT, START_FILE, Run, say
 from contrapose.training.start import begin_from, source_of
+from contrapose.training.state import Progress
 from contrapose.version import __version__
 
 
@@ -49,7 +50,7 @@ def train(
     compiled: bool = False,
     held_out: float | None = None,
     command: str | None = None,
-    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
     **how: Any,
 ) -> Run:
@@ -252,7 +253,7 @@ def resume(
     device: str = "auto",
     precision: str | None = None,
     compiled: bool = False,
-    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> Run:
     """Continue a run from its newest checkpoint; on a CPU the result is the same bit for bit.
@@ -278,7 +279,7 @@ def _resumed(
     epochs: float | None,
     asked: tuple[str, str | None],
     compiled: bool,
-    watch: Callable[[loop.Progress], None],
+    watch: Callable[[Progress], None],
     begin: Callable[[Run, Recipe, ImageSet], None],
 ) -> None:
     """`resume` on one of the ranks; asked: device and precision."""
@@ -425,7 +426,7 @@ def encoder_in(
     recipe: Recipe,
     images: ImageSet,
     device: str = "auto",
-    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> Encoder:
     """The recipe's encoder after training on all the images, from the run in `folder`.

@@ -24,9 +24,9 @@ from contrapose.progress import duration, listening
 if TYPE_CHECKING:
     from contrapose.data import ImageSet
     from contrapose.evaluation.scores import Score
-    from contrapose.training.loop import Progress as RunProgress
     from contrapose.training.recipe import Recipe
     from contrapose.training.run import Run
+    from contrapose.training.state import Progress as RunProgress
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
 NOTICED = 2.0  # s after a step from which what else is being done is said

@@ -35,9 +35,10 @@ from contrapose.evaluation.embed import embed as embed_images
 from contrapose.explain.subject import Subject, with_labels, written_about
 from contrapose.partials import unknown
 from contrapose.progress import stage
-from contrapose.training import loop, optim
+from contrapose.training import optim
 from contrapose.training.recipe import Recipe, supervised
 from contrapose.training.run import Run
+from contrapose.training.state import Progress
 
 METHODS = ("finetuned", "scratch", "probe")
 FEWEST = 5  # labels of every class, of which one is held out to choose the rate
@@ -96,7 +97,7 @@ def finetune(
     methods: Sequence[str] = METHODS,
     device: str = "auto",
     recipe: Any = None,
-    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> dict[str, Any]:
     """Accuracies by number of labels and method, with intervals over draws; also in

@@ -49,9 +49,10 @@ from contrapose.paired import numbers_as_text
 from contrapose.partials import unknown
 from contrapose.progress import stage
 from contrapose.recipes import module
-from contrapose.training import loop, optim
+from contrapose.training import optim
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
+from contrapose.training.state import Progress
 
 METHODS = ("linear", "finetuned", "scratch")
 FORMAT = 1
@@ -133,7 +134,7 @@ def transfer(
     seed: int = 0,
     device: str = "auto",
     recipe: Any = None,
-    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> dict[str, Any]:
     """Accuracy on each set by its own metric, with intervals; also in RUN/transfer/transfer.json,

@@ -30,9 +30,9 @@ from contrapose.experiments.running.folders import note_progress
 from contrapose.files import unfinished
 from contrapose.machine import choose_device
 from contrapose.training import optim
-from contrapose.training.loop import Progress
 from contrapose.training.recipe import Recipe, supervised
 from contrapose.training.run import Run
+from contrapose.training.state import Progress
 
 ImagesOrName = str | Path | Callable[..., ImageSet]
 VIEWS_OF = 2000  # test images of which views are embedded

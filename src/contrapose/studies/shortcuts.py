@@ -39,6 +39,7 @@ from contrapose.studies.candidates import Candidate, candidates, with_suggestion
 from contrapose.training import loop
 from contrapose.training.recipe import Recipe
 from contrapose.training.run import Run
+from contrapose.training.state import Progress
 from contrapose.version import __version__
 
 FORMAT = 1
@@ -66,7 +67,7 @@ def examine(
     seed: int = 0,
     out: Path | str | None = None,
     command: str | None = None,
-    watch: Callable[[loop.Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
     **how: Any,
 ) -> tuple[dict[str, Any], Path]:
