@@ -1,7 +1,7 @@
 """The figures of a run as plotly dictionaries; colours are CSS variables, resolved by page.js."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def curve_chart(
     layout = plain_layout("epoch" if by_epoch else "step")
     layout["hovermode"] = "x unified"
     if log:
-        layout["yaxis"] |= {"type": "log"} | _log_ticks(traces)
+        layout["yaxis"] |= {"type": "log"} | log_ticks(y for t in traces for y in t["y"])
     elif level := _level(traces):
         layout["yaxis"] |= {"range": level}
     if share:
@@ -321,13 +321,13 @@ def _level(traces: Sequence[PlotlyFigure]) -> list[float]:
     return [value - (abs(value) / 2 or 1.0), value + (abs(value) / 2 or 1.0)]
 
 
-def _log_ticks(traces: Sequence[PlotlyFigure]) -> dict[str, list[Any]]:
+def log_ticks(shown: Iterable[float | None]) -> dict[str, list[Any]]:
     """Ticks of a log axis as plain numbers: powers of ten, and 2 and 5 times them if few."""
-    values = [v for trace in traces for v in trace["y"] if v is not None and v > 0]
+    values = [v for v in shown if v is not None and v > 0]
     if not values:
         return {}
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    steps = (1, 2, 5) if high - low <= 3 else (1,)
     apart = 1 + (high - low) // 6  # decades
     ticks = [step * 10.0**power for power in range(low, high + 1, apart) for step in steps]
     return {"tickvals": ticks, "ticktext": [f"{tick:.6g}" for tick in ticks]}

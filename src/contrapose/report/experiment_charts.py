@@ -6,7 +6,7 @@ set here. Names from the data are shown as they are and never interpreted as mar
 
 from typing import Any
 
-from contrapose.report.charts import PlotlyFigure, plain_layout
+from contrapose.report.charts import PlotlyFigure, log_ticks, plain_layout
 from contrapose.report.classes import plot_text
 
 COLOURS = [f"var(--r{k})" for k in range(8)]
@@ -30,6 +30,8 @@ def themed(drawn: dict[str, Any]) -> PlotlyFigure:
             layout[name].setdefault("type", "category")
             layout[name].pop("nticks", None)
             layout[name].setdefault("dtick", 1)  # every name
+        elif layout[name].get("type") == "log" and not {"dtick", "tickvals"} & set(layout[name]):
+            layout[name] |= log_ticks(_numbers(data, name))
     shown = [t for t in data if t.get("name") and t.get("showlegend", True)]
     layout["colorway"] = COLOURS
     layout["showlegend"] = len(shown) > 1
@@ -54,11 +56,20 @@ def _axis(base: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in axis.items() if v is not None}
 
 
-def _of_words(data: list[dict[str, Any]], axis: str) -> bool:
-    """True if every trace has words as positions on this axis."""
+def _numbers(data: list[dict[str, Any]], axis: str) -> list[float]:
+    return [x for values in _positions(data, axis) for x in values if isinstance(x, int | float)]
+
+
+def _positions(data: list[dict[str, Any]], axis: str) -> list[list[Any]]:
+    """Where the traces have points on this axis, a list a trace."""
     letter, number = axis[0], axis[5:]
     mine = [t.get(letter) for t in data if t.get(f"{letter}axis", letter)[1:] == number]
-    lists = [v for v in mine if isinstance(v, list) and v]
+    return [v for v in mine if isinstance(v, list) and v]
+
+
+def _of_words(data: list[dict[str, Any]], axis: str) -> bool:
+    """True if every trace has words as positions on this axis."""
+    lists = _positions(data, axis)
     return bool(lists) and all(isinstance(v, str) for values in lists for v in values)
 
 
@@ -73,6 +84,8 @@ def _trace(trace: dict[str, Any]) -> dict[str, Any]:
         trace.setdefault("colorscale", HEAT)
         bar = {"thickness": 12, "outlinewidth": 0, "tickfont": {"color": "var(--muted)"}}
         trace["colorbar"] = _merged(bar, trace.get("colorbar") or {})
+    if "text" in trace.get("mode", ""):
+        trace.setdefault("cliponaxis", False)  # words above the highest point
     for bars in ("error_x", "error_y"):
         if isinstance(trace.get(bars), dict):
             trace[bars] = {"thickness": 1.4, "width": 3} | trace[bars]

@@ -105,13 +105,14 @@ def gap_shrinks(results: Results) -> Verdict:
 def by_size(results: Results) -> Chart:
     traces = []
     for method in (SIMCLR, SUPERVISED):
-        for depth in results.column("depth"):
+        for dash, depth in zip(("solid", "dash"), results.column("depth"), strict=False):
             rows = results.where(method=method, depth=depth)
             x, y = (rows.means(m, "width") for m in ("parameters", "accuracy"))
             both = [w for w in x if w in y]
             if both:
                 more = {"text": [f"{w}x" for w in both], "legendgroup": method}
                 more |= {"mode": "lines+markers+text", "textposition": "top center"}
+                more["line"] = {"dash": dash}
                 name = f"{method}, {depth} layers"
                 traces.append(line(name, [x[w] for w in both], [y[w] for w in both], **more))
     return chart(traces, "millions of weights", "accuracy", xaxis={"type": "log"})
