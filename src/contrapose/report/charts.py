@@ -321,7 +321,7 @@ def _level(traces: Sequence[PlotlyFigure]) -> list[float]:
     return [value - (abs(value) / 2 or 1.0), value + (abs(value) / 2 or 1.0)]
 
 
-def log_ticks(shown: Iterable[float | None]) -> dict[str, list[Any]]:
+def log_ticks(shown: Iterable[Any]) -> dict[str, list[Any]]:
     """Ticks of a log axis as plain numbers: powers of ten, and 2 and 5 times them if few."""
     values = [v for v in shown if v is not None and v > 0]
     if not values:

@@ -7,6 +7,7 @@ Expect at scale cpu about 10 min a seed on 2 cores; its results were not measure
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 from contrapose.encoders import resnet18, resnet34, resnet50, resnet101, resnet152
@@ -23,6 +24,7 @@ DEPTHS: dict[str, tuple[int, ...]] = {
 RESNETS: dict[int, Any] = {
     18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101, 152: resnet152,
 }  # fmt: skip
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # a line's, by depth
 PUBLISHED = {(SIMCLR, 1): 0.693, (SIMCLR, 2): 0.742, (SIMCLR, 4): 0.765, (SUPERVISED, 1): 0.765}
 
 
@@ -105,14 +107,14 @@ def gap_shrinks(results: Results) -> Verdict:
 def by_size(results: Results) -> Chart:
     traces = []
     for method in (SIMCLR, SUPERVISED):
-        for dash, depth in zip(("solid", "dash"), results.column("depth"), strict=False):
+        for dash, depth in zip(cycle(DASHES), results.column("depth"), strict=False):
             rows = results.where(method=method, depth=depth)
             x, y = (rows.means(m, "width") for m in ("parameters", "accuracy"))
             both = [w for w in x if w in y]
             if both:
-                more = {"text": [f"{w}x" for w in both], "legendgroup": method}
+                more: dict[str, Any] = {"text": [f"{w}x" for w in both], "legendgroup": method}
                 more |= {"mode": "lines+markers+text", "textposition": "top center"}
-                more["line"] = {"dash": dash}
+                more |= {"line": {"dash": dash}}
                 name = f"{method}, {depth} layers"
                 traces.append(line(name, [x[w] for w in both], [y[w] for w in both], **more))
     return chart(traces, "millions of weights", "accuracy", xaxis={"type": "log"})
