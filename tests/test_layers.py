@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "contrapose"
 GROUND = {"version", "errors", "files", "progress", "partials", "machine", "threads", "processes"}
-GROUND |= {"paired", "portions", "slurm"}
+GROUND |= {"paired", "portions", "slurm", "compiler"}
 MACHINERY = {
     f"experiments.{n}"
     for n in ("form", "evidence", "charts", "noise", "trained", "measures", "running")

@@ -2,14 +2,16 @@
 
 import itertools
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from contrapose.similarity import EVERY, Pairs, compiler, dense, native, others, tiled
+from contrapose.compiler import REPEATS, Library
+from contrapose.similarity import EVERY, Pairs, dense, native, others, tiled
 
-pytestmark = pytest.mark.skipif(compiler.library() is None, reason="no C compiler is here")
+pytestmark = pytest.mark.skipif(native.LIBRARY.load() is None, reason="no C compiler is here")
 
 SHAPES = (
     (1, 1, 3), (7, 7, 5), (13, 13, 16), (401, 401, 128),
@@ -109,54 +111,46 @@ def test_of_equal_keys_the_first_are_nearest():
     assert index.tolist() == [[i, i + 3, i + 6, i + 9, i + 12] for i in range(3)]
 
 
-def test_without_a_compiler_torchs_operations_serve_and_it_is_said_once(monkeypatch, tmp_path):
-    def anew() -> object:
-        for kept in (compiler._compiler, compiler._name, compiler._kept):
-            kept.cache_clear()
-        return compiler.library.__wrapped__()
+def anew() -> Library:
+    return Library(native.LIBRARY.source, "torch", "slow")
 
+
+def test_without_a_compiler_torchs_operations_serve_and_it_is_said_once(monkeypatch, tmp_path):
     monkeypatch.setenv("CONTRAPOSE_CACHE", str(tmp_path))
     monkeypatch.setenv("CONTRAPOSE_CC", "no-such-compiler")
     with pytest.warns(UserWarning, match="CONTRAPOSE_CC=no-such-compiler is no program"):
-        assert anew() is None
+        assert anew().load() is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert anew() is None  # said before
+        assert anew().load() is None  # said before
         monkeypatch.setenv("CONTRAPOSE_CC", "none")
-        assert anew() is None
+        assert anew().load() is None
     monkeypatch.setenv("CONTRAPOSE_CC", "false")  # a program that fails
     with pytest.warns(UserWarning, match="does not compile it"):
-        assert anew() is None
+        assert anew().load() is None
     monkeypatch.delenv("CONTRAPOSE_CC")
-    assert anew() is not None
+    assert anew().load() is not None
     (kept,) = (tmp_path / "native").glob("*.so")
     whole = kept.read_bytes()
     kept.unlink()  # not written over: this process has it in memory
     kept.write_bytes(whole[:100])
-    assert anew() is not None and kept.read_bytes() == whole  # damaged: made anew
+    assert anew().load() is not None and kept.read_bytes() == whole  # damaged: made anew
     monkeypatch.setenv("CONTRAPOSE_CACHE", "off")
-    assert anew() is not None  # compiled, and not kept
-    monkeypatch.undo()
-    assert anew() is not None
+    assert anew().load() is not None  # compiled, and not kept
 
 
 def test_the_quicker_way_is_measured_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("CONTRAPOSE_CACHE", str(tmp_path))
-    (tmp_path / "native").mkdir()
     calls = []
     for slow, fast, quicker in ((0, 10**6, True), (10**6, 0, False)):
-        compiler._kept.cache_clear()
-        for _ in range(2):
-            found = compiler.is_quicker(
-                torch.float32,
-                lambda z, n=slow: calls.append(sum(range(n))),
-                lambda z, n=fast: sum(range(n)),
+        for library in (anew(), anew()):  # the second reads the file
+            assert library.load() is not None
+            ours = partial(lambda n: calls.append(sum(range(n))), slow)
+            assert (
+                library.is_quicker("float32", ours, partial(lambda n: sum(range(n)), fast))
+                is quicker
             )
-            assert found is quicker
-        assert len(calls) == compiler.REPEATS
+            assert library.measured()["float32"].keys() == {"native", "torch"}
+        assert len(calls) == REPEATS
         calls.clear()
-        compiler._kept.cache_clear()
-        assert compiler.measured()["float32"].keys() == {"native", "torch"}  # read from the file
         next((tmp_path / "native").glob("*.json")).unlink()
-    monkeypatch.undo()
-    compiler._kept.cache_clear()

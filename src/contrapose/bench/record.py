@@ -35,7 +35,7 @@ class Record:
     environment: dict[str, Any]
     results: list[Measured] = field(default_factory=list)
     ceiling: dict[str, float] = field(default_factory=dict)  # FLOP/s of a product, by precision
-    native: dict[str, dict[str, float]] = field(default_factory=dict)  # see similarity.compiler
+    native: dict[str, dict[str, float]] = field(default_factory=dict)  # see compiler
     complete: bool = False
 
     def at(self, case: Case, size: int) -> list[Measured]:

@@ -20,7 +20,7 @@ from contrapose.bench.record import Record
 from contrapose.errors import UserError
 from contrapose.files import as_json_bytes, replace_file, said_of, unfinished
 from contrapose.machine import choose_device, cores, environment, free_memory, multiplies_bf16
-from contrapose.similarity import compiler
+from contrapose.similarity import native
 
 LONG = 10.0  # seconds: a step that takes longer is run once
 
@@ -72,7 +72,7 @@ def bench(
                 watch(f"{case.name}, {case.title(size)}: {doing}")
             write(record)
         show(record, case)
-    record.native = compiler.measured()
+    record.native = native.LIBRARY.measured()
     record.complete = True
     write(record)
     return record

@@ -1,6 +1,7 @@
 """Decoding of one image to a uint8 square: rotated upright, values scaled, resized, cropped.
 
-Pillow decodes, and releases the GIL meanwhile; tifffile reads the TIFFs that Pillow cannot.
+Pillow decodes, and releases the GIL meanwhile; tifffile reads the TIFFs that Pillow cannot. What
+resizes is in `resize`.
 """
 
 import io
@@ -16,6 +17,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
 from contrapose.data import quick_header, tiff
+from contrapose.data.resize import resized
 from contrapose.data.values import Scaled, ValueRange, is_deep, scaled
 from contrapose.errors import UserError
 
@@ -213,8 +215,7 @@ def to_square(
     if how.over is not None and how.over.of_bytes:
         made = scaled(np.asarray(image)[None], how.over)
         image, notes = Image.fromarray(made.pixels[0]), (OUTSIDE,) if made.outside[0] else ()
-    x = np.asarray(_fitted(image, side, how.fit))
-    return (x[None] if channels == 1 else x.transpose(2, 0, 1)), notes
+    return _fitted(image, side, how.fit), notes
 
 
 def from_values(
@@ -243,7 +244,7 @@ def from_values(
         planes = [Image.fromarray(np.ascontiguousarray(p)) for p in np.moveaxis(pixels, 2, 0)]
         if len(planes) < channels:
             raise UserError(f"it has {len(planes)} channels, not {channels}")
-        return np.stack([np.asarray(_fitted(p, side, how.fit)) for p in planes[:channels]]), notes
+        return np.concatenate([_fitted(p, side, how.fit) for p in planes[:channels]]), notes
     if alpha:
         opaque = _eight_bit(upright(x[..., -1:], orientation))
         pixels = np.concatenate([np.broadcast_to(pixels, (*pixels.shape[:2], 3)), opaque], axis=2)
@@ -369,28 +370,20 @@ def _channels_of(image: Image.Image) -> tuple[int, ...]:
     return (*usual, bands) if bands in (2, 4) and image.mode != "CMYK" else usual
 
 
-def _fitted(image: Image.Image, side: int, fit: Fit) -> Image.Image:
-    if image.size == (side, side):
-        return image
-    return _crop(image, side) if fit == "crop" else _pad(image, side)
-
-
-def _crop(image: Image.Image, side: int) -> Image.Image:
+def _fitted(image: Image.Image, side: int, fit: Fit) -> UInt8[np.ndarray, "c side side"]:
     width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    box = (left, top, left + short, top + short)
-    if short == side:
-        return image.crop(box)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-
-
-def _pad(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
-    square = Image.new(image.mode, (side, side))
-    small = image.resize((width, height), Image.Resampling.BICUBIC)
-    square.paste(small, ((side - width) // 2, (side - height) // 2))
+    if fit == "crop":
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        return resized(image, (side, side), (left, top, left + short, top + short))
+    scale = side / max(width, height)
+    width, height = (max(1, round(length * scale)) for length in (width, height))
+    small = resized(image, (width, height))
+    if width == height:
+        return small
+    square = np.zeros((len(small), side, side), np.uint8)
+    left, top = (side - width) // 2, (side - height) // 2
+    square[:, top : top + height, left : left + width] = small
     return square
 
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Int, Int8, UInt8
 from torch import Tensor
 
+from contrapose.data import resize
 from contrapose.data.cache import Decoded, keep, recall
 from contrapose.data.decode import BinaryFile, Header, Reading, decode, ends, look, values
 from contrapose.data.fingerprint import Content
@@ -222,6 +223,8 @@ def _read(
     side = size or _side(headers.short[fits])
     deep = np.flatnonzero(fits & headers.where(lambda kind: kind.deep)).tolist()
     how = replace(how, over=_range(name, source, deep, C, how))
+    if good and any((sizes[good] != side).any() for sizes in (headers.width, headers.height)):
+        resize.library()  # compiled by this thread, so that a warning is one, not a bad file
     pixels: Pixels
     if len(good) * C * side * side > memory:
         pixels = OnAccess(source, torch.tensor(good), side, C, how)

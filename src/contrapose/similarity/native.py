@@ -9,13 +9,14 @@ import math
 from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_void_p
 from functools import cache, lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from contrapose.similarity.compiler import library
+from contrapose.compiler import Library
 from contrapose.similarity.pairs import RELATIONS, Pairs
 from contrapose.similarity.tiles import LOG2E, rounds
 from contrapose.threads import alone
@@ -27,6 +28,12 @@ RULES = 4  # that one pass takes
 ALONE = 2**16  # entries of a matrix that one thread works off sooner than it wakes another
 CANDIDATES = 2**19  # nearest keys that a thread may hold, at 8 bytes
 INT32 = torch.iinfo(torch.int32)
+LIBRARY = Library(
+    Path(__file__).with_name("native.c"),
+    "torch",
+    "similarities are computed by torch's operations, two to four times slower than by a library "
+    "compiled for this processor",
+)
 
 
 class LogSumExp(torch.autograd.Function):
@@ -187,7 +194,7 @@ class _Work:
 
 @cache
 def _library() -> ctypes.CDLL:
-    found = library()
+    found = LIBRARY.load()
     assert found is not None, "asked for without a library"
     found.contrapose_visit.argtypes = [
         POINTER(_Described), POINTER(_Nearest), c_int32, c_int32, c_int64, POINTER(c_int32),

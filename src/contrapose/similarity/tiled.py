@@ -19,7 +19,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from contextvars import ContextVar
-from functools import partial
+from functools import lru_cache, partial
 from typing import cast
 
 import torch
@@ -27,13 +27,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrapose.errors import UserError
-from contrapose.similarity import compiler, native
+from contrapose.similarity import native
 from contrapose.similarity.nearest import TopK
 from contrapose.similarity.pairs import EVERY, Pairs, two_views
 from contrapose.similarity.passes import DirectLogSumExp, OnlineLogSumExp, SoftplusSum
 from contrapose.similarity.tiles import ALONE, Tiles, workers
 from contrapose.similarity.wide import precision_of, widen
 from contrapose.threads import alone
+
+MEASURED = 2048  # rows by which the library is measured
 
 
 def logsumexp(
@@ -169,10 +171,11 @@ def by_library(query: Tensor, precision: torch.dtype, rules: int = 1) -> bool:
         return False
     if _library_or_not.get() is not None:
         return bool(_library_or_not.get())
-    if compiler.library() is None:
+    if native.LIBRARY.load() is None:
         return False
     products = torch.bfloat16 if precision == torch.bfloat16 else torch.float32
-    return compiler.is_quicker(products, *(partial(_step, how) for how in (True, False)))
+    ours, by_torch = (partial(_step, used, products) for used in (True, False))
+    return native.LIBRARY.is_quicker(str(products).removeprefix("torch."), ours, by_torch)
 
 
 @contextlib.contextmanager
@@ -185,12 +188,18 @@ def library(used: bool) -> Iterator[None]:
         _library_or_not.reset(token)
 
 
-def _step(used: bool, z: Tensor) -> None:
+def _step(used: bool, products: torch.dtype) -> None:
     """Forward and backward of rows against the others: what the choice is measured by."""
     with library(used), torch.inference_mode(False), torch.enable_grad():
-        rows, itself = z.detach().clone().requires_grad_(), torch.arange(len(z))
+        rows, itself = _measured_rows(products).clone().requires_grad_(), torch.arange(MEASURED)
         pairs = Pairs(row_id=itself, col_id=itself, distinct=True)
         logsumexp(rows, rows, scale=10.0, pairs=pairs).sum().backward()  # type: ignore[no-untyped-call]
+
+
+@lru_cache(maxsize=1)
+def _measured_rows(products: torch.dtype) -> Tensor:
+    z = torch.randn(MEASURED, 128, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(z, dim=1).to(products)
 
 
 def _mutual(match: Tensor | None) -> bool:
