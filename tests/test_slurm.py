@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.command import contrapose
 
+from contrapose import api
 from contrapose.commands.train import submit
 from contrapose.errors import UserError
 from contrapose.training.run import Run
@@ -100,7 +101,7 @@ def test_what_a_job_cannot_be_is_said_before_anything_is_submitted(tmp_path, mon
 
     def refused(on="slurm", out=out, ranks=None, nodes=None, gpus=None, resource=()):
         with pytest.raises(UserError) as found:
-            submit(on, out, ranks, nodes, gpus, resource)
+            submit(on, out, ranks, nodes, gpus, resource, pytest.fail)
         return str(found.value)
 
     assert "--nodes, --gpus: of a job on Slurm; add --on slurm" in refused("local", nodes=2, gpus=8)
@@ -115,5 +116,70 @@ def test_what_a_job_cannot_be_is_said_before_anything_is_submitted(tmp_path, mon
     assert "this machine has no Slurm" in refused()
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ImportError, match=r"pip install 'contrapose\[slurm\]'"):
-        submit("slurm", out, None, None, None, ())
+        submit("slurm", out, None, None, None, (), pytest.fail)
     assert not out.exists()
+
+
+SETTINGS = {
+    "encoder": "small_conv", "epochs": 1, "batch_size": 100, "temperature": None, "seed": None,
+    "changes": ["backbone.width=16"],
+}  # fmt: skip
+
+
+def test_what_training_would_refuse_is_refused_before_the_job_is_queued_in_the_same_words(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").touch()
+    (tmp_path / "labels.csv").write_text("a\nb\n")
+    wrong = [
+        ({"recipe": "simclrr"}, {}),
+        ({"recipe": str(tmp_path / "own.py")}, {}),
+        ({"images": "digitz"}, {}),
+        ({"images": str(tmp_path / "there")}, {}),
+        ({"changes": ["los.temperature=0.1"]}, {}),
+        ({"changes": ["keys=queue", "keys.size=none"]}, {}),
+        ({"changes": ["views=mine"]}, {}),
+        ({"batch_size": 2000}, {}),
+        ({"temperature": -1.0}, {}),
+        ({"encoder": "resnet19"}, {}),
+        ({"start": str(tmp_path / "no run")}, {}),
+        ({"freeze": ["bakbone"]}, {}),
+        ({"out": tmp_path / "there"}, {}),
+        ({"precision": "fp8"}, {}),
+        ({"device": "gpu"}, {}),
+        ({}, {"labels": tmp_path / "labels.csv"}),
+        ({}, {"size": -1}),
+        ({"recipe": "supcon", "images": f"{tmp_path / 'there'}"}, {}),
+    ]
+    for changes, how in wrong:
+        asked = {"images": "digits", "recipe": "simclr", **SETTINGS, **changes}
+        with pytest.raises((UserError, OSError)) as here:
+            api.train(**{"out": tmp_path / "run", "device": "cpu"} | asked, **how)
+        with pytest.raises((UserError, OSError)) as before:
+            api.check(**asked, how=how)
+        assert (before.type, str(before.value)) == (here.type, str(here.value)), changes
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_and_ranks_of_another_machine_are_allowed_as_far_as_they_can_be(tmp_path):
+    api.check("moco", "digits", ranks=50, device="cuda:7", how={}, **SETTINGS)
+    with pytest.raises(UserError, match="101 ranks for a batch of 100 images: each needs one"):
+        api.check("simclr", "digits", ranks=101, device="cuda", how={}, **SETTINGS)
+    run = api.train("simclr", "digits", out=tmp_path / "run", device="cpu", **SETTINGS)
+    api.check_resumed(run.path, ranks=50, epochs=2, device="cuda")
+    with pytest.raises(UserError, match=r"--epochs 0\.5: .*stands at epoch 1 already"):
+        api.check_resumed(run.path, epochs=0.5)
+    with pytest.raises(UserError, match="101 ranks for a batch of 100"):
+        api.check_resumed(run.path, ranks=101, epochs=2)
+
+
+def test_a_wrong_word_costs_no_time_in_the_queue(tmp_path, slurm):
+    (tmp_path / "bin" / "sbatch").write_text(
+        "#!/bin/bash\ncp $1 $SLURM/script\necho Submitted batch job 7\n"
+    )
+    train = ["train", *QUICK, "--out", "run", "--on", "slurm", "--gpus", "2", "--device", "cuda"]
+    wrong = contrapose(*train, "--set", "loss.temprature=0.1", cwd=tmp_path, **slurm)
+    assert wrong.returncode == 2 and "temprature" in wrong.stderr, wrong.stderr
+    assert not (tmp_path / "script").exists() and not (tmp_path / "run-slurm").exists()
+    right = contrapose(*train, "--set", "loss.temperature=0.1", cwd=tmp_path, **slurm)
+    assert right.returncode == 0 and "Submitted: job 7, 2 ranks" in right.stdout, right.stderr
+    assert (tmp_path / "script").exists() and not (tmp_path / "run").exists()

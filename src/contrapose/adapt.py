@@ -132,9 +132,12 @@ def backbone_named(name: str, images: ImageSet) -> Callable[..., Any]:
     return chosen
 
 
-def build(recipe: Recipe, images: ImageSet) -> Encoder:
-    """The untrained encoder of a recipe, by its seed, with mean and std of these images."""
-    sample = images.batch(evenly(len(images), max(2, 3 * MEASURED // max(3, images.channels))))
+def build(recipe: Recipe, images: ImageSet, *, measured: int = MEASURED) -> Encoder:
+    """The untrained encoder of a recipe, by its seed, with mean and std of these images.
+
+    measured: how many of the images are looked at for that; fewer of more than three channels.
+    """
+    sample = images.batch(evenly(len(images), max(2, 3 * measured // max(3, images.channels))))
     pixels = sample.float().div(255).transpose(0, 1).flatten(1)
     mean, std = pixels.mean(dim=1).tolist(), pixels.std(dim=1).clamp(min=0.01).tolist()
     classes = learned_label(recipe, images)[1] if recipe.needs_classifier else None

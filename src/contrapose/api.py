@@ -17,19 +17,21 @@ from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
 from contrapose.files import as_file_name, holder, read_object, unfinished
-from contrapose.machine import choose_bf16, environment, multiplies_bf16
+from contrapose.machine import check_device_name, choose_bf16, environment, multiplies_bf16
 from contrapose.partials import describe, revive, up_to_date
 from contrapose.processes import Rank, launched, restarted
 from contrapose.progress import stage
 from contrapose.training import loop
 from contrapose.training.dry_run import dry_run
-from contrapose.training.parallel import check_ranks, check_same
+from contrapose.training.parallel import check_ranks, check_same, check_sharable
 from contrapose.training.precision import faster_precision
 from contrapose.training.recipe import Recipe, classifies
 from contrapose.training.run import FORMAT, START_FILE, Run, say
 from contrapose.training.start import begin_from, source_of
 from contrapose.training.state import Progress
 from contrapose.version import __version__
+
+LOOKED_AT = 32  # images of which `check` takes the mean and standard deviation of the input
 
 
 def train(
@@ -108,6 +110,63 @@ def train(
                 network.backbone.compile()
             loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch, me=me)
     return run
+
+
+def check(
+    recipe: str | Path | Recipe = "simclr",
+    images: Any = "digits",
+    *,
+    ranks: int = 1,
+    out: Path | str | None = None,
+    start: str | Path | None = None,
+    freeze: Sequence[str] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    how: Mapping[str, Any],
+    **settings: Any,
+) -> None:
+    """Raise what `train` would raise before its first step on so many ranks of another machine.
+
+    Images are listed and their headers read; some dozens are decoded, and a step is tried on a few.
+    Device, memory and speed of the other machine are not known. how: fields of the request;
+    settings: encoder, epochs, batch_size, temperature, seed and changes, as for `train`.
+    """
+    check_device_name(device)
+    choose_bf16(precision, "cpu")
+    if out is not None:
+        Run.refuse_existing(Path(out))
+    request = _unread(_sized_as(start, Request.of(images, **how)))
+    source = request.open("train")
+    made = _prepared(
+        recipe, lambda size: (request, source), {}, held_out=None, freeze=tuple(freeze),
+        start=None if start is None else str(start), measured=LOOKED_AT, **settings,
+    )  # fmt: skip
+    check_sharable(made.recipe, made.images, ranks)
+
+
+def check_resumed(
+    run: Path | str,
+    *,
+    ranks: int = 1,
+    recipe: str | Path | Recipe | None = None,
+    images: Any = None,
+    epochs: float | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+) -> None:
+    """Raise what `resume` would raise before its first step on so many ranks of another machine.
+
+    As `check`; that the images are those of the run is not looked at, as it may read all of them.
+    """
+    check_device_name(device)
+    choose_bf16(precision or "auto", "cpu")
+    _, source, chosen, _ = _reopened(Run.open(run), recipe, images, epochs, unread=True)
+    check_sharable(chosen, source, ranks)
+
+
+def _unread(request: Request) -> Request:
+    """The request, with images that are decoded when they are asked for."""
+    return dataclasses.replace(request, memory=0, copies_together=False)
 
 
 def _measured_precision(
@@ -191,10 +250,12 @@ def _prepared(
     changes: Sequence[str],
     start: str | None,
     freeze: tuple[str, ...],
+    measured: int = adapt.MEASURED,
 ) -> plan.Made:
     """A run that is ready to start, with everything checked.
 
     instead: settings by flag (size, encoder, epochs) or path, for those that were not asked for.
+    measured: images of which the input's mean and standard deviation are taken.
     """
     left = dict(instead)
     request, source = opened(left.pop("size", None))
@@ -225,7 +286,7 @@ def _prepared(
     request.check_groups(source)
     source = request.seen(chosen.seed, source)
     loop.check(chosen, source)
-    network, begun = adapt.build(chosen, source), None
+    network, begun = adapt.build(chosen, source, measured=measured), None
     if chosen.start is not None:
         begun = begin_from(network, source_of(chosen.start, chosen.backbone))
     dry_run(chosen, source, network)
@@ -307,11 +368,20 @@ def _resumed(
 
 
 def _reopened(
-    run: Run, recipe: str | Path | Recipe | None, images: Any, epochs: float | None
+    run: Run,
+    recipe: str | Path | Recipe | None,
+    images: Any,
+    epochs: float | None,
+    *,
+    unread: bool = False,
 ) -> tuple[dict[str, Any], ImageSet, Recipe, dict[str, Any]]:
-    """(recipe.json, training images, recipe, environment.json) of a run that is to go on."""
+    """(recipe.json, training images, recipe, environment.json) of a run that is to go on.
+
+    unread: images are decoded when they are asked for.
+    """
     written = run.read("recipe.json")
     request = request_of(run, images)
+    request = _unread(request) if unread else request
     with _own_images(run, images):
         source = request.seen(written["recipe"]["seed"])
     if isinstance(recipe, Recipe):

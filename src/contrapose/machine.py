@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -51,19 +52,22 @@ def choose_device(device: str) -> str:
 
     UserError for a device that is missing.
     """
+    check_device_name(device)
     if device == "auto":
         return next((kind for kind in ("cuda", "mps") if _is_there(kind)), "cpu")
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (":" in device and kind != "cuda"):
-        raise UserError(f"--device {device}: use auto, cpu, cuda, cuda:N or mps")
-    if ":" in device and not number.isdecimal():
-        raise UserError(f"--device {device}: use auto, cpu, cuda, cuda:N or mps")
     if kind != "cpu" and not _is_there(kind):
         what = "CUDA device" if kind == "cuda" else "Metal (mps)"
         raise UserError(f"--device {device}: torch sees no {what} here; use --device cpu")
     if number and int(number) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: there are {torch.cuda.device_count()}, from 0")
     return device
+
+
+def check_device_name(device: str) -> None:
+    """UserError for what names no device; one that another machine may have is not asked for."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", device):
+        raise UserError(f"--device {device}: use auto, cpu, cuda, cuda:N or mps")
 
 
 def _is_there(kind: str) -> bool:

@@ -61,21 +61,14 @@ def executor(
     return made
 
 
-def submit(
-    arguments: Sequence[str],
-    out: Path,
-    *,
-    nodes: int,
-    per_node: int,
-    gpus: int,
-    resources: Mapping[str, Any],
-) -> tuple[str, Path]:
-    """Submit `contrapose ARGUMENTS`, a training into `out`, to Slurm: (job, the first rank's log).
+def executor_of(
+    out: Path, *, nodes: int, per_node: int, gpus: int, resources: Mapping[str, Any]
+) -> Any:
+    """submitit's executor for the job of a training into `out`; its files are in OUT-slurm.
 
-    per_node: ranks on each node; gpus: those of each node. The files of the job are beside the run,
-    in OUT-slurm. Raises UserError for a folder that only this machine has, and if Slurm refuses.
+    per_node: ranks on each node; gpus: those of each node. Raises UserError for a folder that only
+    this machine has, and as `executor` does.
     """
-    submitit = library("slurm")
     out = out.absolute()
     own = Path(tempfile.gettempdir()).absolute()
     if own in out.parents:
@@ -84,9 +77,17 @@ def submit(
         )
     parameters = {"name": out.name, "nodes": nodes, "tasks_per_node": per_node}
     parameters |= {"timeout_min": DAY} | ({"gpus_per_node": gpus} if gpus else {})
-    made = executor(out.with_name(f"{out.name}-slurm"), "slurm", parameters, resources)
+    return executor(out.with_name(f"{out.name}-slurm"), "slurm", parameters, resources)
+
+
+def submit(jobs: Any, arguments: Sequence[str], out: Path) -> tuple[str, Path]:
+    """Submit `contrapose ARGUMENTS`, a training into `out`: (job, the first rank's log).
+
+    jobs: of `executor_of`. Raises UserError if Slurm refuses the job.
+    """
+    submitit = library("slurm")
     try:
-        job = made.submit(Training(), list(arguments), str(out), os.getcwd())
+        job = jobs.submit(Training(), list(arguments), str(out.absolute()), os.getcwd())
     except (submitit.core.utils.FailedJobError, OSError) as error:
         raise UserError(f"--on slurm: the job was not accepted: {error}") from error
     return str(job.job_id), Path(str(job.paths.stdout))

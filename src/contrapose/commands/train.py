@@ -1,8 +1,9 @@
 """`contrapose train`: an encoder from images, then its evaluation, diagnosis and report."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,33 +109,45 @@ def train(
         )
     if start is not None and pretrained:
         raise UserError(f"--start {start} and --pretrained: weights come from one place; give one")
-    if on != "local" or nodes or gpus or resource:
-        submit(on, out or resume, ranks, nodes, gpus, resource or ())
-        return
-    start_ranks(ranks)
+    elsewhere = on != "local" or nodes or gpus or resource
+    if not elsewhere:
+        start_ranks(ranks)
     from contrapose import api
     from contrapose.commands.console import TrainingProgress
     from contrapose.processes import launched
     from contrapose.training.run import Run
     from contrapose.training.start import PUBLISHED
 
+    asked: dict[str, Any] = {
+        "recipe": recipe, "images": data, "epochs": epochs, "device": device,
+        "precision": precision,
+    }  # fmt: skip
+    if resume is None:
+        asked |= {
+            "recipe": recipe or "simclr", "out": out, "encoder": encoder, "batch_size": batch_size,
+            "temperature": temperature, "seed": seed, "changes": set_ or (),
+            "start": PUBLISHED if pretrained else start, "freeze": names_of(freeze),
+            "precision": precision or "auto",
+        }  # fmt: skip
+    if elsewhere:
+        if resume is None:
+            check = partial(api.check, how=how, **asked)
+        else:
+            check = partial(api.check_resumed, resume, **asked)
+        submit(on, out or resume, ranks, nodes, gpus, resource or (), check)
+        return
     watching = TrainingProgress()
     with what_stands_is_said(watching, recipe), launched(device):
         with watching:
             if resume is not None:
                 before = Run.open(resume).status()
                 run = api.resume(
-                    resume, recipe=recipe, images=data, epochs=epochs, device=device,
-                    precision=precision, compiled=compile_, watch=watching.step,
-                    begin=watching.begin,
-                )  # fmt: skip
+                    resume, **asked, compiled=compile_, watch=watching.step, begin=watching.begin
+                )
             else:
                 run = api.train(
-                    recipe or "simclr", data, out=out, encoder=encoder, epochs=epochs,
-                    batch_size=batch_size, temperature=temperature, seed=seed, changes=set_ or (),
-                    start=PUBLISHED if pretrained else start, freeze=names_of(freeze),
-                    device=device, precision=precision or "auto", compiled=compile_,
-                    command=api.command_line(), watch=watching.step, begin=watching.begin, **how,
+                    **asked, compiled=compile_, command=api.command_line(), watch=watching.step,
+                    begin=watching.begin, **how,
                 )  # fmt: skip
         if resume is not None and before.get("state") == "finished":
             if run.status().get("step") == before.get("step"):
@@ -156,8 +169,12 @@ def submit(
     nodes: int | None,
     gpus: int | None,
     resource: Sequence[str],
+    check: Callable[..., None],
 ) -> None:
-    """Submit this command to Slurm, and print where its run and its log are."""
+    """Submit this command to Slurm, and print where its run and its log are.
+
+    check: a function (ranks=) that raises what the training would refuse; called before.
+    """
     given = {"--nodes": nodes, "--gpus": gpus, "--resource": resource or None}
     flags = ", ".join(name for name, value in given.items() if value is not None)
     if on == "local":
@@ -170,16 +187,17 @@ def submit(
         raise UserError("--on slurm: name the run with --out, in a folder that all nodes share")
     check_one_process("contrapose train --on slurm")
     from contrapose import slurm
-    from contrapose.training.run import Run
+    from contrapose.commands.console import working
 
     wanted = arguments_without("--on", "--nodes", "--gpus", "--resource", "--ranks")
-    if "--resume" not in wanted and not any(word.startswith("--resume=") for word in wanted):
-        Run.refuse_existing(out)
     nodes, per_node = nodes or 1, gpus or ranks or 1
     resources = dict(resource_of(text) for text in resource)
-    job, log = slurm.submit(
-        wanted, out, nodes=nodes, per_node=per_node, gpus=gpus or 0, resources=resources
+    jobs = slurm.executor_of(
+        out, nodes=nodes, per_node=per_node, gpus=gpus or 0, resources=resources
     )
+    with working("trying the recipe on a few images"):
+        check(ranks=nodes * per_node)
+    job, log = slurm.submit(jobs, wanted, out)
     typer.echo(f"Submitted: job {job}, {nodes * per_node} ranks; it is queued again by itself")
     typer.echo(f"Run: {out}\nLog: {log}\nStop it, saved: scancel {job}")
 

@@ -33,6 +33,7 @@ from contrapose.data.webdataset import from_tars
 from contrapose.errors import UserError
 
 Split = Literal["train", "test", "unlabeled"]
+MEMORY = 4 * 2**30  # bytes that the squares of a set may take; more are decoded on access
 ImagesLike = str | PathLike[str] | np.ndarray | Tensor | tuple[object, object] | list[object]
 
 
@@ -52,7 +53,7 @@ def open_images(
     rgb: Sequence[int] | str | None = None,
     max_pixels: int | None = None,
     max_bad_share: float = 0.05,
-    memory: int = 4 * 2**30,
+    memory: int = MEMORY,
     fps: float | None = None,
 ) -> ImageSet:
     """Open images as uint8 squares [C, size, size].

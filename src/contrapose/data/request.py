@@ -15,7 +15,7 @@ from contrapose.data.copies import as_places, copies, is_table, joined, named_gr
 from contrapose.data.decode import DARK, OUTSIDE
 from contrapose.data.images import ImageSet, NoSuchSplit
 from contrapose.data.named import NAMED
-from contrapose.data.open import open_images
+from contrapose.data.open import MEMORY, open_images
 from contrapose.data.split import balanced, few_labels, hold_out
 from contrapose.data.values import ValueRange
 from contrapose.errors import UserError
@@ -29,8 +29,8 @@ class Request:
     """A description of images: their source, how they are read, and which part is used.
 
     source: any source of `open_images`, an ImageSet, or a function (split=) -> ImageSet. The fields
-    up to max_bad_share are arguments of `open_images`. A request whose source is a name or a path
-    can be written to JSON and read back, so that a run folder records its images.
+    up to max_bad_share, and memory, are arguments of `open_images`. A request whose source is a
+    name or a path can be written to JSON and read back, so that a run folder records its images.
     """
 
     source: Any
@@ -53,6 +53,7 @@ class Request:
     groups: str | Path | None = None  # a table, or a pattern of names: what belongs together
     fps: float | None = None  # of a folder of frames of video
     copies_together: bool = True  # copies of an image stay on one side of what is held out
+    memory: int = MEMORY  # bytes above which images are decoded on access; 0: all, when asked for
 
     def __post_init__(self) -> None:
         if isinstance(self.source, ImageSet):
@@ -234,7 +235,7 @@ class Request:
             label_column=None if elsewhere else self.label_column,
             image_column=self.image_column, value_range=self.value_range, rgb=self.rgb,
             max_pixels=self.max_pixels, download=self.download, max_bad_share=self.max_bad_share,
-            fps=self.fps,
+            fps=self.fps, memory=self.memory,
         )  # fmt: skip
 
 

@@ -178,29 +178,35 @@ def check_ranks(recipe: Recipe, images: ImageSet, me: Rank) -> None:
         return
     check_same(me, images)
     recipes = me.every(describe(recipe))
-    by_itself = me.first_does(lambda: _draws_by_itself(recipe.policy, recipe, images))
 
     def refuse() -> None:
-        kinds = (recipe.batches or drawn)(len(images), recipe.batch_size).possible_sizes(recipe)
-        whole = [stage.batch_size for stage in stages_of(recipe)]
-        least = min(whole + [recipe.batch_size // size * size for size in kinds])
-        least = least // 2 if in_halves(recipe) else least
-        if me.world > least:
-            what = "pairs" if in_halves(recipe) else "images"
-            raise UserError(
-                f"{me.world} ranks for a batch of {least} {what}: each needs one; use fewer ranks, "
-                f"or a larger --batch-size than {recipe.batch_size}"
-            )
+        check_sharable(recipe, images, me.world)
         if any(of != recipes[0] for of in recipes):
             raise UserError("the ranks were given different recipes; start all by one command")
-        if by_itself:
-            raise UserError(
-                "the recipe's views draw random numbers of their own, which on several ranks would "
-                "repeat; draw them by contrapose.augment's uniform, normal, integers and "
-                "bernoulli, or train on one process"
-            )
 
     me.all_do(refuse)
+
+
+def check_sharable(recipe: Recipe, images: ImageSet, world: int) -> None:
+    """UserError for a run that so many ranks cannot share."""
+    if world == 1:
+        return
+    kinds = (recipe.batches or drawn)(len(images), recipe.batch_size).possible_sizes(recipe)
+    whole = [stage.batch_size for stage in stages_of(recipe)]
+    least = min(whole + [recipe.batch_size // size * size for size in kinds])
+    least = least // 2 if in_halves(recipe) else least
+    if world > least:
+        what = "pairs" if in_halves(recipe) else "images"
+        raise UserError(
+            f"{world} ranks for a batch of {least} {what}: each needs one; use fewer ranks, "
+            f"or a larger --batch-size than {recipe.batch_size}"
+        )
+    if _draws_by_itself(recipe.policy, recipe, images):
+        raise UserError(
+            "the recipe's views draw random numbers of their own, which on several ranks would "
+            "repeat; draw them by contrapose.augment's uniform, normal, integers and "
+            "bernoulli, or train on one process"
+        )
 
 
 def _draws_by_itself(policy: Policy, recipe: Recipe, images: ImageSet) -> bool:
