@@ -19,6 +19,7 @@ from support.command import contrapose
 
 from contrapose import api, explain
 from contrapose.threads import serial
+from contrapose.training.conditional import SIZES
 from contrapose.training.run import Run
 
 CASES = ("moco", "xbm", "chunked", "conditional", "mixup", "joint", "two stages", "frozen")
@@ -95,6 +96,17 @@ def test_scores_diagnosis_and_embeddings_on_three_ranks_are_those_of_one_process
             assert len(shared.h) == 400
             assert torch.equal(alone.h, shared.h) and torch.equal(alone.z, shared.z)
         assert of["three"][:2] == one[:2] and torch.equal(of["three"][2], one[2])
+
+
+def test_the_finder_of_conditional_batches_is_shared_and_finds_what_one_process_does(found):
+    one = found["finder"][0][1]
+    assert one[0] is not None and one[0].shape[1] in SIZES
+    for of in found["finder"]:
+        for groups, rows in of.values():
+            assert torch.equal(groups, one[0])
+            assert all(torch.equal(z, whole) for z, whole in zip(rows, one[1], strict=True))
+    first, other = one[1][2]
+    assert not torch.allclose(first, other) and not torch.allclose(one[1][0][0], first)
 
 
 def test_pairs_of_frames_in_halves_of_a_batch_train_as_on_one_process(found):

@@ -22,6 +22,7 @@ from contrapose.encoders import Encoder, mlp, small_conv
 from contrapose.errors import UserError
 from contrapose.evaluation.alignment import align as align_rows
 from contrapose.keys.contrast import Halves, InBatch, OverTime
+from contrapose.processes import Rank
 from contrapose.training.in_time import moments
 from contrapose.training.objective import contrast_of, learned_label
 
@@ -221,7 +222,7 @@ def test_partners_are_near_in_time_or_of_another_camera(tmp_path):
     time = times_of(images)
     recipe = recipes.recipe_for("time_contrastive", 16, 3)
     batches = moments(len(images), 8, near=200)
-    batches.begin(0, network(), images, recipe)
+    batches.begin(0, network(), images, recipe, Rank())
     order = batches.order(3, seed=1)
     assert order.shape == (5, 8) and torch.equal(order, batches.order(3, seed=1))
     assert not torch.equal(order, batches.order(4, seed=1))
@@ -238,14 +239,15 @@ def test_partners_are_near_in_time_or_of_another_camera(tmp_path):
     images = Request(tmp_path / "b", fps=10).open("train")
     time = times_of(images)
     both = moments(len(images), 8)
-    both.begin(0, network(), images, recipe)
+    both.begin(0, network(), images, recipe, Rank())
     for epoch in range(4):
         order = both.order(epoch, seed=0)
         assert torch.equal(time[order[:, :4]], time[order[:, 4:]])
         assert (order[:, :4] != order[:, 4:]).all()
         assert all(len(time[row].unique()) == 4 for row in order[:, :4])
     with pytest.raises(UserError, match="of several cameras"):
-        moments(40, 8).begin(0, network(), Request(tmp_path / "a", fps=10).open("train"), recipe)
+        other = Request(tmp_path / "a", fps=10).open("train")
+        moments(40, 8).begin(0, network(), other, recipe, Rank())
     with pytest.raises(UserError, match="even batch"):
         moments(40, 7)
 

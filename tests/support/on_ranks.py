@@ -5,6 +5,7 @@
 Writes FOLDER/found.pt: by name what each part returned on the first rank.
 """
 
+import copy
 import resource
 import shutil
 import signal
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from contrapose import api, augment, explain, losses
-from contrapose.data import ImageSet, Request
+from contrapose import adapt, api, augment, explain, losses, recipes
+from contrapose.data import ImageSet, Request, open_images
 from contrapose.data.video import TIME
 from contrapose.encoders import Encoder, mlp, small_conv
 from contrapose.errors import Interrupted
@@ -24,6 +25,7 @@ from contrapose.evaluation import embed
 from contrapose.files import read_json
 from contrapose.processes import Rank, processes
 from contrapose.similarity import across
+from contrapose.training.batches import conditional, embedded
 from contrapose.training.global_batchnorm import over_ranks
 from contrapose.training.in_time import moments
 from contrapose.training.run import Run
@@ -220,7 +222,37 @@ def unlike(me: Rank, folder: Path):
     }
 
 
-PARTS = (batch_norm, other_ranks, refused, full_disk, not_finite, scored, frames, unlike)
+def finder(me: Rank, folder: Path):
+    """What one, two and three ranks find of an encoder that has learned bits beside digits: z, the
+    groups of its conditional batches, and z in training mode of a network with dropout."""
+    images = open_images("random-bits(digits, bits=6)")
+    recipe = replace(
+        recipes.recipe_for("simclr", 8, 1), epochs=3, warmup=0, batch_size=128,
+        backbone=partial(small_conv, channels=1, width=32),
+    )  # fmt: skip
+    recipe = adapt.beside_constants(recipe, images)
+    trained(me, folder / "finder", recipe, data=images, world=1)
+    me.every(None)
+    encoder = Encoder.load(folder / "finder")
+    over_ranks(encoder, cuda=False)
+    dropping = copy.deepcopy(encoder)
+    dropping.head = torch.nn.Sequential(dropping.head, torch.nn.Dropout())
+    found = {}
+    for world in (1, 2, 3):
+        of, batches = me.among(world), conditional(len(images), 128)
+        if me.rank < world:
+            batches.begin(3, encoder, images, recipe, of)
+            some = images.subset(torch.arange(400))
+            rows = [
+                embedded(dropping, some, replace(recipe, batch_size=size), of, n=2)
+                for size in (400, 150, 40)  # batches: 1, 3, 10
+            ]
+            found[world] = batches.groups, rows
+        me.gets_on()
+    return me.every(found)
+
+
+PARTS = (batch_norm, other_ranks, refused, full_disk, not_finite, scored, frames, unlike, finder)
 
 
 def on_ranks(me: Rank, folder: str, steps: int, cases: tuple[str, ...]):

@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from contrapose.augment import center
+from contrapose.augment import center, views
 from contrapose.data import ImageSet
 from contrapose.encoders import Encoder, mlp, modes_kept, small_conv
 from contrapose.errors import UserError
+from contrapose.portions import seed_of_step
+from contrapose.processes import Rank
 from contrapose.training.conditional import (
     ASKED,
     SIZES,
@@ -45,8 +47,13 @@ class Batches(Protocol):
     def possible_sizes(self, recipe: "Recipe") -> list[int]:
         """The sizes of parts that may come. Raises UserError for a recipe that does not fit."""
 
-    def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
-        """Called before the first batch of an epoch; does not change the encoder."""
+    def begin(
+        self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe", me: Rank
+    ) -> None:
+        """Called before the first batch of an epoch; does not change the encoder.
+
+        me: this process among those that train together, each of which calls this.
+        """
 
     def order(self, epoch: int, seed: int) -> Int[Tensor, "n B"]:
         """The images of an epoch, one row for each batch, from (seed, epoch) and the state only."""
@@ -70,7 +77,9 @@ class Drawn:
     def possible_sizes(self, recipe: "Recipe") -> list[int]:
         return []
 
-    def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None: ...
+    def begin(
+        self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe", me: Rank
+    ) -> None: ...
 
     def order(self, epoch: int, seed: int) -> Int[Tensor, "n B"]:
         return shuffled(self.images, seed, epoch, self.batch_size)
@@ -129,14 +138,15 @@ class Conditional:
             )
         return list(self.sizes)
 
-    def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
+    def begin(
+        self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe", me: Rank
+    ) -> None:
         if self.asked or epoch < self._due(recipe):
             return
-        draw = Generator(next(encoder.parameters()).device).manual_seed(recipe.seed)
-        z = embedded(encoder, images, recipe, None)
-        a, b = (embedded(encoder, images, recipe, draw) for _ in range(2))
+        (z,) = embedded(encoder, images, recipe, me)
+        a, b = embedded(encoder, images, recipe, me, n=2)
         on_host = Generator().manual_seed(recipe.seed)
-        easy = untrained_information(encoder, images, recipe)
+        easy = untrained_information(encoder, images, recipe, me)
         found = group_size(z, a, b, on_host, untrained=easy, sizes=self.sizes)
         if found is not None:
             self.groups = neighbour_groups(z, found, on_host)
@@ -164,12 +174,14 @@ def shuffled(n: int, seed: int, epoch: int, batch_size: int) -> Int[Tensor, "m B
     return order[: n // batch_size * batch_size].view(-1, batch_size)
 
 
-def untrained_information(encoder: Encoder, images: ImageSet, recipe: "Recipe") -> float:
+def untrained_information(
+    encoder: Encoder, images: ImageSet, recipe: "Recipe", me: Rank | None = None
+) -> float:
     """`shared_information` of two of the recipe's views under a small untrained network.
 
     The network does not depend on the recipe: four convolutions of width 128 and a head of 64
     outputs, in batches of 256. So the number is one of images and views only. At most UNTRAINED
-    images are used, drawn from all. encoder: its mean, std and device are used.
+    images are used, drawn from all. encoder: its mean, std and device are used. me: as `embedded`.
     """
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -180,36 +192,51 @@ def untrained_information(encoder: Encoder, images: ImageSet, recipe: "Recipe") 
     fresh.to(device).to(memory_format=torch.channels_last)
     drawn_order = torch.randperm(len(images), generator=Generator().manual_seed(recipe.seed))
     few = images.subset(drawn_order[:UNTRAINED])
-    draw = Generator(device).manual_seed(recipe.seed)
     alike = replace(recipe, batch_size=256, chunk=None)
-    a, b = (embedded(fresh, few, alike, draw) for _ in range(2))
+    a, b = embedded(fresh, few, alike, me, n=2)
     return shared_information(a, b, size=min(SIZES[0], len(few)))
 
 
 @torch.no_grad()
 def embedded(
-    encoder: Encoder, images: ImageSet, recipe: "Recipe", generator: Generator | None
-) -> Float[Tensor, "N D"]:
-    """z of every image, or of a view drawn by `generator`, on the CPU.
+    encoder: Encoder,
+    images: ImageSet,
+    recipe: "Recipe",
+    me: Rank | None = None,
+    *,
+    n: int = 0,
+) -> Float[Tensor, "V N D"]:
+    """z of n views of each image, or of its centre where n is 0 (V = 1), on the CPU.
 
     Batch norm uses the statistics of batches, since running ones are late in the first epochs.
     Batches are drawn from all images, because a folder has them class by class, and are always the
-    same. Running statistics, modes and the random state of torch are not changed.
+    same; the views of a batch, and dropout, follow from the seed and the number of the batch.
+    Running statistics, modes and the random state of torch are not changed. me: this process among
+    those that share the images, each of which calls this: whole batches, so that z is that of one
+    process.
     """
     device = next(encoder.parameters()).device
     kept = {name: x.clone() for name, x in encoder.named_buffers()}
     drawn_order = torch.randperm(len(images), generator=Generator().manual_seed(recipe.seed))
     at_once = min(recipe.batch_size, recipe.chunk or recipe.batch_size)
-    z = []
+    generator = Generator(images.device)
+
+    def rows(batches: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        found = []
+        for number, index in batches:
+            image, seed = images.batch(index), seed_of_step(recipe.seed, number)
+            torch.manual_seed(seed)
+            generator.manual_seed(seed)
+            seen = views(recipe.policy, image, generator, n) if n else [center(image, recipe.size)]
+            there = (view.to(device, memory_format=torch.channels_last) for view in seen)
+            found.append(torch.stack([encoder(view)[1].float().cpu() for view in there], dim=1))
+        return [torch.cat(found)]
+
     own = [device] if device.type == "cuda" else []
     with modes_kept(encoder), torch.random.fork_rng(devices=own):  # a network with dropout draws
         encoder.train()
-        for index in drawn_order.tensor_split(-(-len(images) // at_once)):
-            image = images.batch(index)
-            view = (
-                center(image, recipe.size) if generator is None else recipe.policy(image, generator)
-            )
-            z.append(encoder(view.to(device, memory_format=torch.channels_last))[1].float().cpu())
+        batches = drawn_order.tensor_split(-(-len(images) // at_once))
+        (z,) = (me or Rank()).rows_of([*enumerate(batches)], rows)
     for name, x in encoder.named_buffers():
         x.copy_(kept[name])
-    return torch.cat(z)[drawn_order.argsort()]
+    return z[drawn_order.argsort()].transpose(0, 1)

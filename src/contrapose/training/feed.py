@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contrapose.data import ImageSet, Prefetch
 from contrapose.encoders import Encoder
+from contrapose.processes import Rank
 from contrapose.training.batches import Batches, drawn
 from contrapose.training.parallel import Alone
 from contrapose.training.recipe import Recipe
@@ -27,16 +28,16 @@ class Feed:
         images: ImageSet,
         sharing: Alone,
         *,
-        ranks: int,
+        me: Rank,
         begin: int,
         end: int,
         epochs_before: float,
     ) -> None:
-        self.recipe, self.images, self.sharing = recipe, images, sharing
+        self.recipe, self.images, self.sharing, self.me = recipe, images, sharing, me
         self.begin, self.end, self.epochs_before = begin, end, math.ceil(epochs_before)
         self.per_epoch = len(images) // recipe.batch_size  # the rest waits for the next epoch
         self.batches: Batches = (recipe.batches or drawn)(len(images), recipe.batch_size)
-        self.prefetch = Prefetch(images, -(-recipe.batch_size // ranks))
+        self.prefetch = Prefetch(images, -(-recipe.batch_size // me.world))
         self.order, self.epoch_of_order = torch.empty(0, 0, dtype=torch.long), -1
         self.order_ahead, self.epoch_ahead = self.order, -1
         self.waiting_share, self.measured = 0.0, (time.monotonic(), 0.0)
@@ -45,7 +46,7 @@ class Feed:
         """Which images step `at` takes, on all ranks; a new epoch begins with its first step."""
         epoch, within = self._place(at)
         if epoch != self.epoch_of_order:
-            self.batches.begin(epoch, encoder, self.images, self.recipe)
+            self.batches.begin(epoch, encoder, self.images, self.recipe, self.me)
             self.order = self.batches.order(epoch, self.recipe.seed)
             self.epoch_of_order = epoch
         return self.order[within]

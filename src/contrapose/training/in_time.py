@@ -14,6 +14,7 @@ from contrapose.data import ImageSet
 from contrapose.data.video import times_of
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
+from contrapose.processes import Rank
 
 if TYPE_CHECKING:
     from contrapose.training.recipe import Recipe
@@ -48,7 +49,9 @@ class Moments:
             )
         return []
 
-    def begin(self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe") -> None:
+    def begin(
+        self, epoch: int, encoder: Encoder, images: ImageSet, recipe: "Recipe", me: Rank
+    ) -> None:
         if self.time is None:
             self.time = times_of(images)
             self._anchors()  # checked before the first step

@@ -96,7 +96,7 @@ class State:
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
         self.objective = objective_of(recipe, encoder, len(self.images))
         self.feed = Feed(
-            recipe, self.images, self.sharing, ranks=self.me.world, begin=self.first,
+            recipe, self.images, self.sharing, me=self.me, begin=self.first,
             end=self.begins[stage + 1], epochs_before=self._epochs_before,
         )  # fmt: skip
         self.label = learned_label(recipe, self.images)[0] if recipe.learns_from_labels else None

@@ -94,9 +94,9 @@ class Neighbours(Conditional):
     def __init__(self, images: int, batch_size: int) -> None:
         super().__init__(images, batch_size, None, [PART])
 
-    def begin(self, epoch: int, encoder: Any, images: ImageSet, recipe: Recipe) -> None:
+    def begin(self, epoch: int, encoder: Any, images: ImageSet, recipe: Recipe, me: Rank) -> None:
         if self.groups is None:
-            z = embedded(encoder, images, recipe, None)
+            (z,) = embedded(encoder, images, recipe, me)
             self.groups = neighbour_groups(z, PART, torch.Generator().manual_seed(recipe.seed))
 
     def possible_sizes(self, recipe: Recipe) -> list[int]:
