@@ -23,6 +23,14 @@ def test_help_is_quick_and_imports_no_torch():
     assert seconds < 2.0, seconds  # 0.5 s on a quiet machine; this bound only catches torch
 
 
+def test_help_flows_over_the_width_of_the_terminal():
+    said = contrapose("study", "--help").stdout.splitlines()
+    first = next(k for k, line in enumerate(said) if "Short runs on some" in line)
+    assert len(said[first]) == 80 and said[first + 1].startswith(" Without labels signals")
+    said = [line.strip() for line in contrapose("train", "--help").stdout.splitlines()]
+    assert any(line.startswith("On Slurm:") for line in said)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short run on a folder of class subfolders with a file that is no image in it."""

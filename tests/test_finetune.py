@@ -116,6 +116,11 @@ def test_what_is_saved_is_a_sentence_for_every_outcome():
     assert "in 1 of 3 draws" in saved_words(row | {"factor": None, "not_reached": 1})
     no = saved_words(row | {"factor": 0.8, "not_reached": 0})
     assert no.endswith("saves no labels: from scratch it takes no more, 0.8 times as many.")
+    row |= {"low": 0.0032, "high": 846.0, "not_reached": 0}
+    open_ = saved_words(row | {"factor": 1.6})
+    assert "cannot be told" in open_ and open_.endswith("(95 % interval 0.0032 to 850).")
+    row |= {"low": 1.01, "high": 1.03}
+    assert "saves 1 label:" in saved_words(row | {"factor": 1.02})
 
 
 @pytest.mark.slow
@@ -137,3 +142,10 @@ def test_the_command_refuses_what_it_must(run):
 
     wrong = call("--protocol", "simclt")
     assert wrong.returncode != 0 and "did you mean 'simclr'" in wrong.stderr
+    done = call("--labels", "1-per-class", "--draws", "1", "--protocol", "simclr")
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0 and "over test images for a single draw" in said, done
+    assert f"contrapose report {run.path}" in done.stdout
+    assert (run.path / "finetune" / "1-per-class-draw0" / "finetuned").is_dir()
+    wrong = call("--labels", "labels.csv")
+    assert wrong.returncode == 2 and "for other images" in wrong.stderr

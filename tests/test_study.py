@@ -109,6 +109,11 @@ def test_a_short_time_is_refused_with_one_that_suffices(tmp_path):
 
 
 def test_a_plan_is_kept_and_another_study_refused(tmp_path):
+    data = saved_images(tmp_path / "images", ["a"] * 40 + ["b"] * 40)["source"]
+    (tmp_path / "images" / "train" / "b" / "broken.png").write_bytes(b"\x89PNG half")
+    _, seen = study.prepared(data, minutes=60, out=tmp_path / "t")
+    assert len(seen.left_out) == 1 and "broken.png" in seen.left_out[0]
+    assert study.prepared(data, minutes=60, out=tmp_path / "t")[1] == seen
     file, plan = study.prepared("digits", minutes=8, out=tmp_path / "s")
     assert 0 < plan.minutes <= 8 and plan.runs[0] == 14 and "epochs on 1,151 images" in plan.words()
     assert study.prepared("digits", minutes=8, out=tmp_path / "s") == (file, plan)
@@ -240,11 +245,24 @@ def test_labels_are_saved_only_beyond_noise():
         saved = {"labels": "5-per-class", "n": 50, "beyond": 20.0, "draws": 3, "not_reached": 0,
                  "factor": 3.0, "low": 2.0, "high": 4.0} | more  # fmt: skip
         rows = [row(3, DEFAULT, None, factor="labels") | {"saved": [saved]}]
-        return findings.saves_labels(Results(rows=rows))
+        return findings.saves_labels(Results(rows=rows), counted=True)
 
+    assert "more --minutes" in findings.saves_labels(Results(rows=[]), counted=False).evidence
     assert of().holds and "saves 100 labels" in of().evidence
     assert of(low=0.5, high=9.0).holds is None and of(factor=0.5, low=0.3, high=0.8).holds is False
     assert of(factor=None, low=None, high=None, not_reached=3).holds
+
+
+def test_signals_are_compared_with_labels_only_where_accuracies_differ_beyond_noise():
+    def of(step, n):
+        rows = [
+            row(0, f"c{k}", 0.5 + step * k, n=n) | dict.fromkeys(findings.SIGNALS, float(-k))
+            for k in range(6)
+        ]
+        return findings.signals_agree(Results(rows=rows))
+
+    assert of(0.05, 1000).holds is False
+    assert of(0.05, 20).holds is None and "no more than noise" in of(0.05, 20).evidence
 
 
 def test_the_headline_is_what_is_recommended():

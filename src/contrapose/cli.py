@@ -3,12 +3,15 @@
 A command imports torch only when it runs, so that `--help` is quick.
 """
 
+import inspect
 import io
 import os
+import re
 import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +43,15 @@ from contrapose.errors import (
     first_of_launched,
 )
 
+
+def flowing(command: Callable[..., None]) -> str:
+    """The help of a command without the line breaks of its docstring, for terminals of any width.
+
+    A line that begins with a capital letter stays a line of its own.
+    """
+    return re.sub(r"(?<=\S)\n(?=[^A-Z\s])", " ", inspect.getdoc(command) or "")
+
+
 app = typer.Typer(
     name="contrapose",
     help="Contrastive learning: train an encoder from images, measure it, explain it.",
@@ -52,8 +64,8 @@ for command in (
     train, evaluate, diagnose, embed, report, demo, verify, reproduce, tune_temperature, shortcuts,
     study, align, finetune, transfer, robustness, show, bench,
 ):  # fmt: skip
-    app.command()(command)
-app.command(name="list")(list_)
+    app.command(help=flowing(command))(command)
+app.command(name="list", help=flowing(list_))(list_)
 ON_RANKS = ("train", "evaluate", "diagnose", "embed", "verify")
 
 

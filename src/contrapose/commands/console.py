@@ -3,7 +3,7 @@
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,17 @@ def print_images(images: "ImageSet") -> None:
     classes += ", several for each image" if images.labels is not None else ""
     shape = f"{images.channels} x {images.size} x {images.size}"
     console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
-    for note, count in images.notes.items():
+    print_notes(images.notes, [f"{s.path}: {s.reason}" for s in images.skipped])
+
+
+def print_notes(notes: Mapping[str, int], left_out: Sequence[str]) -> None:
+    """Print what was done to how many images, and the first of those that were left out."""
+    for note, count in notes.items():
         console.print(Text(f"  {count:,} {note}"))
-    for skipped in images.skipped[:5]:
-        console.print(Text(f"  left out {skipped.path}: {skipped.reason}", style="yellow"))
-    if len(images.skipped) > 5:
-        console.print(f"  and {len(images.skipped) - 5:,} more")
+    for words in left_out[:5]:
+        console.print(Text(f"  left out {words}", style="yellow"), soft_wrap=True)
+    if len(left_out) > 5:
+        console.print(f"  and {len(left_out) - 5:,} more")
 
 
 @contextmanager

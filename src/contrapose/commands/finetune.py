@@ -1,5 +1,7 @@
 """`contrapose finetune`: a run's encoder with few labels, beside what it is compared with."""
 
+import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +26,8 @@ def finetune(
     budgets: Annotated[
         str,
         typer.Option(
-            metavar="1%,5-per-class", help="How many labels: shares, or so many of each class."
+            metavar="1%,5-per-class",
+            help="How many labels: shares, or so many of each class. --labels 1% says the same.",
         ),
     ] = "1%,10%,100%",
     draws: Annotated[int, typer.Option(help="Of the labels, for each number but all.")] = 5,
@@ -43,17 +46,32 @@ def finetune(
     from contrapose import downstream
     from contrapose.commands.console import working
 
+    budgets = how_many(how) or budgets
     with working("fine-tuning"):
         found = downstream.finetune(
             run, others(data, how), labels=names_of(budgets), draws=draws, protocol=protocol,
             device=device, recipe=recipe,
         )  # fmt: skip
     print_finetuning(found)
+    last = max(found["rows"], key=lambda row: row["n"])["labels"]
+    typer.echo(f"Classifiers, each a run: {run / found['folder'] / last}-draw0/finetuned ...")
+    typer.echo(f"The curve as a page: contrapose report {shlex.quote(str(run))}")
+
+
+def how_many(how: dict[str, Any]) -> str | None:
+    """The budgets in `--labels 1%,5-per-class`, which is taken out of `how`; None for a file."""
+    from contrapose.downstream.finetune import is_budget
+
+    said = str(how.get("labels", ""))
+    if not said or Path(said).exists() or not all(map(is_budget, names_of(said))):
+        return None
+    del how["labels"]
+    return said
 
 
 def print_finetuning(found: dict[str, Any]) -> None:
     """Print accuracy by number of labels and method, then what pretraining saves."""
-    from contrapose.report.few_labels import saved_words
+    from contrapose.report.few_labels import measured_words, saved_words
 
     table = Table(box=None, pad_edge=False)
     for name, justify in (("labels", "left"), ("n", "right")):
@@ -67,10 +85,11 @@ def print_finetuning(found: dict[str, Any]) -> None:
         cells = [f"{r['value']:.3f} ({r['low']:.3f}-{r['high']:.3f})" for r in of.values()]
         table.add_row(Text(word), f"{of[methods[0]]['n']:,}", *cells)
     console.print(table)
-    most = max(len(row["each"]) for row in found["rows"])
-    console.print(
-        Text(f"test accuracy, {found['n_test']:,} images; mean and 95 % interval of {most} draws")
-    )
-    console.print(Text(f"{found['split']}; {found['how']}"))
+    console.print(Text(f"Test accuracy, {measured_words(found)}"))
+    for name in methods:
+        at = [(r["rate"], r["labels"]) for r in found["rows"] if r["method"] == name and r["rate"]]
+        if at:
+            told = ", ".join(f"{rate:g} with {words}" for rate, words in at)
+            console.print(Text(f"Learning rate of {name}: {told}"))
     for row in found["saved"]:
         console.print(Text(saved_words(row)))

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -148,6 +148,15 @@ def others(data: str | None, how: dict[str, Any]) -> Any:
 def flag_of(name: str) -> str:
     """The flag of an option of OF_IMAGES: value_range -> --range."""
     return {"value_range": "--range"}.get(name, f"--{name.replace('_', '-')}")
+
+
+def of_images(how: Mapping[str, Any]) -> list[str]:
+    """The arguments that ask for these images again: `--size 64 --download`."""
+    return [
+        word
+        for name, value in how.items()
+        for word in (flag_of(name), *([] if value is True else [str(value)]))
+    ]
 
 
 def names_of(given: str | None) -> list[str]:

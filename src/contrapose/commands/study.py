@@ -1,5 +1,6 @@
 """`contrapose study`: which recipe suits one's own images."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 from rich.text import Text
 
 from contrapose.commands.console import console
-from contrapose.commands.options import Data, Device, about_images
+from contrapose.commands.options import Data, Device, about_images, of_images
 
 if TYPE_CHECKING:
     from contrapose.studies.findings import Advice
@@ -37,7 +38,7 @@ def study(
     signals that need none are compared. Stop it at any time: the same command goes on.
     """
     from contrapose.api import command_line
-    from contrapose.commands.console import working
+    from contrapose.commands.console import print_notes, working
     from contrapose.commands.jobs import JobsProgress, print_verdicts
     from contrapose.studies import study as studying
 
@@ -45,6 +46,7 @@ def study(
         file, plan = studying.prepared(
             data, out=out, minutes=minutes, recipe=recipe, encoder=encoder, device=device, **how
         )
+    print_notes(plan.notes, plan.left_out)
     console.print(Text(f"Plan: {plan.words()}"))
     if plan.smaller:
         console.print(
@@ -57,6 +59,9 @@ def study(
     print_verdicts(page.with_name("experiment.json"))
     print_advice(advice, errors, file.parent)
     typer.echo(f"Report: {page}")
+    if advice is not None:
+        told = ["--recipe", str(file.with_name("recipe.py")), *of_images(how)]
+        typer.echo(f"Train with it: contrapose train {shlex.join([data, *told])}")
     if errors or advice is None:
         raise typer.Exit(1)
 

@@ -41,6 +41,7 @@ from contrapose.training.run import Run
 from contrapose.training.state import Progress
 
 METHODS = ("finetuned", "scratch", "probe")
+SHARE, EACH = re.compile(r"(\d+\.?\d*|\.\d+)%"), re.compile(r"(\d+)-per-class")
 FEWEST = 5  # labels of every class, of which one is held out to choose the rate
 
 
@@ -128,14 +129,20 @@ def finetune(
             watch=watch, begin=begin,
         )  # fmt: skip
         found |= {"protocol": protocol, "how": PROTOCOLS[protocol].words, "split": subject.split}
+        found |= {"folder": folder.name}
         subject.run.write(f"{folder.name}/finetune.json", found)
         return found
+
+
+def is_budget(words: str) -> bool:
+    """True for `1%` and `5-per-class`."""
+    return bool(SHARE.fullmatch(words) or EACH.fullmatch(words))
 
 
 def budget(words: str, images: ImageSet) -> int:
     """The number of labels that `1%` or `5-per-class` stands for, of images that all have one."""
     classes = len(torch.unique(images.label))
-    share, each = re.fullmatch(r"([\d.]+)%", words), re.fullmatch(r"(\d+)-per-class", words)
+    share, each = SHARE.fullmatch(words), EACH.fullmatch(words)
     if share is not None:
         n = round(len(images) * float(share[1]) / 100)
     elif each is not None:

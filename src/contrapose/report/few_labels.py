@@ -50,14 +50,35 @@ def saved_words(row: Json, what: str = "fine-tuning") -> str:
             f"{begin} pretraining saves more than {_count((row['beyond'] - 1) * row['n'])} labels: "
             f"from scratch {row['beyond']:.2g} times as many do not reach it{rest}."
         )
-    within = ""
-    if row["low"] is not None and row["high"] is not None and row["low"] < row["high"]:
-        within = f" (95 % interval {row['low']:.2g} to {row['high']:.2g})"
+    low, high, within = row["low"], row["high"], ""
+    if low is not None and high is not None and low < high:
+        within = f" (95 % interval {_times(low)} to {_times(high)})"
     saves = (row["factor"] - 1) * row["n"]
-    times = f"{row['factor']:.2g} times as many{within}"
+    times = f"{_times(row['factor'])} times as many{within}"
+    if within and low <= 1 <= high:
+        return (
+            f"{begin} it cannot be told whether pretraining saves labels: from scratch it takes "
+            f"{times}."
+        )
     if saves < 1:
         return f"{begin} pretraining saves no labels: from scratch it takes no more, {times}."
-    return f"{begin} pretraining saves {_count(saves)} labels: from scratch it takes {times}."
+    labels = "label" if _count(saves) == "1" else "labels"
+    return f"{begin} pretraining saves {_count(saves)} {labels}: from scratch it takes {times}."
+
+
+def measured_words(found: Json) -> str:
+    """What the numbers of finetune.json are of: images, split, intervals, protocol."""
+    drawn = sorted({len(row["each"]) for row in found["rows"]})
+    over = [f"{n} draws of the labels" if n > 1 else "test images for a single draw" for n in drawn]
+    return (
+        f"{found['n_test']:,} images ({found['split']}); mean and 95 % interval over "
+        f"{' and over '.join(reversed(over))}. {found['how']}."
+    )
+
+
+def _times(factor: float) -> str:
+    """A factor with two significant digits: 0.83, 1.6, 850."""
+    return f"{factor:.2g}" if factor < 10 else _count(factor)
 
 
 def _count(n: float) -> str:

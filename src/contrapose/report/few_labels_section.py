@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from contrapose.report.charts import PlotlyFigure
 from contrapose.report.experiment_charts import themed
-from contrapose.report.few_labels import Json, saved_words
+from contrapose.report.few_labels import Json, measured_words, saved_words
 
 METHODS = {
     "finetuned": ("fine-tuned", "var(--accent)"),
@@ -33,7 +33,6 @@ def few_labels_section(found: Json, of: str, k: str, figures: dict[str, PlotlyFi
     budgets = list(dict.fromkeys((row["labels"], row["n"]) for row in rows))
     methods = [m for m in METHODS if any(row["method"] == m for row in rows)]
     cells = {(row["labels"], row["method"]): row for row in rows}
-    draws = max(len(row["each"]) for row in rows) if rows else 0
     return FewLabels(
         of=of,
         figure=f"few_labels_{k}",
@@ -43,8 +42,7 @@ def few_labels_section(found: Json, of: str, k: str, figures: dict[str, PlotlyFi
         ),
         methods=tuple(METHODS[m][0] for m in methods),
         saved=tuple(map(saved_words, found["saved"])),
-        words=f"Test accuracy in %, {found['n_test']:,} images, {found['split']}; mean and 95 % "
-        f"interval of {draws} draw{'s' * (draws != 1)} of the labels. {found['how']}.",
+        words=f"Test accuracy in %, {measured_words(found)}",
     )
 
 

@@ -21,6 +21,7 @@ OTHER = {
 }
 ACCURACY = "linear_probe"
 WITHOUT_LABELS = "rotation_probe"
+SHORT = {ACCURACY: "accuracy", WITHOUT_LABELS: "accuracy for quarter turns"}
 SIGNALS = (
     "rotation_probe", "default_retrieval", "instance_retrieval", "effective_rank_h",
     "effective_rank_z", "lidar",
@@ -29,7 +30,7 @@ CLEARLY, HELD = 2.0, 0.5  # bits that views share, and R^2 with which h has it: 
 ERRORS = 2.0  # standard errors beyond which a difference is no noise
 
 LIKELY = {"sure": "beyond noise", "fairly": "likely, but within noise", "cannot tell": "noise"}
-NAMED = {COMBINED: "the best of several changes together"}
+NAMED = {COMBINED: "the best changes together"}
 
 Sure = Literal["sure", "fairly", "cannot tell"]
 Candidates = Mapping[str, Mapping[str, tuple[str, ...]]]  # factor -> name -> what is set
@@ -99,16 +100,19 @@ def advise(found: Results, criterion: str, final: Mapping[str, Sequence[str]]) -
             best, gap, error = name, one, noise
     sure: Sure = "sure" if gap >= 2 * error else "fairly" if gap >= error else "cannot tell"
     low, high = gap - 1.96 * error, gap + 1.96 * error
-    measured = f"{gap:+.3f} ({low:+.3f} to {high:+.3f}) over {default:.3f}, n = {n:,}"
+    measured = f"{gap:+.3f} ({low:+.3f} to {high:+.3f}) from {default:.3f}, n = {n:,} images"
+    name = NAMED.get(best, best)
     if sure == "cannot tell" or gap <= 0:
         return Advice(
             recommended=DEFAULT, changes=(), measure=criterion, default=default, gain=0.0, low=0.0,
             high=0.0, sure="cannot tell", n=n,
-            sentence=f"keep the default: the best other, {best}, gains {measured}, within noise",
+            sentence=f"keep the default: with {name} {SHORT[criterion]} changes by {measured}, "
+            f"{'which is noise' if abs(gap) < 2 * error else 'a loss'}",
         )  # fmt: skip
     return Advice(
         recommended=best, changes=tuple(final[best]), measure=criterion, default=default, gain=gap,
-        low=low, high=high, sure=sure, n=n, sentence=f"{best}: gains {measured}",
+        low=low, high=high, sure=sure, n=n,
+        sentence=f"{name}: {SHORT[criterion]} changes by {measured}",
     )  # fmt: skip
 
 
@@ -127,7 +131,7 @@ def lead(
     measured = MEASURES[criterion]
     if advice.recommended == DEFAULT:
         words = advice.sentence.partition(": ")[2]
-        return "info", "Keep the default", f"Of other recipes {words} ({measured})."
+        return "info", "Keep the default", f"{words[0].upper()}{words[1:]} ({measured})."
     words = (
         f"It gains {advice.gain:+.3f} over the default's {advice.default:.3f} (95 % interval "
         f"{advice.low:+.3f} to {advice.high:+.3f}; {measured}; n = {advice.n:,}), "
@@ -161,7 +165,8 @@ def factor_matters(found: Results, *, criterion: str, factor: str) -> Verdict:
     best = max(gaps, key=lambda name: gaps[name][0])
     gap, error = gaps[best]
     rest = [f"{name} {g:+.3f}" for name, (g, _) in _ranked(gaps) if name != best]
-    words = f"{best} {own + gap:.3f}, default {own:.3f}: {gap:+.3f} ({error:.3f}), n = {n:,.0f}"
+    words = f"{best} {own + gap:.3f}, default {own:.3f}: {gap:+.3f} (standard error {error:.3f}, "
+    words += f"n = {n:,.0f} images)"
     words += f"; {', '.join(rest)}" if rest else ""
     if abs(gap) < ERRORS * error:
         return Verdict(None, f"undecided, within the noise: {words}")
@@ -214,9 +219,11 @@ def shortcut(found: Results, *, criterion: str) -> Verdict:
     return Verdict(not present, "; ".join(words))
 
 
-def saves_labels(found: Results) -> Verdict:
-    """Whether training from scratch needs more labels, at the fewest."""
+def saves_labels(found: Results, *, counted: bool) -> Verdict:
+    """Whether training from scratch needs more labels, at the fewest. counted: it is measured."""
     rows = found.where(factor="labels").rows
+    if not counted:
+        return Verdict.not_tested("it takes more --minutes than were given")
     if not rows:
         return Verdict.not_tested("the last job has not finished")
     saved = rows[0]["saved"]
@@ -245,6 +252,11 @@ def signals_agree(found: Results) -> Verdict:
     best = words[0][0]
     said = ", ".join(f"{name.replace('_', ' ')} {rho:.2f}" for rho, name in words)
     said = f"Spearman's correlation with accuracy over {len(right)} recipes: {said}"
+    gap, error = difference(
+        {0: max(right.values())}, {0: min(right.values())}, _fewest(found, ACCURACY)
+    )
+    if gap < ERRORS * error:
+        return Verdict(None, f"undecided: accuracies differ by no more than noise; {said}")
     return Verdict(True if best >= 0.8 else False if best < 0.3 else None, said)
 
 
@@ -259,13 +271,13 @@ def by_candidate(found: Results, *, criterion: str, factor: str) -> Chart:
         return None
     trace = {
         "type": "bar", "orientation": "h", "x": [values[n] for n in names], "y": names,
-        "text": [f"{values[n]:.3f}" for n in names],
+        "text": [f"{values[n]:.3f}" for n in names], "textangle": 0,
         "marker": {"color": ["var(--muted)" if n == DEFAULT else "var(--r0)" for n in names]},
     }  # fmt: skip
     low, high = values[names[0]], values[names[-1]]
     room = 0.25 * (high - low) + 1e-3
     axis = {"range": [max(0.0, low - 2 * room), high + room]}
-    return chart([trace], MEASURES[criterion], "", xaxis=axis)
+    return chart([trace], SHORT[criterion], "", xaxis=axis)
 
 
 def last_rung(found: Results, *, criterion: str) -> Chart:
@@ -274,7 +286,7 @@ def last_rung(found: Results, *, criterion: str) -> Chart:
         "type": "scatter", "mode": "markers", "x": [row["candidate"] for row in rows],
         "y": [row[criterion] for row in rows], "marker": {"size": 10}, "name": "seeds",
     }  # fmt: skip
-    return chart([trace] if rows else [], None, MEASURES[criterion])
+    return chart([trace] if rows else [], None, SHORT[criterion])
 
 
 def shared_bits(found: Results) -> Chart:
@@ -285,7 +297,7 @@ def shared_bits(found: Results) -> Chart:
     names = sorted(shared, key=lambda name: shared[name]["value"])
     trace = {
         "type": "bar", "orientation": "h", "x": [shared[n]["value"] for n in names], "y": names,
-        "text": [f"{shared[n]['value']:.1f}" for n in names],
+        "text": [f"{shared[n]['value']:.1f}" for n in names], "textangle": 0,
     }  # fmt: skip
     most = math.log2(rows[0]["n_test"])
     axis = {"range": [0, most]}

@@ -217,7 +217,7 @@ def experiment(
                 (
                     Claim("Training without labels first saves labels.",
                           f"{source_of}: a linear classifier on h against the same network from "
-                          "scratch", findings.saves_labels),
+                          "scratch", partial(findings.saves_labels, counted=bool(labels))),
                     Claim("Signals without labels order the candidates as labels do.",
                           f"{source_of}, rung 0", findings.signals_agree),
                 )
@@ -228,7 +228,7 @@ def experiment(
             *(
                 Figure(f"Rung 0: {factor}",
                        partial(findings.by_candidate, criterion=criterion, factor=factor),
-                       f"{words[criterion]}; the default among them.")
+                       f"{words[criterion].capitalize()}; the default, in grey, among them.")
                 for factor in candidates
             ),
             Figure("The last rung", partial(findings.last_rung, criterion=criterion),
@@ -243,7 +243,7 @@ def experiment(
                 if labels else ()
             ),
         ),
-        notes=_notes(labelled, encoder, images),
+        notes=_notes(labelled, encoder, base, epochs, data.get("size")),
         lead=partial(findings.lead, criterion=criterion, final=dict(final or {})),
     )  # fmt: skip
 
@@ -253,8 +253,14 @@ def _name(rung: int, candidate: str, seed: int) -> str:
     return f"rung{rung}-{words}-seed{seed}"
 
 
-def _notes(labelled: bool, encoder: str | None, images: int) -> tuple[str, ...]:
+def _notes(
+    labelled: bool, encoder: str | None, base: Sequence[str], epochs: int, size: int | None
+) -> tuple[str, ...]:
+    first, then, last = (epochs * t for t in TIMES)
     found = [
+        f"Rung 0: every change to the default alone, {first} epochs; rung 1: the best third of "
+        f"them, {then} epochs; rung 2, the last: the best, and the best of each kind together "
+        f"where several are better, {last} epochs, two seeds.",
         f"Held-out images are fifths of the training split, of {POOL:,} images at most; a test "
         "split is not touched. Rungs 0 and 1 are judged on one fifth, the last on two others.",
         "The runs are short: what wins here may not after many more epochs.",
@@ -269,7 +275,8 @@ def _notes(labelled: bool, encoder: str | None, images: int) -> tuple[str, ...]:
     else:
         found.append(findings.WITHOUT)
     if encoder is not None:
-        found.append(f"All runs have the network {encoder}, which is quick; others may differ.")
+        network = " ".join((encoder, *base)) + (f" at {size} px" if size else "")
+        found.append(f"All runs have the network {network}, which is quick; others may differ.")
     return tuple(found)
 
 

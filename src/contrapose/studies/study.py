@@ -8,7 +8,7 @@ the folders of the jobs are its only state, so it goes on after a kill. It ends 
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Plan:
     judged: int  # held-out images
     by: str  # what recipes are compared by
     counted: bool  # how many labels it saves, too
+    notes: Mapping[str, int] = field(default_factory=dict)  # of the images
+    left_out: tuple[str, ...] = ()  # images, each with the reason
 
     def words(self) -> str:
         r, e = self.runs, [self.epochs * t for t in TIMES]
@@ -121,7 +123,8 @@ def prepared(
                 f"--out {folder} holds another study ({before['request']}); name another folder, "
                 "or ask for that one again to go on with it"
             )
-        plan = Plan(**before["plan"] | {"runs": tuple(before["plan"]["runs"])})
+        listed = {n: tuple(before["plan"].get(n, ())) for n in ("runs", "left_out")}
+        plan = Plan(**before["plan"] | listed)
         return folder / f"{NAME}.py", plan
     plan, request = _planned(asked, wanted)
     with said_of(folder):
@@ -186,7 +189,8 @@ def _planned(asked: Request, wanted: Mapping[str, Any]) -> tuple[Plan, dict[str,
                 minutes=option.seconds(counted, images, epochs) / 60,
                 network=" ".join((option.encoder or "of the recipe", *option.base)),
                 size=option.kept.size, smaller=option.smaller, judged=option.judged, by=option.by,
-                counted=counted,
+                counted=counted, notes=dict(option.kept.notes),
+                left_out=tuple(f"{s.path}: {s.reason}" for s in option.kept.skipped),
             )  # fmt: skip
             return plan, {
                 "data": option.told, "recipe": wanted["recipe"], "encoder": option.encoder,
