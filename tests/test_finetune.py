@@ -80,6 +80,9 @@ def test_a_study_has_its_controls_goes_on_and_leaves_runs_with_a_classifier(run)
     assert finetune(run, **brief) == found
     assert (folder / "finetuned" / "encoder.safetensors").stat().st_mtime_ns == kept
     assert json.loads((run.path / "finetune" / "finetune.json").read_text())["rows"]
+    other = finetune(run, **brief | {"draws": 1, "seed": 2}, methods=("finetuned",))
+    assert other["rows"][0]["each"][0] not in rows["finetuned"]["each"]
+    assert Run.open(run.path / "finetune" / "2-per-class-draw2" / "finetuned").status()
 
 
 def test_the_report_has_the_learning_curve_and_what_is_saved_in_words(tmp_path):

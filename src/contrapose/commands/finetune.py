@@ -31,6 +31,7 @@ def finetune(
         ),
     ] = "1%,10%,100%",
     draws: Annotated[int, typer.Option(help="Of the labels, for each number but all.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     protocol: Annotated[
         str, typer.Option(help="default, brief, or simclr as published.")
     ] = "default",
@@ -49,12 +50,13 @@ def finetune(
     budgets = how_many(how) or budgets
     with working("fine-tuning"):
         found = downstream.finetune(
-            run, others(data, how), labels=names_of(budgets), draws=draws, protocol=protocol,
-            device=device, recipe=recipe,
+            run, others(data, how), labels=names_of(budgets), draws=draws, seed=seed,
+            protocol=protocol, device=device, recipe=recipe,
         )  # fmt: skip
     print_finetuning(found)
     last = max(found["rows"], key=lambda row: row["n"])["labels"]
-    typer.echo(f"Classifiers, each a run: {run / found['folder'] / last}-draw0/finetuned ...")
+    first = run / found["folder"] / f"{last}-draw{seed * draws}"
+    typer.echo(f"Classifiers, each a run: {first}/finetuned ...")
     typer.echo(f"The curve as a page: contrapose report {shlex.quote(str(run))}")
 
 

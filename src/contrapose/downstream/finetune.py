@@ -94,6 +94,7 @@ def finetune(
     *,
     labels: Sequence[str] = ("1%", "10%", "100%"),
     draws: int = 5,
+    seed: int = 0,
     protocol: str = "default",
     methods: Sequence[str] = METHODS,
     device: str = "auto",
@@ -105,9 +106,9 @@ def finetune(
     RUN/finetune/finetune.json, or in finetune-NAME for another set.
 
     labels: shares of the labelled training images ("10%") or "5-per-class". draws: of the labels;
-    the number of 100 % is drawn once. methods: some of METHODS; what is saved is told of the first
-    of these that is not `scratch`. Raises UserError for fewer labels than classes, for images
-    without labels and for an unknown protocol or method.
+    the number of 100 % is drawn once. seed: another one draws other labels. methods: some of
+    METHODS; what is saved is told of the first of these that is not `scratch`. Raises UserError for
+    fewer labels than classes, for images without labels and for an unknown protocol or method.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: there is no {unknown(protocol, PROTOCOLS)}")
@@ -125,8 +126,8 @@ def finetune(
         budgets = {word: budget(word, train) for word in labels}
         folder = subject.run.path / subject.file("finetune").removesuffix(".json")
         found = _study(
-            subject, train, test, budgets, draws, PROTOCOLS[protocol], folder, methods,
-            watch=watch, begin=begin,
+            subject, train, test, budgets, range(seed * draws, (seed + 1) * draws),
+            PROTOCOLS[protocol], folder, methods, watch=watch, begin=begin,
         )  # fmt: skip
         found |= {"protocol": protocol, "how": PROTOCOLS[protocol].words, "split": subject.split}
         found |= {"folder": folder.name}
@@ -163,13 +164,13 @@ def _study(
     train: ImageSet,
     test: ImageSet,
     budgets: Mapping[str, int],
-    draws: int,
+    draws: range,
     how: Protocol,
     folder: Path,
     methods: Sequence[str],
     **watching: Any,
 ) -> dict[str, Any]:
-    seeds = {w: range(draws) if n < len(train) else range(1) for w, n in budgets.items()}
+    seeds = {w: draws if n < len(train) else draws[:1] for w, n in budgets.items()}
     seen: dict[str, dict[str, list[float]]] = {w: {m: [] for m in methods} for w in budgets}
     rates: dict[str, dict[str, float]] = {}
     frozen, frozen_test = subject.embed(train).h, subject.embed(test).h
@@ -177,17 +178,19 @@ def _study(
     rate = dict.fromkeys(trained, how.rates[len(how.rates) // 2])
     for k, word in enumerate(sorted(budgets, key=lambda w: -budgets[w])):
         if len(how.rates) > 1 and not (how.once and k):
-            few = balanced(train, budgets[word], seed=0)
+            few = balanced(train, budgets[word], seed=draws[0])
             rate = {
-                m: _rate(folder / f"{word}-rate", m, few, how, subject, watching, rate[m])
+                m: _rate(
+                    folder / f"{word}-rate{draws[0] or ''}", m, few, how, subject, watching, rate[m]
+                )
                 for m in trained
             }
         rates[word] = rate
     for word, n in budgets.items():
         made = {m: partial(recipe_of, subject, m, how, n) for m in trained}
-        for seed in seeds[word]:
+        for k, seed in enumerate(seeds[word], 1):
             few = balanced(train, n, seed=seed)
-            with stage(f"{word} of the labels, draw {seed + 1} of {len(seeds[word])}"):
+            with stage(f"{word} of the labels, draw {k} of {len(seeds[word])}"):
                 for m, make in made.items():
                     of = make(rate=rates[word][m], seed=seed)
                     place = folder / f"{word}-draw{seed}" / m

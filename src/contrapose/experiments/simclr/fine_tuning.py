@@ -45,7 +45,7 @@ def with_few_labels(folder: Path, *, scale: str, seed: int) -> dict[str, Any]:
     )
     protocol = "simclr" if scale == "paper" else "default"
     found = downstream.finetune(
-        subject, labels=LABELS[scale], draws=DRAWS[scale], protocol=protocol
+        subject, labels=LABELS[scale], draws=DRAWS[scale], seed=seed, protocol=protocol
     )
     measured: dict[str, Any] = {"n_train": len(train), "n_test": found["n_test"]}
     for row in found["rows"]:
