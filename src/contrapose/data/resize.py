@@ -26,7 +26,7 @@ from PIL import Image
 from contrapose.compiler import Library
 
 ONE = 1 << 22  # a weight of 1
-AXES = 1024  # of which the weights are kept
+AXES = 512  # of which the weights are kept
 LIBRARY = Library(
     Path(__file__).with_name("resize.c"),
     "Pillow",
@@ -152,23 +152,20 @@ class _Weights(NamedTuple):
 def _axis(length: int, low: int, high: int, out: int) -> _Weights:
     """Pillow's weights that resize the pixels `low` to `high` of `length` to `out` pixels."""
     scale = (high - low) / out
-    support = 2 * max(scale, 1)  # a result sums less than `apart` pixels: each is in a row alone
+    support = 2 * max(scale, 1)  # a result sums `apart` pixels at most: each is in a row alone
     apart = 2 * math.ceil(support) + 1
-    i, o, t = np.arange(length), np.arange(out)[:, None], np.arange(apart)
+    i = np.arange(length)
     ones = np.zeros((apart, length), np.int32)
     ones[i % apart, i] = ONE
     box = (low, 0, high, apart)
-    answer = np.asarray(
-        Image.fromarray(ones).resize((out, apart), Image.Resampling.BICUBIC, box=box)
-    )
-    first = np.floor(low + (o + 0.5) * scale - support).astype(np.int64).clip(0)
-    weight = np.where(first + t < length, answer[(first + t) % apart, o], 0)
-    used = weight != 0  # those at both ends may be 0
-    begin, end = used.argmax(1)[:, None], apart - used[:, ::-1].argmax(1)[:, None]
-    weight = np.take_along_axis(weight, np.minimum(begin + t, apart - 1), 1)
-    arrays = tuple(
-        np.ascontiguousarray(x, dtype=np.int32) for x in (first + begin, end - begin, weight)
-    )
+    answer = Image.fromarray(ones).resize((out, apart), Image.Resampling.BICUBIC, box=box)
+    o = np.arange(out)
+    centre = low + (o + 0.5) * scale
+    first = np.maximum(centre - support + 0.5, 0).astype(np.int32)
+    count = np.minimum(centre + support + 0.5, length).astype(np.int32) - first
+    tap = first[:, None] + np.arange(apart, dtype=np.int32)  # those beyond the count are not read
+    weight = np.ascontiguousarray(np.asarray(answer)[tap % apart, o[:, None]], np.int32)
+    arrays = first, count, weight
     return _Weights(_Axis(out, apart, *(x.ctypes.data for x in arrays)), arrays)
 
 
