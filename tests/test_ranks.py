@@ -235,6 +235,29 @@ def test_the_command_that_verifies_trainings_prints_and_keeps_each_comparison(tm
     assert refused.returncode == 2 and "did you mean 'supcon'" in refused.stderr.replace("\n", " ")
 
 
+def test_a_whole_epoch_is_compared_beside_another_order_of_sums_on_one_process(tmp_path):
+    command = ["verify", "--training", "--epoch", "--subset", "300", "--only", "bank"]
+    command += ["--ranks", "2", "--precision", "fp64", "--json", "law.json"]
+    done = contrapose(*command, cwd=tmp_path, OMP_NUM_THREADS="1", COLUMNS="200")
+    assert done.returncode == 0 and "fp64 other" in done.stdout, done.stdout + done.stderr
+    (law,) = json.loads((tmp_path / "law.json").read_text())["laws"]
+    assert [step for step, _ in law["growth"]] == [1, 2, 3]
+    assert 0 < law["growth"][-1][1] <= law["weights"] < 1e-12
+    assert 0 < law["rounding"] < 1e-12 and law["steps"] == 3
+    for wrong, words in ((["--quick"], "3 steps or an epoch"), (["--only", "none"], "no case")):
+        refused = contrapose(*command, *wrong, cwd=tmp_path)
+        assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+
+
+@pytest.mark.slow
+def test_the_law_holds_for_a_resnet_in_float64(tmp_path):
+    command = ["verify", "--training", "--quick", "--only", "resnet", "--precision", "fp64"]
+    done = contrapose(*command, "--json", "law.json", cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    laws = json.loads((tmp_path / "law.json").read_text())["laws"]
+    assert [law["ranks"] for law in laws] == [2, 3] and max(x["weights"] for x in laws) < 1e-10
+
+
 @pytest.mark.slow
 def test_torchrun_and_the_ranks_flag_train_what_one_process_does(tmp_path):
     brief = [*QUICK, "--epochs", "1"]

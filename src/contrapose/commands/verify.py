@@ -25,6 +25,15 @@ def verify(
     data: Annotated[
         str, typer.Option(metavar="SET,...", help="With --training: what is trained on.")
     ] = "digits",
+    epoch: Annotated[
+        bool, typer.Option("--epoch", help="With --training: a whole epoch, not 10 steps.")
+    ] = False,
+    subset: Annotated[
+        int | None, typer.Option(min=200, help="With --epoch: of so many images at most.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="fp64,fp32", help="With --training: float64, beside it others.")
+    ] = "fp32,fp64",
 ) -> None:
     """Prove the losses: gradients on many ranks against one process in float64.
 
@@ -32,8 +41,17 @@ def verify(
     With --training: each way of training on 2 and 3 ranks ends in the weights of one process.
     """
     if training:
-        verify_trainings(names_of(only), data.split(","), quick, ranks, device, json)
+        if quick and epoch:
+            raise UserError("--quick --epoch: 3 steps or an epoch; give one of them")
+        if subset is not None and not epoch:
+            raise UserError(f"--subset {subset}: the images of a whole epoch; add --epoch")
+        steps = None if epoch else 3 if quick else 10
+        verify_trainings(
+            names_of(only), names_of(data), names_of(precision), steps, subset, ranks, device, json
+        )
         return
+    if epoch or subset is not None:
+        raise UserError("--epoch, --subset: of trainings; add --training")
     from contrapose import verification
     from contrapose.commands.verify_table import checking, print_record
 
@@ -53,7 +71,9 @@ def verify(
 def verify_trainings(
     only: Sequence[str],
     data: Sequence[str],
-    quick: bool,
+    precisions: Sequence[str],
+    steps: int | None,
+    subset: int | None,
     ranks: int,
     device: str,
     json: Path | None,
@@ -66,7 +86,8 @@ def verify_trainings(
 
     with checking() as watch:
         done = verify_training(
-            only, data=data, ranks=ranks, steps=3 if quick else 10, device=device, out=json,
+            only, data=data, precisions=precisions, ranks=ranks, steps=steps, subset=subset,
+            device=device, out=json,
             watch=lambda law, done, of: watch(f"{law.data} {law.case} {law.precision}", done, of),
         )  # fmt: skip
     if done is None:  # this is not the first process of torchrun

@@ -115,6 +115,9 @@ def print_laws(laws: list[Law]) -> None:
     for precision in halves:
         table.add_column(f"{precision} alone", justify="right")
         table.add_column("ranks", justify="right")
+    controls = sorted({law.precision for law in laws if law.rounding is not None}, reverse=True)
+    for precision in controls:
+        table.add_column(f"{precision} other", justify="right")
     for of in dict.fromkeys((law.data, law.case) for law in laws):
         mine = {(law.precision, law.ranks): law for law in laws if (law.data, law.case) == of}
         cells = [
@@ -125,6 +128,8 @@ def print_laws(laws: list[Law]) -> None:
             own = [law for law in mine.values() if law.precision == precision]
             cells += [Text(f"{max(law.alone for law in own):.0e}")]
             cells += [Text(f"{max(law.exact for law in own):.0e}")]
+        of_control = {law.precision: law.rounding or 0.0 for law in mine.values()}
+        cells += [Text(f"{of_control[precision]:.0e}") for precision in controls]
         table.add_row(" ".join(of), *cells)
     table.add_row("tolerance", *[f"{TOLERANCE[p]:.0e}" for p, _ in columns], style="dim")
     console.print(table)
@@ -132,6 +137,20 @@ def print_laws(laws: list[Law]) -> None:
         words = (
             "alone, ranks: one process and ranks in that precision, from one process in float64; "
             "ranks that are at most twice as far pass too"
+        )
+        console.print(Text(words, style="dim"))
+    if controls:
+        words = (
+            "other: one process whose batch norm sums in another order, from one that does "
+            "not; ranks that are at most twice as far pass too"
+        )
+        console.print(Text(words, style="dim"))
+    for of in dict.fromkeys((law.data, law.precision) for law in laws):
+        most = max((x for x in laws if (x.data, x.precision) == of), key=lambda x: x.weights)
+        some = dict(most.growth[k] for k in (0, len(most.growth) // 3, -1))
+        off = ", ".join(f"{x:.0e} after {step}" for step, x in some.items())
+        words = (
+            f"{most.data} {most.precision}, farthest {most.case} on {most.ranks} ranks: {off} steps"
         )
         console.print(Text(words, style="dim"))
     good = sum(law.passed for law in laws)

@@ -198,11 +198,18 @@ class Rank:
 
 
 @contextlib.contextmanager
-def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> Iterator[Rank]:
+def processes(
+    count: int,
+    device: str,
+    work: Callable[..., Any],
+    *args: Any,
+    answering: int | None = None,
+) -> Iterator[Rank]:
     """A context with `count` processes: this one runs the block, the others work(me, *args).
 
     Under torchrun the processes exist already, all of them run the block, and `count` is that of
     torchrun. device: `auto` is one GPU for each process if there are any, else the CPU.
+    answering: seconds in which a process waits for others, where some have nothing to do for long.
     Raises ChildProcessError if a process dies or stops answering before all have joined. If that
     happens later, a collective inside the block raises RuntimeError, and `me.lost()` says why.
     """
@@ -212,24 +219,28 @@ def processes(count: int, device: str, work: Callable[..., Any], *args: Any) -> 
             kind = _shared(device)
             device = f"cuda:{local}" if kind == "cuda" else kind
             rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            seconds = TORCHRUN_JOINING, TORCHRUN_ANSWERING
+            seconds = TORCHRUN_JOINING, answering or TORCHRUN_ANSWERING
             with _joined(rank, world, device, "env://", *seconds) as groups:
                 yield Rank(rank, world, device, groups)
             return
         devices = _devices(count, "cpu" if device == "auto" else _shared(device))
+        limits = JOINING, answering or ANSWERING
         with tempfile.TemporaryDirectory(prefix="contrapose-") as folder:
             store, context = f"file://{folder}/store", mp.get_context("spawn")
             beats = context.Array("d", len(devices), lock=False)
             others = [
                 context.Process(
-                    target=_worker, args=(rank, devices, store, beats, work, args), daemon=True
+                    target=_worker,
+                    args=(rank, devices, store, limits, beats, work, args),
+                    daemon=True,
                 )
                 for rank in range(1, len(devices))
             ]
             with Watch(others, beats) as watch, contextlib.ExitStack() as joined:
                 watch.wait_for_start()
                 try:
-                    groups = joined.enter_context(_joined(0, len(devices), devices[0], store))
+                    meeting = _joined(0, len(devices), devices[0], store, *limits)
+                    groups = joined.enter_context(meeting)
                 except RuntimeError as error:
                     why = watch.lost() or str(error)
                     raise ChildProcessError(f"verify: {why}, before all had joined") from error
@@ -388,6 +399,7 @@ def _worker(
     rank: int,
     devices: list[str],
     store: str,
+    limits: tuple[int, int],
     beats: Any,
     work: Callable[..., Any],
     args: tuple[Any, ...],
@@ -396,7 +408,8 @@ def _worker(
     gets_on()
     with serial(), contextlib.ExitStack() as joined:
         try:
-            groups = joined.enter_context(_joined(rank, len(devices), devices[rank], store))
+            meeting = _joined(rank, len(devices), devices[rank], store, *limits)
+            groups = joined.enter_context(meeting)
             work(Rank(rank, len(devices), devices[rank], groups, gets_on), *args)
         except Exception as error:
             print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
