@@ -117,6 +117,8 @@ def test_what_is_saved_is_a_sentence_for_every_outcome():
     none = saved_words(row | {"factor": None, "not_reached": 3})
     assert "saves more than 950 labels" in none and "draws" not in none
     assert "in 1 of 3 draws" in saved_words(row | {"factor": None, "not_reached": 1})
+    most = saved_words(row | {"factor": None, "not_reached": 1, "beyond": 1.0})
+    assert most.endswith("does not reach what fine-tuning does, in 1 of 3 draws.")
     no = saved_words(row | {"factor": 0.8, "not_reached": 0})
     assert no.endswith("saves no labels: from scratch it takes no more, 0.8 times as many.")
     row |= {"low": 0.0032, "high": 846.0, "not_reached": 0}

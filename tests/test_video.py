@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import contrapose
-from contrapose import losses, recipes
+from contrapose import explain, losses, recipes
 from contrapose.data import Request
 from contrapose.data.video import APART, _decoded, decode_video, of_clip, times_of
 from contrapose.downstream import align
@@ -139,11 +139,42 @@ def test_a_file_is_decoded_in_the_order_of_time(tmp_path):
 def test_a_broken_file_and_one_frame_are_refused(tmp_path):
     pytest.importorskip("av")
     (tmp_path / "bad.mp4").write_bytes(b"nothing" * 100)
-    with pytest.raises(UserError, match=r"bad\.mp4 cannot be decoded by"):
+    with pytest.raises(UserError, match=r"bad\.mp4 cannot be decoded by \w+ \([^/]*\).*ffmpeg -i"):
         Request(tmp_path / "bad.mp4").open("train")
     write_video(tmp_path / "one.mp4", frames=1)
     with pytest.raises(UserError, match="1 frame"):
         Request(tmp_path / "one.mp4").open("train")
+
+
+def test_a_file_that_was_cut_says_how_many_frames_it_lacks(tmp_path):
+    write_video(tmp_path / "whole.avi", frames=60)
+    whole = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) * 3 // 4])
+    notes = Request(tmp_path / "cut.avi").open("train").notes
+    lost = next(n for words, n in notes.items() if "it is cut off or damaged" in words)
+    assert 10 < lost < 50 and lost + len(Request(tmp_path / "cut.avi").open("train")) == 60
+    assert len(Request(tmp_path / "whole.avi").open("train").notes) == 1
+
+
+def test_a_still_camera_is_trained_on_and_judged_though_all_frames_are_near_copies(tmp_path):
+    random = np.random.default_rng(0)
+    still = random.integers(0, 255, (24, 24, 3), np.uint8)
+    (tmp_path / "clip").mkdir()
+    for k in range(60):
+        moved = still.copy()
+        moved[k % 24, :2] = 255
+        Image.fromarray(moved).save(tmp_path / "clip" / f"{k}.png")
+    run = contrapose.train(
+        "time_contrastive", tmp_path / "clip", fps=10, encoder="small_conv", epochs=1,
+        changes=["backbone.width=8"], out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+    assert run.read("recipe.json")["recipe"]["batch_size"] == 14  # even: pairs of frames
+    found = explain.diagnose(run, device="cpu")
+    seen = found["signals"]
+    assert seen["images"] == 12 and seen["near_copies"] + seen["exact_copies"] > 40
+    with pytest.raises(UserError, match="has 5 images: too few"):
+        few = np.zeros((5, 8, 8, 3), np.uint8)
+        contrapose.train("simclr", few, out=tmp_path / "few", device="cpu")
 
 
 @pytest.fixture

@@ -34,6 +34,9 @@ from contrapose.version import __version__
 LOOKED_AT = 32  # images of which `check` takes the mean and standard deviation of the input
 
 
+FEWEST = 8  # images of a run of a named recipe: two of them are held out to judge it
+
+
 def train(
     recipe: str | Path | Recipe = "simclr",
     images: Any = "digits",
@@ -268,8 +271,14 @@ def _prepared(
             chosen = adapt.with_network_of(start, chosen, source)
     if freeze:
         chosen = dataclasses.replace(chosen, freeze=freeze)
+    if isinstance(recipe, str) and len(source) < FEWEST:
+        raise UserError(
+            f"{source.name} has {len(source)} images: too few to train on some and to be judged by "
+            f"others; give {FEWEST} at least"
+        )
     if batch_size is None and isinstance(recipe, str) and len(source) < chosen.batch_size:
         batch_size = max(2, len(source) // 4)  # said where training begins, as every batch is
+        batch_size -= batch_size % 2 * (chosen.positives == "time")  # of pairs of frames
     encoder, epochs = left.pop("encoder", encoder), left.pop("epochs", epochs)
     paths = [f"{path}={value}" for path, value in left.items()]
     chosen = adapt.changed(

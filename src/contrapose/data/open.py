@@ -165,6 +165,9 @@ def _video(
     decoded = video.decode_video(path, size)
     listing = from_array(decoded.frames, what=str(path))
     notes = {f"frames decoded by {decoded.reader}": len(decoded.frames)}
+    lost = decoded.announced - len(decoded.frames)
+    if lost > 1:  # one more or less is how some programs count
+        notes["frames that the file announces are missing: it is cut off or damaged"] = lost
     names = Numbered(path.name, len(decoded.frames))
     return decoded, replace(listing, names=names, notes={**listing.notes, **notes})
 

@@ -130,8 +130,14 @@ class Request:
         return kept, held, f"held-out {share:.0%}{why}"
 
     def divided(self, train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-        """(kept, held out); all copies of an image, and all images of a group, are in one part."""
+        """(kept, held out); all copies of an image, and all images of a group, are in one part.
+
+        Images that are all copies of one another are divided as if none was.
+        """
         together = self.together(train)
+        named = self.groups is not None or train.group is not None
+        if together is not None and not named and len(np.unique(together.numpy())) == 1:
+            together = None  # near copies all: a still camera; the diagnosis says how many copies
         return hold_out(replace(train, group=together), share, seed, together)
 
     def together(self, images: ImageSet, also: ImageSet | None = None) -> Int[Tensor, " N"] | None:

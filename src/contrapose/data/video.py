@@ -15,6 +15,7 @@ import importlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,12 @@ from torch import Tensor
 from contrapose.data.images import ImageSet
 from contrapose.errors import UserError
 
-SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"})
+SUFFIXES = frozenset(
+    {
+        ".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".ts", ".mts",
+        ".m2ts", ".wmv", ".flv", ".3gp", ".ogv",
+    }
+)  # fmt: skip
 APART = 10**9  # ms (11 days) between the starts of two clips
 TIME = "time"  # the feature
 FPS_FILE = "fps.json"
@@ -163,6 +169,7 @@ class Decoded:
     frames: UInt8[np.ndarray, "N S S 3"]
     time: Int[np.ndarray, " N"]  # ms from the first frame
     reader: str  # which library read it
+    announced: int  # frames that the file says it has; 0 if it does not say
 
 
 def is_video(path: Path) -> bool:
@@ -185,8 +192,18 @@ def decode_video(path: Path, size: int | None = None) -> Decoded:
         except UserError:
             raise
         except Exception as error:  # whatever a decoder raises on a broken file
-            why.append(f"{reader}: {str(error).strip().partition(chr(10))[0]}")
-    raise UserError(f"{path} cannot be decoded by {'; nor by '.join(why)}")
+            why.append(f"{reader} ({_reason(error, path)})")
+    raise UserError(
+        f"{path} cannot be decoded by {', nor by '.join(why)}: it is cut off, damaged or no video; "
+        f"copy it anew, or convert it (ffmpeg -i {shlex.quote(str(path))} converted.mp4)"
+    )
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """The first line of a decoder's error, without its source file, error number and the path."""
+    said = str(error).strip().partition("\n")[0]
+    said = re.sub(r"^.*\.cpp:\d+, |^\[Errno \d+\] ", "", said)
+    return re.sub(rf":? '?{re.escape(str(path))}'?", "", said).strip() or type(error).__name__
 
 
 def _decoded(path: Path, size: int | None, reader: str) -> Decoded:
@@ -212,7 +229,7 @@ def _decoded(path: Path, size: int | None, reader: str) -> Decoded:
         raise UserError(f"{path}: {len(frames)} frame; a video has two or more")
     order = np.argsort(times, kind="stable")
     time = np.round(1000 * (np.array(times) - min(times))).astype(np.int64)[order]
-    return Decoded(np.stack(frames)[order], time, reader)
+    return Decoded(np.stack(frames)[order], time, reader, _ANNOUNCED[reader](path))
 
 
 def _readers(path: Path) -> list[str]:
@@ -254,7 +271,18 @@ def _by_torchcodec(path: Path) -> Iterator[tuple[np.ndarray, float]]:
         yield frame.data.numpy(), float(frame.pts_seconds)
 
 
+def _announced_to_pyav(path: Path) -> int:
+    with importlib.import_module("av").open(str(path)) as container:
+        return int(container.streams.video[0].frames)
+
+
+def _announced_to_torchcodec(path: Path) -> int:
+    decoder = importlib.import_module("torchcodec.decoders").VideoDecoder(str(path))
+    return int(decoder.metadata.num_frames_from_header or 0)
+
+
 _READ = {"PyAV": _by_pyav, "torchcodec": _by_torchcodec}
+_ANNOUNCED = {"PyAV": _announced_to_pyav, "torchcodec": _announced_to_torchcodec}
 
 
 def _square(frame: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "S S 3"]:

@@ -73,7 +73,8 @@ def align(
         "tolerance": tolerance, "command": command,
         "by": {words: _numbers(a) for words, a in found.items()},
     }  # fmt: skip
-    names = "-".join(as_file_name(Path(side.name).stem) for side in (one, two))
+    seconds = "altered" if other is None else as_file_name(Path(two.name).stem)
+    names = f"{as_file_name(Path(one.name).stem)}-{seconds}"
     with run.locked():
         run.write(f"align-{names}.json", numbers)
     page = Path(out) if out is not None else run.path / f"align-{names}.html"

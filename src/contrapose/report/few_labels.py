@@ -39,13 +39,13 @@ def saved_words(row: Json, what: str = "fine-tuning") -> str:
         begin = f"{row['labels']} labels"
     begin = f"With {begin} ({row['n']:,})"
     if row["factor"] is None:
-        if row["beyond"] <= 1:
-            return f"{begin} training from scratch does not reach what {what} does."
         rest = (
             ""
             if row["not_reached"] == row["draws"]
             else (f", in {row['not_reached']} of {row['draws']} draws")
         )
+        if row["beyond"] <= 1:
+            return f"{begin} training from scratch does not reach what {what} does{rest}."
         return (
             f"{begin} pretraining saves more than {_count((row['beyond'] - 1) * row['n'])} labels: "
             f"from scratch {row['beyond']:.2g} times as many do not reach it{rest}."
