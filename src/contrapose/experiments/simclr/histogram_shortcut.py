@@ -7,6 +7,7 @@ Expect at scale cpu 0.64 of the images of CIFAR-10 found without distortion and 
 histogram of intensities alone looks for the image that a crop is of.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -72,17 +73,7 @@ def jobs(scale: str, seeds: Sequence[int]) -> list[Job]:
 
 def colour_identifies(results: Results) -> Verdict:
     """At least ten times chance without distortion."""
-    verdicts = []
-    for data in results.column("data"):
-        at = results.where(data=data, strength=0.0)
-        if not at.rows:
-            return Verdict.not_tested(f"no result for {data}")
-        row = at.rows[0]
-        gap = row["accuracy"] - 10 * row["chance"]
-        error = (row["accuracy"] * (1 - row["accuracy"]) / row["n_test"]) ** 0.5
-        words = f"{data}: {row['accuracy']:.3f} found, chance {row['chance']:.4f}"
-        verdicts.append(decided(gap, error, words))
-    return all_of(*verdicts)
+    return _against_ten_times_chance(results, 0.0, more=True)
 
 
 def distortion_hides_it(results: Results) -> Verdict:
@@ -96,16 +87,20 @@ def distortion_hides_it(results: Results) -> Verdict:
 
 def near_chance(results: Results) -> Verdict:
     """At most ten times chance at strength 1: what is left of brightness after distortion."""
+    return _against_ten_times_chance(results, 1.0, more=False)
+
+
+def _against_ten_times_chance(results: Results, strength: float, *, more: bool) -> Verdict:
     verdicts = []
     for data in results.column("data"):
-        at = results.where(data=data, strength=1.0)
-        if not at.rows:
+        facts = {"data": data, "strength": strength}
+        found, chance = (results.mean(m, **facts) for m in ("accuracy", "chance"))
+        if math.isnan(found):
             return Verdict.not_tested(f"no result for {data}")
-        row = at.rows[0]
-        most = 10 * row["chance"]
-        error = (most * (1 - most) / row["n_test"]) ** 0.5
-        words = f"{data}: {row['accuracy']:.3f} found, chance {row['chance']:.4f}"
-        verdicts.append(decided(most - row["accuracy"], error, words))
+        gap = found - 10 * chance if more else 10 * chance - found
+        share = max(found, 10 * chance)
+        error = (share * (1 - share) / results.mean("n_test", **facts)) ** 0.5
+        verdicts.append(decided(gap, error, f"{data}: {found:.3f} found, chance {chance:.4f}"))
     return all_of(*verdicts)
 
 
