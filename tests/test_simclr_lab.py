@@ -219,7 +219,25 @@ def test_accuracy_at_a_time_is_read_between_two_lengths():
         for e, t, a in ((20.0, 10.0, 0.4), (40.0, 20.0, 0.5))
     ]
     at = [bank_and_queue.at_time(Results(rows=rows), "queue", t) for t in (10, 200**0.5, 20)]
-    assert at == pytest.approx([0.4, 0.45, 0.5])
+    assert [a for _, a in at] == pytest.approx([0.4, 0.45, 0.5])
+
+
+def test_a_method_that_took_longer_is_compared_at_its_own_time():
+    """Nothing is read beyond what was run: the better one must not have had more time."""
+
+    def of(queue):
+        large = [(10.0, 10.0, 0.60), (20.0, 20.0, 0.65)]
+        rows = [
+            row(method=m, epochs=e, train_seconds=t, accuracy=a)
+            for m, runs in (("large batch", large), ("queue", queue))
+            for e, t, a in runs
+        ]
+        found = bank_and_queue.large_at_equal_time(Results(rows=rows))
+        return found.holds, "queue" in found.evidence and "after 40 s" in found.evidence
+
+    assert of([(10.0, 40.0, 0.55), (20.0, 80.0, 0.58)]) == (True, True)
+    assert of([(10.0, 40.0, 0.70), (20.0, 80.0, 0.72)]) == (None, True)
+    assert of([(10.0, 10.0, 0.70), (20.0, 20.0, 0.75)]) == (False, False)
 
 
 def test_clips_are_compared_by_a_sign_test():
