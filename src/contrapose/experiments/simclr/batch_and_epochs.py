@@ -2,9 +2,9 @@
 
     contrapose reproduce batch_and_epochs --scale cpu --seeds 3 --jobs 2
 
-Expect at scale cpu, after about 6 min a seed on 2 cores, longer training to be better at all batches
-and square-root scaling to help small ones (0.382, linear 0.365, at 32). That large ones are better
-after 10 epochs (512: 0.384) is within the noise of three seeds.
+Expect at scale cpu, after about 6 min a seed on 2 cores, longer training to be better at every
+batch and square-root scaling to help small ones (0.382, linear 0.365, at 32). That large ones are
+better after 10 epochs (512: 0.384) is within the noise of three seeds.
 """
 
 from collections.abc import Mapping, Sequence
