@@ -3,8 +3,8 @@
     contrapose reproduce fine_tuning --scale cpu --seeds 3 --jobs 2
 
 Expect at scale cpu, after about 2 min a seed on 2 cores, fine-tuning to be above training from
-scratch at 1 % (0.254 and 0.224) and 10 % (0.395 and 0.381) of the labels, which saves a factor of
-1.6 at the fewest.
+scratch at 1 % (0.233 and 0.215) and 10 % (0.397 and 0.374) of the labels, which saves a factor of
+1.3 at the fewest.
 """
 
 from collections.abc import Mapping, Sequence
