@@ -88,6 +88,13 @@ def test_groups_are_told_by_a_pattern_or_a_table(tmp_path):
         named_groups(images, "clip(")
 
 
+def test_one_group_of_all_images_is_refused_before_training(tmp_path):
+    folder, out = clips(tmp_path / "x", 90, clips=4, frames=5), tmp_path / "r"
+    with pytest.raises(ValueError, match=r"--groups \(cl\)ip: all 20 images .* are in one group"):
+        contrapose.train("simclr", folder, groups="(cl)ip", out=out, epochs=1)
+    assert not out.exists()
+
+
 def test_a_run_keeps_groups_together_and_its_intervals_count_them(tmp_path):
     folder = clips(tmp_path / "x", 90, clips=20, frames=5)
     how = {"epochs": 1, "batch_size": 16, "encoder": "small_conv", "device": "cpu"}

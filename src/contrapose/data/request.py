@@ -157,14 +157,22 @@ class Request:
         return None if len(np.unique(group)) == len(group) else torch.from_numpy(group)
 
     def check_groups(self, train: ImageSet) -> None:
-        """UserError where `groups` cannot be read: before training, which does not need them."""
+        """UserError where `groups` cannot be read or leave nothing to hold out: before training,
+        which does not need them.
+        """
         if self.groups is None:
             return
         try:
             also = self.like(train).open("test")
         except NoSuchSplit:
             also = None
-        named_groups(train, self.groups, also)
+        found = np.unique(named_groups(train, self.groups, also))
+        if also is None and len(found) == 1 and found[0] >= 0:
+            raise UserError(
+                f"--groups {self.groups}: all {len(train):,} images of {train.name} are in one "
+                "group, so that none can be held out to judge what was learned; tell two groups at "
+                "least, or leave --groups out"
+            )
 
     def like(self, train: ImageSet) -> "Request":
         """This request with the size, channels and range of values of the images `train`."""
