@@ -269,15 +269,18 @@ def by_candidate(found: Results, *, criterion: str, factor: str) -> Chart:
     names.sort(key=lambda n: values[n])
     if len(names) < 2:
         return None
+    n = _fewest(found, criterion)
+    noise = [ERRORS * (values[name] * (1 - values[name]) / n) ** 0.5 for name in names]
     trace = {
-        "type": "bar", "orientation": "h", "x": [values[n] for n in names], "y": names,
-        "text": [f"{values[n]:.3f}" for n in names], "textangle": 0,
-        "marker": {"color": ["var(--muted)" if n == DEFAULT else "var(--r0)" for n in names]},
+        "type": "scatter", "mode": "markers", "x": [values[name] for name in names],
+        "y": [f"{name}: {values[name]:.3f}" for name in names],
+        "error_x": {"type": "data", "array": noise, "color": "var(--muted)"},
+        "marker": {
+            "size": 9,
+            "color": ["var(--muted)" if name == DEFAULT else "var(--r0)" for name in names],
+        },
     }  # fmt: skip
-    low, high = values[names[0]], values[names[-1]]
-    room = 0.25 * (high - low) + 1e-3
-    axis = {"range": [max(0.0, low - 2 * room), high + room]}
-    return chart([trace], SHORT[criterion], "", xaxis=axis)
+    return chart([trace], SHORT[criterion], "")
 
 
 def last_rung(found: Results, *, criterion: str) -> Chart:

@@ -228,7 +228,8 @@ def experiment(
             *(
                 Figure(f"Rung 0: {factor}",
                        partial(findings.by_candidate, criterion=criterion, factor=factor),
-                       f"{words[criterion].capitalize()}; the default, in grey, among them.")
+                       f"{words[criterion].capitalize()}, and two standard errors each way; "
+                       "the default is grey.")
                 for factor in candidates
             ),
             Figure("The last rung", partial(findings.last_rung, criterion=criterion),
