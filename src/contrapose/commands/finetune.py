@@ -92,6 +92,7 @@ def print_finetuning(found: dict[str, Any]) -> None:
         at = [(r["rate"], r["labels"]) for r in found["rows"] if r["method"] == name and r["rate"]]
         if at:
             told = ", ".join(f"{rate:g} with {words}" for rate, words in at)
+            told = f"{at[0][0]:g}" if len({rate for rate, _ in at}) == 1 else told
             console.print(Text(f"Learning rate of {name}: {told}"))
     for row in found["saved"]:
         console.print(Text(saved_words(row)))
