@@ -32,9 +32,7 @@ from contrapose.training.state import Progress
 from contrapose.version import __version__
 
 LOOKED_AT = 32  # images of which `check` takes the mean and standard deviation of the input
-
-
-FEWEST = 8  # images of a run of a named recipe: two of them are held out to judge it
+FEWEST = 8  # images of a run of a named recipe without a test split: two judge it
 
 
 def train(
@@ -271,7 +269,8 @@ def _prepared(
             chosen = adapt.with_network_of(start, chosen, source)
     if freeze:
         chosen = dataclasses.replace(chosen, freeze=freeze)
-    if isinstance(recipe, str) and len(source) < FEWEST:
+    few = isinstance(recipe, str) and len(source) < FEWEST
+    if few and not request.like(source).has_test(source):
         raise UserError(
             f"{source.name} has {len(source)} images: too few to train on some and to be judged by "
             f"others; give {FEWEST} at least"
