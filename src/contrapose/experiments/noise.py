@@ -17,6 +17,11 @@ def noise(results: Results, value: float) -> float:
     return 2 * math.sqrt(2 * value * (1 - value) / n)
 
 
+def standard_error(share: float, n: float) -> float:
+    """sqrt(p (1 - p) / n), the standard error of a share of n images."""
+    return math.sqrt(share * (1 - share) / n)
+
+
 def difference(
     here: Mapping[int, float], there: Mapping[int, float], n: float
 ) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.form import Results, Verdict
-from contrapose.experiments.noise import difference
+from contrapose.experiments.noise import difference, standard_error
 from contrapose.report.few_labels import saved_words
 
 DEFAULT, COMBINED, UNSHARED = "default", "combined", "without what views share"
@@ -270,7 +270,7 @@ def by_candidate(found: Results, *, criterion: str, factor: str) -> Chart:
     if len(names) < 2:
         return None
     n = _fewest(found, criterion)
-    noise = [ERRORS * (values[name] * (1 - values[name]) / n) ** 0.5 for name in names]
+    noise = [ERRORS * standard_error(values[name], n) for name in names]
     trace = {
         "type": "scatter", "mode": "markers", "x": [values[name] for name in names],
         "y": [f"{name}: {values[name]:.3f}" for name in names],

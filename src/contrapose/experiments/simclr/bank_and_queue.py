@@ -19,7 +19,7 @@ from contrapose import keys, losses
 from contrapose.experiments.charts import Chart, chart, line
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
-from contrapose.experiments.noise import above, decided
+from contrapose.experiments.noise import above, decided, difference
 from contrapose.experiments.simclr.protocol import MEASURES, SCALES, SIMCLR, job
 from contrapose.experiments.trained import Trained
 from contrapose.training.cost import cost
@@ -128,10 +128,10 @@ def large_at_equal_time(results: Results) -> Verdict:
         return Verdict.not_tested("one length of training only")
     n = min(row["n_test"] for row in results.rows) * len(results.column("seed"))
     words = f"large batch {one:.3f} after {t1:.0f} s, queue {two:.3f} after {t2:.0f} s"
-    error = (one * (1 - one) + two * (1 - two)) ** 0.5 / n**0.5
-    if (one - two) * (t1 - t2) > 0:  # the better one had more time, which proves nothing
+    gap, error = difference({0: one}, {0: two}, n)
+    if gap * (t1 - t2) > 0:  # the better one had more time, which proves nothing
         return Verdict(None, f"undecided: {words}")
-    return decided(one - two, error, words)
+    return decided(gap, error, words)
 
 
 def by_time(results: Results) -> Chart:

@@ -22,7 +22,7 @@ from contrapose.evaluation.histograms import identify_source, intensity_histogra
 from contrapose.experiments.charts import Chart, line
 from contrapose.experiments.evidence import all_of
 from contrapose.experiments.form import Claim, Experiment, Figure, Job, Results, Verdict
-from contrapose.experiments.noise import above, decided
+from contrapose.experiments.noise import above, decided, standard_error
 
 SETS = {
     "smoke": {"digits": 8},
@@ -98,8 +98,7 @@ def _against_ten_times_chance(results: Results, strength: float, *, more: bool) 
         if math.isnan(found):
             return Verdict.not_tested(f"no result for {data}")
         gap = found - 10 * chance if more else 10 * chance - found
-        share = max(found, 10 * chance)
-        error = (share * (1 - share) / results.mean("n_test", **facts)) ** 0.5
+        error = standard_error(max(found, 10 * chance), results.mean("n_test", **facts))
         verdicts.append(decided(gap, error, f"{data}: {found:.3f} found, chance {chance:.4f}"))
     return all_of(*verdicts)
 
