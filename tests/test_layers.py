@@ -27,6 +27,7 @@ LAYERS = [
     {"report", "bench", "verification"},
     {"adapt"},
     {"plan"},
+    {"prepare"},
     {"api"},
     {"explain", "estimator", "verification.training"},
     {"downstream"},
