@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contrapose import adapt, losses
 from contrapose.augment import views as make_views
-from contrapose.data import ImageSet, Prefetch, open_images
+from contrapose.data import ImageSet, Prefetch, device_jpeg, open_images
+from contrapose.data.images import OnAccess
 from contrapose.encoders import Encoder, fastest_layout
 from contrapose.machine import synchronize
 from contrapose.recipes import recipe_for
@@ -307,36 +308,56 @@ class Bench:
 
     def feeding(self, name: str) -> None:
         """A training step fed with JPEG of 256 px from disk: images/s, and the share of the time in
-        which it waits for them."""
+        which it waits for them; decoded by the processor, and by the device."""
         encoder, side = self.scale.networks[0][0], 32 if self.scale is SMALL else 224
+        found = device_jpeg.decoder(self.device)
         with tempfile.TemporaryDirectory() as top:
             written(Path(top), self.scale.files)
             images = open_images(top, size=side, memory=0).to(self.device)
-            batch = max(4, min(256, len(images) // 6))
-            recipe = adapt.changed(
-                recipe_for("simclr", side, 3), images, encoder, None, batch, None, None, []
-            )
-            network = self.network(recipe, images)
-            optimizer = partial(optim.sgd, momentum=0.9)(network, lr=0.03)
-            objective = objective_of(recipe, network, len(images))
-            generator = torch.Generator(self.device).manual_seed(0)
-            order = torch.arange(len(images) // batch * batch).view(-1, batch)
-            prefetch, begun = Prefetch(images, batch), 0.0
-            for k, index in enumerate(order):
-                image = prefetch.take(index, [*order[k + 1 : k + 3]])
-                put = Batch(image, index.to(self.device))
-                step(network, optimizer, objective, put, recipe, generator, bf16=True)
-                if k == 0:
-                    synchronize(self.device)
-                    begun = time.perf_counter()
-            synchronize(self.device)
-            seconds = time.perf_counter() - begun
-            prefetch.close()
-        count = (len(order) - 1) * batch
-        what = f"{encoder}, {side} px, fed with JPEG of 256 px"
-        self.noted(name, what, count, "images/s", seconds)
+            assert isinstance(images.pixels, OnAccess)
+            for jpeg, by in ((None, "the processor"), (found, "the device")):
+                what = f"{encoder}, {side} px, JPEG of 256 px decoded by {by}"
+                if jpeg is None and by == "the device":
+                    self.found.append(Figure(name, what, None, "", why="torchcodec is not there"))
+                    continue
+                fed = replace(images, pixels=replace(images.pixels, jpeg=jpeg))
+                self.guarded(name, what, partial(self.fed, name, what, encoder, fed))
+        if found is not None:
+            self.guarded(name, "the device's JPEG", partial(self.decoding, name, found))
+
+    def fed(self, name: str, what: str, encoder: str, images: ImageSet) -> None:
+        batch = max(4, min(256, len(images) // 6))
+        recipe = adapt.changed(
+            recipe_for("simclr", images.size, 3), images, encoder, None, batch, None, None, []
+        )
+        network = self.network(recipe, images)
+        optimizer = partial(optim.sgd, momentum=0.9)(network, lr=0.03)
+        objective = objective_of(recipe, network, len(images))
+        generator = torch.Generator(self.device).manual_seed(0)
+        order = torch.arange(len(images) // batch * batch).view(-1, batch)
+        prefetch, begun = Prefetch(images, batch), 0.0
+        for k, index in enumerate(order):
+            image = prefetch.take(index, [*order[k + 1 : k + 3]])
+            put = Batch(image, index.to(self.device))
+            step(network, optimizer, objective, put, recipe, generator, bf16=True)
+            if k == 0:
+                synchronize(self.device)
+                begun = time.perf_counter()
+        synchronize(self.device)
+        seconds = time.perf_counter() - begun
+        prefetch.close()
+        self.noted(name, what, (len(order) - 1) * batch, "images/s", seconds)
         share = prefetch.waited / seconds
-        self.found.append(Figure(name, "share of the time spent waiting", share, ""))
+        self.found.append(Figure(name, f"{what}: share of the time spent waiting", share, ""))
+
+    def decoding(self, name: str, jpeg: device_jpeg.DeviceJpeg) -> None:
+        """Batches alone, and how far the device's squares are from the processor's."""
+        found = device_jpeg.trial(jpeg)
+        for by, seconds in (("the device", found.device), ("the processor", found.processor)):
+            what = f"JPEG of 341 x 256 px to 224 px by {by}, no step"
+            self.noted(name, what, device_jpeg.TRIED, "images/s", seconds)
+        what = "mean difference of the device's squares, levels of 255"
+        self.found.append(Figure(name, what, found.difference, ""))
 
     # ---- what is written
 

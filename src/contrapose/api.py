@@ -9,8 +9,10 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
+import torch
+
 from contrapose import adapt, recipes
-from contrapose.data import ImageSet, Request
+from contrapose.data import ImageSet, Request, device_jpeg
 from contrapose.encoders import Encoder, checkpoints, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
@@ -101,7 +103,7 @@ def train(
             if begun is not None:
                 weights = network.to_bytes()
                 me.first_does(lambda: run.write_start(weights))
-            now = environment(device, bf16, where, measured) | _of_ranks(me)
+            now = _machine(me, source, bf16, where, measured)
             me.first_does(lambda: run.write("environment.json", now))
             if me.pulse is not None and me.first:
                 me.pulse.note("folder", str(folder.absolute()))
@@ -127,9 +129,17 @@ def _begun_before(me: Rank, out: Path | str | None) -> str | None:
     return None if found is None or unfinished(Path(found)) else str(found)
 
 
-def _of_ranks(me: Rank) -> dict[str, Any]:
-    """How many processes share the training, for environment.json; nothing of one alone."""
-    return {} if me.world == 1 else {"ranks": me.world, "hosts": sorted({*me.every(gethostname())})}
+def _machine(
+    me: Rank, images: ImageSet, bf16: bool, asked: tuple[str, str], measured: str = ""
+) -> dict[str, Any]:
+    """What environment.json says: `machine.environment`, and how many processes share a run."""
+    found = environment(me.device, bf16, asked, measured)
+    if me.device.startswith("cuda") and not images.in_memory:
+        found["why"]["jpeg"] = device_jpeg.why(torch.device(me.device))
+    ranks = (
+        {} if me.world == 1 else {"ranks": me.world, "hosts": sorted({*me.every(gethostname())})}
+    )
+    return found | ranks
 
 
 def resume(
@@ -183,7 +193,7 @@ def _resumed(
     with me.first_holds(run.locked()):
         if chosen.epochs != written["recipe"]["epochs"]:
             me.first_does(lambda: _note_epochs(run, chosen.epochs))
-        now = environment(device, bf16, where) | _of_ranks(me)
+        now = _machine(me, source, bf16, where)
         if precision is None and "precision" in before:
             now["why"]["precision"] = "as the run was begun"
         again = before | {"resumed": [*before.get("resumed", []), now]} if before else now

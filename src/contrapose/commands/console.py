@@ -190,6 +190,8 @@ def print_choices(run: "Run", choices: dict[str, Any]) -> None:
         "device": [where.get("device"), why.get("device", "")],
         "precision": [where.get("precision"), why.get("precision", "")],
     }
+    if "jpeg" in why:
+        rows["jpeg"] = ["decoded", why["jpeg"]]
     table = Table.grid(padding=(0, 2))
     for name, row in rows.items():
         if isinstance(row, list):

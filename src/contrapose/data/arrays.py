@@ -75,6 +75,9 @@ class Rows:
     def values(self, i: int, channels: int, how: Reading) -> tuple[np.ndarray, float | None]:
         return self.rows[i], None
 
+    def encoded(self, i: int) -> bytes | None:
+        return None
+
     def squares(
         self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
     ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]:

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Int, Int8, Shaped, UInt8
 from torch import Tensor
 
+from contrapose.data import device_jpeg
 from contrapose.data.decode import Header, Reading
+from contrapose.data.device_jpeg import DeviceJpeg
 from contrapose.data.threads import chunks, each
 from contrapose.data.values import RGB, ValueRange
 from contrapose.errors import UserError
@@ -79,6 +81,7 @@ class ImageSource(Protocol):
     def squares(
         self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
     ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]: ...
+    def encoded(self, i: int) -> bytes | None: ...  # the file of image i; None: it is of no file
     def identity(self) -> bytes: ...  # digest of names, sizes and times: quick, to keep copies by
     # digest of each image, not decoded; of its length and ends alone where not of the whole
     def contents(self, index: Sequence[int], whole: bool = True) -> list[bytes]: ...
@@ -133,7 +136,7 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class OnAccess:
-    """Squares decoded when asked for, by a pool of threads."""
+    """Squares decoded when asked for, by a pool of threads, or by the device (`device_jpeg`)."""
 
     source: ImageSource
     position: Int[Tensor, " N"]  # where each image lies in the source
@@ -141,12 +144,30 @@ class OnAccess:
     channels: int
     how: Reading
     device: torch.device = CPU
+    jpeg: DeviceJpeg | None = None  # what decodes on the device
 
     def __len__(self) -> int:
         return len(self.position)
 
     def batch(self, index: Int[Tensor, " B"]) -> UInt8[Tensor, "B C S S"]:
         wanted = self.position[index.cpu()].tolist()
+        if self.jpeg is None:
+            return self._by_threads(wanted)
+        shape = (len(wanted), self.channels, self.side, self.side)
+        image = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        left = self.jpeg.fill(each(self._file, wanted), image, self.how)
+        if left:
+            others = self._by_threads([wanted[k] for k in left])
+            image.index_copy_(0, on_device(torch.tensor(left), self.device), others)
+        return image
+
+    def _file(self, position: int) -> bytes | None:
+        try:
+            return self.source.encoded(position)
+        except Exception:  # as a file that is gone: the threads say so
+            return None
+
+    def _by_threads(self, wanted: Sequence[int]) -> UInt8[Tensor, "B C S S"]:
         pinned = self.device.type == "cuda"  # so that the copy does not wait for the device
         shape = (len(wanted), self.channels, self.side, self.side)
         image = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
@@ -175,7 +196,7 @@ class OnAccess:
         return replace(self, position=self.position[index.cpu()])
 
     def to(self, device: torch.device) -> "OnAccess":
-        return replace(self, device=device)
+        return replace(self, device=device, jpeg=device_jpeg.on(device))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -98,6 +98,10 @@ class Encoded:
         with self.open(i) as file:
             return values(file, channels, how)
 
+    def encoded(self, i: int) -> bytes | None:
+        with self.open(i) as file:
+            return file.read()
+
     def squares(
         self, index: Sequence[int], out: UInt8[np.ndarray, "B C S S"], how: Reading
     ) -> tuple[dict[int, Exception], dict[int, tuple[str, ...]]]:

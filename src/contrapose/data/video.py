@@ -238,7 +238,9 @@ def _readers(path: Path) -> list[str]:
     for name, module in (("torchcodec", "torchcodec.decoders"), ("PyAV", "av")):
         try:
             importlib.import_module(module)
-        except Exception as error:  # torchcodec raises RuntimeError where it has no FFmpeg
+            if name == "torchcodec" and importlib.import_module(name).ffmpeg_major_version is None:
+                raise ImportError("there is no FFmpeg that it can load")
+        except Exception as error:  # torchcodec raises RuntimeError where a library is missing
             why.append(f"{name}: {str(error).splitlines()[0]}")
             continue
         found.append(name)
