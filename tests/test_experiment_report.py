@@ -7,7 +7,7 @@ import pytest
 
 from contrapose.errors import UserError
 from contrapose.report import write_experiment
-from contrapose.report.experiment import markdown, read_experiment
+from contrapose.report.experiment import markdown, measured_grids, read_experiment
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from support.browser import CHROMIUM, Reader, browser, reader  # noqa: F401
@@ -82,6 +82,28 @@ def test_ours_stand_beside_the_published_numbers_with_spread_and_distance(tmp_pa
     assert "| 0.1 | 0.82 ± 0.01 | 0.1 ± 0 |" in table  # mean and deviation of three seeds
     assert "| Undecided | Who knows. (S1) | 1 |" in table
     assert "1 of 6 jobs failed; its error" in table and "Chosen: contrastive." in table
+
+
+def test_jobs_of_other_kinds_and_rare_measures_have_tables_without_blank_cells(tmp_path):
+    value = json.loads((experiment(tmp_path) / "experiment.json").read_text())
+    for job, tau in zip(value["jobs"], (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), strict=True):
+        job["facts"]["tau"] = tau
+        job["measures"] = {"accuracy": tau, "n": 7, "rank": 3} if tau < 0.6 else {}
+    value["jobs"][0]["measures"]["read"] = {"size": 0.25}
+    other = value["jobs"][1] | {"measures": {"n": 9, "shared": {"size": 2.0, "border": 1.0}}}
+    value["jobs"] += [other | {"facts": {"loss": "looked", "tau": None, "data": "digits"}}]
+    value["measures"] = dict.fromkeys(("accuracy", "rank", "n", "shared", "read"), "words")
+    (tmp_path / "experiment.json").write_text(json.dumps(value))
+    main, rare, looked = measured_grids(read_experiment(tmp_path))
+    assert main.measures == ("accuracy", "rank", "n") and looked.measures[0] == "n"
+    assert [facts for facts, _ in main.rows] == [(f"0.{k}",) for k in range(1, 7)]
+    blank = [cells for _, cells in (*main.rows, *rare.rows, *looked.rows) if None in cells]
+    assert blank == [(None, None, None)]  # of the job that failed
+    assert rare.measures == ("read.size",) and "tau 0.1" in rare.same + str(rare.rows)
+    assert set(looked.measures) == {"n", "shared.size", "shared.border"}
+    page = write_experiment(tmp_path).read_text()
+    assert page.count('aria-label="What was measured, table') == 3
+    assert "| looked | 9 | 2 | 1 |" in (tmp_path / "results.md").read_text()
 
 
 def test_a_smoke_run_says_that_it_runs_not_that_the_paper_is_wrong(tmp_path):

@@ -10,17 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from contrapose import experiments
-from contrapose.commands.console import a_line_a_minute, console, one_line
+from contrapose.commands.console import STYLES, a_line_a_minute, console, one_line
 from contrapose.commands.options import resource_of
 from contrapose.experiments.form import Experiment
 from contrapose.experiments.running.collect import collect
 from contrapose.experiments.running.engine import Standing, errors, reproduce
 from contrapose.experiments.running.task import Task, job_folders
 from contrapose.progress import duration
-from contrapose.report import write_experiment
-
-WORDS = {True: "holds", False: "does not hold", None: "not tested"}
-STYLES = {True: "green", False: "bold red", None: "yellow"}
+from contrapose.report import read_experiment, write_experiment
+from contrapose.report.experiment import claim as claim_of
 
 
 class JobsProgress:
@@ -123,15 +121,11 @@ def run(
 
 def print_verdicts(written: Path) -> None:
     """Print each claim with its verdict and evidence."""
-    import json
-
-    for claim in json.loads(written.read_text(encoding="utf-8"))["claims"]:
-        holds = claim["holds"]
-        open_ = holds is None and not claim["evidence"].startswith("not tested")
-        word = "undecided" if open_ else WORDS[holds]
-        console.print(Text(f"{word}: ", style=STYLES[holds]) + Text(claim["sentence"]))
-        evidence = claim["evidence"].removeprefix("not tested: ").removeprefix("undecided: ")
-        for line in evidence.splitlines():
+    for claim in map(claim_of, read_experiment(written.parent)["claims"]):
+        console.print(
+            Text(f"{claim.word.lower()}: ", style=STYLES[claim.level]) + Text(claim.sentence)
+        )
+        for line in claim.evidence.splitlines():
             console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
 
 

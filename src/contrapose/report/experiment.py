@@ -1,7 +1,8 @@
 """The report of an experiment: an HTML page and Markdown tables from experiment.json."""
 
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def render(found: Json, folder: Path) -> str:
         lead=lead(found),
         notices=notices(found),
         published=published,
-        measured=measured_grid(found),
+        measured=measured_grids(found),
         sources=sources(found),
         figures=figures,
         jobs=_jobs(found),
@@ -135,7 +136,7 @@ def claim(given: Json) -> Claim:
     return Claim(
         sentence=given["sentence"],
         source=given["source"],
-        evidence=evidence.removeprefix("not tested: ").removeprefix("undecided: "),
+        evidence=re.sub("^(not tested|undecided)[:,] ", "", evidence),
         level=level,
         word=word,
     )
@@ -206,28 +207,58 @@ def published_grid(found: Json) -> Grid | None:
     return _grid(facts, measures, cells)
 
 
-def measured_grid(found: Json) -> Grid | None:
-    """Mean and standard deviation over seeds of every declared measure that is a number."""
+def measured_grids(found: Json) -> list[Grid]:
+    """Tables of the mean and standard deviation over seeds of the declared measures.
+
+    Settings stand in one table if at least half of the measures of both together are of both, so
+    that jobs of other kinds have tables of their own; so have the measures that fewer than half of
+    the settings of a table have.
+    """
     facts = list(dict.fromkeys(name for job in found["jobs"] for name in job["facts"]))
+    numbers = [scalars(job["measures"]) for job in found["jobs"]]
     names = list(
         dict.fromkeys(
             name
             for measure in found["measures"]
-            for job in found["jobs"]
-            for name in scalars(job["measures"])
+            for row in numbers
+            for name in row
             if name == measure or name.startswith(f"{measure}.")
         )
     )
-    cells: dict[tuple[Any, ...], dict[str, Cell]] = {}
     values: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    for job in found["jobs"]:
-        at = tuple(job["facts"].get(name) for name in facts)
-        row = values.setdefault(at, {})
-        for name, value in scalars(job["measures"]).items():
-            row.setdefault(name, []).append(value)
-    for at, row in values.items():
-        cells[at] = {name: _ours(row[name]) for name in names if name in row}
-    return _grid(facts, names, cells) if names else None
+    for job, row in zip(found["jobs"], numbers, strict=True):
+        setting = values.setdefault(tuple(job["facts"].get(name) for name in facts), {})
+        for name in names:
+            if name in row:
+                setting.setdefault(name, []).append(row[name])
+    kinds: list[list[tuple[Any, ...]]] = []
+    for at in filter(values.__getitem__, values):
+        alike = (kind for kind in kinds if _alike(values[kind[0]].keys(), values[at].keys()))
+        if (kind := next(alike, None)) is None:
+            kinds.append([at])
+        else:
+            kind.append(at)
+    kinds.sort(key=len, reverse=True)
+    grids = []
+    for k, kind in enumerate(kinds):
+        count = {name: sum(name in values[at] for at in kind) for name in names}
+        common = [name for name in names if 2 * count[name] >= len(kind)]
+        rare = [name for name in names if 0 < 2 * count[name] < len(kind)]
+        waiting = [at for at in values if not (k or values[at])]  # in the first table
+        some = [at for at in kind if any(name in values[at] for name in rare)]
+        for columns, settings in ((common, {*kind, *waiting}), (rare, some)):
+            cells = {
+                at: {name: _ours(values[at][name]) for name in columns if name in values[at]}
+                for at in values
+                if at in settings
+            }
+            grids += [_grid(facts, columns, cells)] if columns else []
+    return grids
+
+
+def _alike(one: Set[str], other: Set[str]) -> bool:
+    """True if two sets share at least half of what is in either."""
+    return 2 * len(one & other) >= len(one | other)
 
 
 def _not_paper(found: Json) -> str:
@@ -288,11 +319,11 @@ def markdown(found: Json) -> str:
             lines += [f"Not run at this scale: {left}.", ""]
         published = f"Published: {_md('; '.join(sources(found)))}."
         lines += [f"{published} {_not_paper(found)}".rstrip(), ""]
-    if (grid := measured_grid(found)) is not None:
+    if grids := measured_grids(found):
         lines += ["## Measured", ""]
+    for grid in grids:
         lines += [f"{_md(grid.same)}.", ""] if grid.same else []
-        lines += _md_grid(grid, with_published=False)
-        lines.append("")
+        lines += [*_md_grid(grid, with_published=False), ""]
     lines += [f"- {_md(name)}: {_md(about)}" for name, about in found["measures"].items()]
     if found["notes"]:
         lines += ["", "## Choices", "", *(f"- {_md(note)}" for note in found["notes"])]
