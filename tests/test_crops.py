@@ -92,7 +92,7 @@ def test_views_that_are_no_crops_of_the_image_are_refused():
 
 def test_a_page_draws_every_kind_and_a_damaged_one_is_refused(tmp_path):
     found, page = study.examine(
-        colours(), recipe="simclr", out=tmp_path / "v.html", changes=["views=simclr"], size=24
+        opened(colours()), recipe="simclr", out=tmp_path / "v.html", changes=["views=simclr"]
     )
     text = page.read_text()
     assert all(f"<strong>{kind}</strong>" in text for kind in KINDS)

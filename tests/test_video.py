@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import struct
 from dataclasses import replace
 from fractions import Fraction
@@ -14,7 +15,7 @@ from PIL import Image
 
 import contrapose
 from contrapose import explain, losses, recipes
-from contrapose.data import Request
+from contrapose.data import Request, video
 from contrapose.data.video import APART, _decoded, decode_video, of_clip, times_of
 from contrapose.downstream import align
 from contrapose.encoders import Encoder, mlp, small_conv
@@ -109,10 +110,10 @@ def network():
     return Encoder.build(net, partial(mlp, dim=4), [0.5] * 3, [0.25] * 3)
 
 
-def write_video(path, frames=20, rate=10, side=32):
+def write_video(path, frames=20, rate=10, side=32, codec="mpeg4"):
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("mpeg4", rate=rate)
+        stream = out.add_stream(codec, rate=rate)
         stream.width = stream.height = side
         stream.pix_fmt = "yuv420p"
         for k in range(frames):
@@ -153,6 +154,24 @@ def test_a_file_that_was_cut_says_how_many_frames_it_lacks(tmp_path):
     lost = next(n for words, n in notes.items() if "it is cut off or damaged" in words)
     assert 10 < lost < 50 and lost + len(Request(tmp_path / "cut.avi").open("train")) == 60
     assert len(Request(tmp_path / "whole.avi").open("train").notes) == 1
+
+
+def test_a_stream_that_announces_no_frames_says_so_and_counts_those_in_a_hole(tmp_path):
+    write_video(tmp_path / "whole.ts", frames=60, rate=25, codec="mpeg2video")
+    whole = (tmp_path / "whole.ts").read_bytes()
+    (tmp_path / "cut.ts").write_bytes(whole[: len(whole) // 2])
+    packet = 188
+    start = len(whole) // packet // 2 * packet
+    (tmp_path / "hole.ts").write_bytes(whole[:start] + whole[start + 10 * packet :])
+    found = {name: Request(tmp_path / f"{name}.ts").open("train") for name in ("whole", "cut")}
+    for images in found.values():
+        assert any("does not say how many it has" in note for note in images.notes)
+    assert len(found["whole"]) == 60 > len(found["cut"]) > 10 and len(found["whole"].notes) == 1
+    hole = Request(tmp_path / "hole.ts").open("train")
+    lost = next(n for words, n in hole.notes.items() if "by the steady rate" in words)
+    assert lost > 0 and lost + len(hole) == 60
+    assert video.skipped(np.array([0, 33, 67, 100, 133, 167])) == 0  # 30 frames a second
+    assert video.skipped(np.array([0, 40, 90, 400, 430, 900])) == 0  # a rate that varies
 
 
 def test_a_still_camera_is_trained_on_and_judged_though_all_frames_are_near_copies(tmp_path):
@@ -350,6 +369,11 @@ def test_training_in_time_brings_two_cameras_into_step(tmp_path, loss):
     assert by["z"]["error"] < 0.6 * by["z"]["random"]
     assert by["z"]["error"] < by["z before training"]["error"]
     assert "Matched frames" in page.read_text() and (run.path / "align-cam0-cam1.json").exists()
+    shutil.copytree(tmp_path / "v" / "pour" / "cam0", tmp_path / "again")
+    (tmp_path / "again" / "f7.png").write_bytes(b"\x89PNG half")
+    found, _ = align(run, Request(tmp_path / "again", fps=10))
+    assert found["frames"] == [23, 23] and len(found["left_out"]) == 1
+    assert "f7.png: " in found["left_out"][0]
     metrics = run.metrics()
     assert all(math.isfinite(row["loss"]) for row in metrics)
     with pytest.raises(UserError, match="holds 2 clips"):

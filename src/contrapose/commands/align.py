@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from contrapose.commands.console import console
+from contrapose.commands.console import console, print_notes
 from contrapose.commands.options import Device, RecipeAgain, RunFolder
 
 
@@ -40,6 +40,7 @@ def align(
             run, *sources, tolerance=tolerance, device=device, recipe=recipe, out=out,
             command=command_line(),
         )  # fmt: skip
+    print_notes(found["notes"], found["left_out"])
     table = Table(box=None, pad_edge=False)
     for name in ("features", "error", "at random", "right", "at random"):
         table.add_column(name, justify="left" if name == "features" else "right")

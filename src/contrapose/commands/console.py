@@ -48,7 +48,8 @@ def print_images(images: "ImageSet") -> None:
     classes += ", several for each image" if images.labels is not None else ""
     shape = f"{images.channels} x {images.size} x {images.size}"
     console.print(Text(f"{images.name}: {len(images):,} images {shape}{classes}"))
-    print_notes(images.notes, [f"{s.path}: {s.reason}" for s in images.skipped])
+    print_notes(images.notes, ())
+    print_left_out(images)
 
 
 def print_notes(notes: Mapping[str, int], left_out: Sequence[str]) -> None:
@@ -59,6 +60,12 @@ def print_notes(notes: Mapping[str, int], left_out: Sequence[str]) -> None:
         console.print(Text(f"  left out {words}", style="yellow"), soft_wrap=True)
     if len(left_out) > 5:
         console.print(f"  and {len(left_out) - 5:,} more")
+
+
+def print_left_out(*images: "ImageSet") -> None:
+    """Print the first of the files that were left out of any of these images."""
+    every = [f"{s.path}: {s.reason}" for some in images for s in some.skipped]
+    print_notes({}, list(dict.fromkeys(every)))
 
 
 @contextmanager

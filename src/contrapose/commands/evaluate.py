@@ -37,12 +37,13 @@ def evaluate(
     """
     start_ranks(ranks)
     from contrapose import explain
-    from contrapose.commands.console import print_scores, working
+    from contrapose.commands.console import print_left_out, print_scores, working
     from contrapose.processes import launched
 
     with launched(device):
         with working("opening the images"):
             subject = explain.Subject.open(run, others(data, how), device, recipe)
+        print_left_out(subject.train, subject.test)
         with working("evaluating"):
             scores = explain.evaluate(subject, protocol=protocol)
     print_scores(scores)

@@ -46,12 +46,13 @@ def robustness(
 ) -> None:
     """Measure RUN's classifier on corrupted images: accuracy, calibration, temperature scaling."""
     from contrapose import explain
-    from contrapose.commands.console import working
+    from contrapose.commands.console import print_left_out, working
     from contrapose.training.run import Run
 
     opened = Run.open(run)
     with working("opening the images"):
         subject = explain.Subject.open(opened, others(data, how), device, recipe)
+    print_left_out(subject.train, subject.test)
     with working("corrupting"):
         found = explain.robustness(
             subject,

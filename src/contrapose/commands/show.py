@@ -37,20 +37,20 @@ def show(
     from contrapose.data import Request
     from contrapose.data.composed import write_sheet
 
+    if set_ and recipe is None:
+        raise UserError(f"--set {set_[0]} is of a recipe: add --recipe simclr")
+    images = Request(data, **how).open(split)
+    console.print_images(images)
     if recipe is not None:
         from contrapose.studies import views
 
         found, page = views.examine(
-            data, recipe=recipe, changes=set_ or (), out=out or Path("views.html"), split=split,
-            command=command_line(), **how,
+            images, recipe=recipe, changes=set_ or (), out=out or Path("views.html"),
+            command=command_line(),
         )  # fmt: skip
         print_crops(found)
         typer.echo(f"Written: {page}")
         return
-    if set_:
-        raise UserError(f"--set {set_[0]} is of a recipe: add --recipe simclr")
-    images = Request(data, **how).open(split)
-    console.print_images(images)
     typer.echo(f"Written: {write_sheet(images, out or Path('sheet.png'), count=count)}")
 
 

@@ -164,10 +164,15 @@ def _video(
         raise UserError(f"--fps {fps:g}: {path} has times of its own; leave it out")
     decoded = video.decode_video(path, size)
     listing = from_array(decoded.frames, what=str(path))
-    notes = {f"frames decoded by {decoded.reader}": len(decoded.frames)}
+    read = f"frames decoded by {decoded.reader}"
+    if not decoded.announced:
+        read += "; the file does not say how many it has, so that its end may be missing"
+    notes = {read: len(decoded.frames)}
     lost = decoded.announced - len(decoded.frames)
     if lost > 1:  # one more or less is how some programs count
         notes["frames that the file announces are missing: it is cut off or damaged"] = lost
+    elif not decoded.announced and (lost := video.skipped(decoded.time)):
+        notes["frames are missing, by the steady rate of the others: the file is damaged"] = lost
     names = Numbered(path.name, len(decoded.frames))
     return decoded, replace(listing, names=names, notes={**listing.notes, **notes})
 

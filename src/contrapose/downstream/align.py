@@ -71,6 +71,13 @@ def align(
         "format": 1, "of": [side.name.rpartition("/")[2] for side in (one, two)],
         "frames": [len(one), len(two)],
         "tolerance": tolerance, "command": command,
+        "notes": dict(one.notes) if other is None else {
+            f"{side.name}: {note}": n for side in (one, two) for note, n in side.notes.items()
+        },
+        "left_out": [
+            f"{s.path}: {s.reason}"
+            for side in ((one,) if other is None else (one, two)) for s in side.skipped
+        ],
         "by": {words: _numbers(a) for words, a in found.items()},
     }  # fmt: skip
     seconds = "altered" if other is None else as_file_name(Path(two.name).stem)

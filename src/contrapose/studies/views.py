@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from contrapose import adapt, recipes
-from contrapose.data import Request
+from contrapose.data import ImageSet
 from contrapose.evaluation.crops import Crops, crops_of
 from contrapose.explain.pictures import CROPPED, crop_arrays
 from contrapose.partials import describe
@@ -13,20 +13,17 @@ from contrapose.report.views import write_views
 
 
 def examine(
-    data: Any,
+    images: ImageSet,
     *,
     recipe: str = "simclr",
     changes: Sequence[str] = (),
     out: Path | str = "views.html",
-    split: str = "train",
     command: str | None = None,
-    **how: Any,
 ) -> tuple[Crops, Path]:
     """The crops of the recipe's views on these images, and the page that draws them.
 
-    how: fields of a `Request`. Raises UserError for a policy whose views are no crops.
+    Raises UserError for a policy whose views are no crops.
     """
-    images = Request.of(data, **how).open(split)
     chosen = recipes.recipe_for(recipe, images.size, images.shown)
     chosen = adapt.beside_constants(adapt.changed(chosen, images, changes=changes), images)
     few = CROPPED if chosen.size <= 64 else CROPPED // 5
