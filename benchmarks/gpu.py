@@ -37,7 +37,9 @@ from contrapose.machine import synchronize
 from contrapose.recipes import recipe_for
 from contrapose.similarity import products
 from contrapose.training import optim
+from contrapose.training.compiling import IN_WORDS, WAYS
 from contrapose.training.objective import Batch, objective_of
+from contrapose.training.parallel import Alone
 from contrapose.training.recipe import Recipe
 from contrapose.training.step import step
 
@@ -181,21 +183,20 @@ class Bench:
         index = torch.arange(batch, device=self.device)
         flops = self.flops(self.network(recipe, images), recipe, image)
 
-        def ours(compiled: bool) -> None:
+        def ours(compiled: str) -> None:
             network = self.network(recipe, images)
-            if compiled:
-                network.backbone.compile()
+            sharing = Alone(network, recipe, compiled)
             optimizer = recipe.optimizer(network, lr=0.03)
             objective = objective_of(recipe, network, batch)
             generator = torch.Generator(self.device).manual_seed(0)
 
             def once() -> None:
                 step(network, optimizer, objective, Batch(image, index), recipe, generator,
-                     bf16=True)  # fmt: skip
+                     bf16=True, sharing=sharing)  # fmt: skip
 
-            what = f"contrapose, bf16{', compiled' if compiled else ''}"
+            what = f"contrapose, bf16, {IN_WORDS[compiled]}"
             self.noted(name, what, batch, "images/s", self.timed(once), flops)
-            if not compiled and self.device.type == "cuda":
+            if compiled == "off" and self.device.type == "cuda":
                 syncs = synchronisations(once)
                 self.found.append(Figure(name, "synchronisations a step", syncs, ""))
 
@@ -216,9 +217,8 @@ class Bench:
 
             self.noted(name, what, batch, "images/s", self.timed(once), flops)
 
-        ours(False)
-        if self.device.type == "cuda":
-            self.guarded(name, "contrapose, bf16, compiled", lambda: ours(True))
+        for way in WAYS if self.device.type == "cuda" else ("off",):
+            self.guarded(name, f"contrapose, bf16, {IN_WORDS[way]}", partial(ours, way))
         self.guarded(name, "plain torch", lambda: others(plain_loss, "plain torch, bf16"))
         self.guarded(name, "lightly", lambda: others(lightly_loss(), "lightly's loss, bf16"))
 

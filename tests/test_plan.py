@@ -111,6 +111,7 @@ def test_every_setting_is_said_with_its_reason(photographs, tmp_path):
     assert choices["encoder"][0] == "resnet18, 12 M parameters"
     assert run.read("environment.json")["why"] == {
         "device": "asked for by --device cpu", "precision": "asked for by --precision fp32",
+        "compile": "no gain on such a device wherever it was measured",
     }  # fmt: skip
     again = api.resume(run, images=photographs, device="cpu").read("environment.json")
     assert again["resumed"][-1]["why"]["precision"] == "as the run was begun"

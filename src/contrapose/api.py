@@ -27,6 +27,7 @@ from contrapose.prepare import request_of as request_of
 from contrapose.processes import Rank, launched, restarted
 from contrapose.progress import stage
 from contrapose.training import loop
+from contrapose.training.compiling import check_name, chosen_way
 from contrapose.training.parallel import check_ranks, check_same
 from contrapose.training.precision import faster_precision
 from contrapose.training.recipe import Recipe, classifies
@@ -51,7 +52,7 @@ def train(
     freeze: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
-    compiled: bool = False,
+    compiled: str = "auto",
     held_out: float | None = None,
     command: str | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -66,17 +67,19 @@ def train(
     kept from training for evaluation; None is a fifth where positives are classes and there is no
     test split, else 0. start: where weights come from (`training.start`): a run folder, a file of
     weights, or "pretrained"; its network and size are taken too, where they are not asked for.
-    freeze: parts of the encoder that stay as they are, such as "backbone". Everything is checked,
+    freeze: parts of the encoder that stay as they are, such as "backbone". compiled: auto, on, off
+    or graphs (`training.compiling`). Everything is checked,
     and one step tried, before the folder is made. Raises UserError or FileNotFoundError for
     what cannot be trained.
     """
-    where = device, precision
+    check_name(compiled)
+    where = device, precision, compiled
     with launched(device) as me:
         if (begun_before := me.first_does(lambda: _begun_before(me, out))) is not None:
             own = None if isinstance(recipe, str) and recipe in recipes.names() else recipe
             given = None if isinstance(images, str | Path) else images
             run = Run.open(begun_before)
-            _resumed(run, me, own, given, None, where, compiled, watch, begin)
+            _resumed(run, me, own, given, None, where, watch, begin)
             return run
         request = me.all_do(lambda: sized_as(start, Request.of(images, **how)))
         if out is not None:
@@ -93,6 +96,7 @@ def train(
         if precision == "auto" and device == "cpu" and multiplies_bf16(device):
             found = me.first_does(lambda: _measured_precision(chosen, source, network))
             bf16, measured = (bf16, measured) if found is None else found
+        way = _compiling(compiled, chosen, source, network, me, bf16)
         folder = me.first_does(lambda: Path(out) if out else new_folder(source.name, chosen.name))
         written = {"format": FORMAT, "contrapose": __version__, "command": command, "data": data}
         written |= {"recipe": describe(chosen), "plan": planned, "choices": choices}
@@ -103,14 +107,15 @@ def train(
             if begun is not None:
                 weights = network.to_bytes()
                 me.first_does(lambda: run.write_start(weights))
-            now = _machine(me, source, bf16, where, measured)
+            now = _machine(me, source, bf16, where[:2], way, measured)
             me.first_does(lambda: run.write("environment.json", now))
             if me.pulse is not None and me.first:
                 me.pulse.note("folder", str(folder.absolute()))
             begin(run, chosen, source)
-            if compiled:
-                network.backbone.compile()
-            loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch, me=me)
+            loop.fit(
+                chosen, source, run, network, device=device, bf16=bf16, compiled=way[0],
+                watch=watch, me=me,
+            )  # fmt: skip
     return run
 
 
@@ -119,6 +124,18 @@ def _measured_precision(
 ) -> tuple[bool, str] | None:
     with stage("measuring steps in bf16 and in fp32"):
         return faster_precision(recipe, images, network)
+
+
+def _compiling(
+    asked: str, recipe: Recipe, images: ImageSet, network: Encoder, me: Rank, bf16: bool
+) -> tuple[str, str]:
+    """How the encoder is compiled on all ranks, and why."""
+
+    def chosen() -> tuple[str, str]:
+        with stage("choosing whether to compile"):
+            return chosen_way(asked, recipe, images, network, me.device, bf16=bf16, ranks=me.world)
+
+    return me.first_does(chosen)
 
 
 def _begun_before(me: Rank, out: Path | str | None) -> str | None:
@@ -130,10 +147,17 @@ def _begun_before(me: Rank, out: Path | str | None) -> str | None:
 
 
 def _machine(
-    me: Rank, images: ImageSet, bf16: bool, asked: tuple[str, str], measured: str = ""
+    me: Rank,
+    images: ImageSet,
+    bf16: bool,
+    asked: tuple[str, str],
+    compiled: tuple[str, str],
+    measured: str = "",
 ) -> dict[str, Any]:
-    """What environment.json says: `machine.environment`, and how many processes share a run."""
+    """What environment.json says: `machine.environment`, how the encoder is compiled (and why),
+    what decodes JPEG for a GPU, and how many processes share the run."""
     found = environment(me.device, bf16, asked, measured)
+    found["compile"], found["why"]["compile"] = compiled
     if me.device.startswith("cuda") and not images.in_memory:
         found["why"]["jpeg"] = device_jpeg.why(torch.device(me.device))
     ranks = (
@@ -150,7 +174,7 @@ def resume(
     epochs: float | None = None,
     device: str = "auto",
     precision: str | None = None,
-    compiled: bool = False,
+    compiled: str | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     begin: Callable[[Run, Recipe, ImageSet], None] = lambda run, recipe, images: None,
 ) -> Run:
@@ -162,10 +186,11 @@ def resume(
     schedule is then that of as many, from where training stands on, which a warning says in
     numbers. Raises UserError for epochs that are past already.
     """
+    check_name(compiled or "auto")
     with launched(device) as me:
         path = run
         run = me.all_do(lambda: path if isinstance(path, Run) else Run.open(path))
-        _resumed(run, me, recipe, images, epochs, (device, precision), compiled, watch, begin)
+        _resumed(run, me, recipe, images, epochs, (device, precision, compiled), watch, begin)
     return run
 
 
@@ -175,12 +200,11 @@ def _resumed(
     recipe: str | Path | Recipe | None,
     images: Any,
     epochs: float | None,
-    asked: tuple[str, str | None],
-    compiled: bool,
+    asked: tuple[str, str | None, str | None],
     watch: Callable[[Progress], None],
     begin: Callable[[Run, Recipe, ImageSet], None],
 ) -> None:
-    """`resume` on one of the ranks; asked: device and precision."""
+    """`resume` on one of the ranks; asked: device, precision, and how to compile."""
     device, precision = me.device, asked[1]
     written, source, chosen, before = me.all_do(lambda: reopened(run, recipe, images, epochs))
     where = asked[0], precision or "auto"
@@ -188,20 +212,24 @@ def _resumed(
     bf16 = me.first_does(lambda: choose_bf16(kept, device))
     check_ranks(chosen, source, me)
     network = adapt.build(chosen, source)
+    way = _compiling(asked[2] or before.get("compile", "auto"), chosen, source, network, me, bf16)
     if chosen.start is not None:
         _begin_again(run, chosen, network, me)
     with me.first_holds(run.locked()):
         if chosen.epochs != written["recipe"]["epochs"]:
             me.first_does(lambda: _note_epochs(run, chosen.epochs))
-        now = _machine(me, source, bf16, where)
+        now = _machine(me, source, bf16, where, way)
         if precision is None and "precision" in before:
             now["why"]["precision"] = "as the run was begun"
+        if asked[2] is None and "compile" in before:
+            now["why"]["compile"] = "as the run was begun"
         again = before | {"resumed": [*before.get("resumed", []), now]} if before else now
         me.first_does(lambda: run.write("environment.json", again))
         begin(run, chosen, source)
-        if compiled:
-            network.backbone.compile()
-        loop.fit(chosen, source, run, network, device=device, bf16=bf16, watch=watch, me=me)
+        loop.fit(
+            chosen, source, run, network, device=device, bf16=bf16, compiled=way[0], watch=watch,
+            me=me,
+        )  # fmt: skip
 
 
 def _note_epochs(run: Run, epochs: float) -> None:

@@ -16,6 +16,7 @@ from contrapose.machine import check_device_name, choose_bf16
 from contrapose.partials import describe, up_to_date
 from contrapose.processes import Rank
 from contrapose.training import loop
+from contrapose.training.compiling import WAYS, check_name
 from contrapose.training.dry_run import dry_run
 from contrapose.training.parallel import check_sharable
 from contrapose.training.recipe import Recipe
@@ -24,7 +25,9 @@ from contrapose.training.start import begin_from, source_of
 
 LOOKED_AT = 32  # images of which `check` takes the mean and standard deviation of the input
 FEWEST = 8  # images of a run of a named recipe without a test split: two judge it
-_ENVIRONMENT = {"precision?": frozenset({"fp32", "bf16"}), "resumed?": [dict]}
+_ENVIRONMENT = {
+    "precision?": frozenset({"fp32", "bf16"}), "compile?": frozenset(WAYS), "resumed?": [dict],
+}  # fmt: skip
 
 
 def check(
@@ -37,6 +40,7 @@ def check(
     freeze: Sequence[str] = (),
     device: str = "auto",
     precision: str = "auto",
+    compiled: str = "auto",
     how: Mapping[str, Any],
     **settings: Any,
 ) -> None:
@@ -47,6 +51,7 @@ def check(
     settings: encoder, epochs, batch_size, temperature, seed and changes, as for `train`.
     """
     check_device_name(device)
+    check_name(compiled)
     choose_bf16(precision, "cpu")
     if out is not None:
         Run.refuse_existing(Path(out))
@@ -68,12 +73,14 @@ def check_resumed(
     epochs: float | None = None,
     device: str = "auto",
     precision: str | None = None,
+    compiled: str | None = None,
 ) -> None:
     """Raise what `resume` would raise before its first step on so many ranks of another machine.
 
     As `check`; that the images are those of the run is not looked at, as it may read all of them.
     """
     check_device_name(device)
+    check_name(compiled or "auto")
     choose_bf16(precision or "auto", "cpu")
     _, source, chosen, _ = reopened(Run.open(run), recipe, images, epochs, unread=True)
     check_sharable(chosen, source, ranks)

@@ -197,6 +197,8 @@ def print_choices(run: "Run", choices: dict[str, Any]) -> None:
         "device": [where.get("device"), why.get("device", "")],
         "precision": [where.get("precision"), why.get("precision", "")],
     }
+    if where.get("compile", "off") != "off" or str(why.get("compile")).startswith("measured"):
+        rows["compile"] = [where.get("compile"), why.get("compile", "")]
     if "jpeg" in why:
         rows["jpeg"] = ["decoded", why["jpeg"]]
     table = Table.grid(padding=(0, 2))

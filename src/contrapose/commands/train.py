@@ -80,8 +80,9 @@ def train(
     ] = None,
     resource: Resource = None,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the backbone.")
-    ] = False,
+        str | None,
+        typer.Option("--compile", help="The encoder, by torch.compile: auto, on, off or graphs."),
+    ] = None,
     explain: Annotated[bool, typer.Option(help="Evaluate, diagnose and report at the end.")] = True,
     *,
     how: dict[str, Any],
@@ -120,14 +121,14 @@ def train(
 
     asked: dict[str, Any] = {
         "recipe": recipe, "images": data, "epochs": epochs, "device": device,
-        "precision": precision,
+        "precision": precision, "compiled": compile_,
     }  # fmt: skip
     if resume is None:
         asked |= {
             "recipe": recipe or "simclr", "out": out, "encoder": encoder, "batch_size": batch_size,
             "temperature": temperature, "seed": seed, "changes": set_ or (),
             "start": PUBLISHED if pretrained else start, "freeze": names_of(freeze),
-            "precision": precision or "auto",
+            "precision": precision or "auto", "compiled": compile_ or "auto",
         }  # fmt: skip
     if elsewhere:
         if resume is None:
@@ -141,13 +142,11 @@ def train(
         with watching:
             if resume is not None:
                 before = Run.open(resume).status()
-                run = api.resume(
-                    resume, **asked, compiled=compile_, watch=watching.step, begin=watching.begin
-                )
+                run = api.resume(resume, **asked, watch=watching.step, begin=watching.begin)
             else:
                 run = api.train(
-                    **asked, compiled=compile_, command=api.command_line(), watch=watching.step,
-                    begin=watching.begin, **how,
+                    **asked, command=api.command_line(), watch=watching.step, begin=watching.begin,
+                    **how,
                 )  # fmt: skip
         if resume is not None and before.get("state") == "finished":
             if run.status().get("step") == before.get("step"):

@@ -1,20 +1,19 @@
 """Time and memory of a run on this machine, measured on a few steps before it begins."""
 
 import copy
-import time
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from contrapose.augment import views as make_views
 from contrapose.data import ImageSet, batches_ahead
 from contrapose.encoders import Encoder, fastest_layout
-from contrapose.machine import freed_memory_kept, synchronize
+from contrapose.machine import freed_memory_kept
 from contrapose.progress import duration
 from contrapose.training.batches import shuffled
 from contrapose.training.recipe import Recipe
+from contrapose.training.trials import timed_step, try_step
 
 FEW = 2  # images of the first measured step
 ENOUGH = 0.1  # s: a measured step that takes as long is not repeated with more images
@@ -90,27 +89,6 @@ def cost(
     )
 
 
-def timed_step(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:
-    """Seconds of a step without loss and update: views, forward and backward pass."""
-    start = time.perf_counter()
-    _step(trial, recipe, picture, bf16)
-    return time.perf_counter() - start
-
-
-def _step(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> None:
-    generator = torch.Generator(picture.device).manual_seed(0)
-    view = make_views(recipe.policy, picture, generator, n=recipe.number_of_views)
-    rows = view.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(picture.device.type, torch.bfloat16, enabled=bf16):
-        h, z = trial(rows)
-        out = z.float().square().sum()
-        if trial.classifier is not None:
-            out = out + trial.logits(h).square().sum()
-    out.backward()
-    trial.zero_grad(set_to_none=True)
-    synchronize(picture.device)
-
-
 def _kept(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:
     """Bytes of the tensors that one step keeps for its backward pass, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in trial.parameters()}
@@ -123,5 +101,5 @@ def _kept(trial: Encoder, recipe: Recipe, picture: Tensor, bf16: bool) -> float:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        _step(trial, recipe, picture, bf16)
+        try_step(trial, recipe, picture, bf16)
     return float(sum(seen.values()))

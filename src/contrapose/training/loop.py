@@ -60,22 +60,23 @@ def fit(
     *,
     device: str = "cpu",
     bf16: bool = False,
+    compiled: str = "off",
     watch: Callable[[Progress], None] = lambda progress: None,
     me: Rank | None = None,
 ) -> None:
     """Train `encoder` in place to the end of the recipe, from the newest checkpoint if any.
 
-    me: this process among those that share every batch; each of them calls this, the first one
-    reads and writes the folder. After a training too short for the running statistics of batch
-    normalisation they are estimated over training images (`batchnorm`), in the encoder file alone;
-    status.json says so.
+    compiled: one of `compiling.WAYS`. me: this process among those that share every batch; each of
+    them calls this, the first one reads and writes the folder. After a training too short for the
+    running statistics of batch normalisation they are estimated over training images (`batchnorm`),
+    in the encoder file alone; status.json says so.
 
     Raises InterruptedTraining, NonFiniteError or OSError after saving what can be saved, on all
     ranks in the same step.
     """
     check(recipe, images)
     me = Rank(device=device) if me is None else me
-    training = State(recipe, images, run, encoder, device, bf16, me)
+    training = State(recipe, images, run, encoder, device, bf16, me, compiled)
     if training.done:
         return
     me.first_does(lambda: run.set_aside_findings(training.at))

@@ -27,6 +27,7 @@ from contrapose.portions import Portion, portion_of_batch
 from contrapose.processes import Rank, shared
 from contrapose.similarity import across, gather_rows
 from contrapose.training.batches import drawn
+from contrapose.training.compiling import as_asked
 from contrapose.training.global_batchnorm import over_ranks
 from contrapose.training.objective import in_halves
 from contrapose.training.recipe import Recipe
@@ -38,8 +39,8 @@ class Alone:
 
     alone = True
 
-    def __init__(self, encoder: Encoder, recipe: Recipe) -> None:
-        self.embed: nn.Module = _Pass(encoder, recipe.chunk)
+    def __init__(self, encoder: Encoder, recipe: Recipe, compiled: str = "off") -> None:
+        self.embed: nn.Module = _Pass(as_asked(encoder, compiled), recipe.chunk)
 
     def join(self) -> None:
         """Exchange gradients from here on; called by all, with the same weights."""
@@ -71,21 +72,22 @@ class Together(Alone):
 
     alone = False
 
-    def __init__(self, encoder: Encoder, recipe: Recipe, me: Rank) -> None:
+    def __init__(self, encoder: Encoder, recipe: Recipe, me: Rank, compiled: str = "off") -> None:
         self.me, self.local = me, recipe.batch_norm == "local"
+        self.encoder = encoder
         self.in_halves = in_halves(recipe)
         cuda = next(encoder.parameters()).device.type == "cuda"
         if not self.local:
             over_ranks(encoder, cuda=cuda and me.world == torch.distributed.get_world_size())
-        super().__init__(encoder, recipe)
+        super().__init__(encoder, recipe, compiled)
 
     def join(self) -> None:
         device = next(self.embed.parameters()).device
         # A static graph permits weights that are used in several chunks, or outside of `embed` as
         # the classifier's are; it exchanges the first gradients when that of the output arrives,
         # so the output must have one.
-        names = [n for n, weight in self.embed.named_parameters() if weight.requires_grad]
-        static = any(not name.startswith("encoder.classifier.") for name in names)
+        names = [n for n, weight in self.encoder.named_parameters() if weight.requires_grad]
+        static = any(not name.startswith("classifier.") for name in names)
         with warnings.catch_warnings(action="ignore"):  # torch 2.14 renames broadcast_buffers
             self.embed = DistributedDataParallel(
                 self.embed,
@@ -134,19 +136,24 @@ class Together(Alone):
 class _Pass(nn.Module):
     """The encoder on the rows of a step, in chunks where the recipe asks for them."""
 
-    def __init__(self, encoder: Encoder, chunk: int | None) -> None:
+    def __init__(self, encode: nn.Module, chunk: int | None) -> None:
         super().__init__()
-        self.encoder, self.chunk = encoder, chunk
+        self.encode, self.chunk = encode, chunk
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self.chunk is None:
-            return self.encoder(rows)  # type: ignore[no-any-return]
-        return chunked(self.encoder, rows, chunk=self.chunk)  # type: ignore[no-any-return]
+            return self.encode(rows)  # type: ignore[no-any-return]
+        return chunked(self.encode, rows, chunk=self.chunk)  # type: ignore[no-any-return]
 
 
-def training_of(encoder: Encoder, recipe: Recipe, me: Rank) -> Alone:
-    """How the steps of a run share their batches. To be called before the optimiser is made."""
-    return Alone(encoder, recipe) if me.world == 1 else Together(encoder, recipe, me)
+def training_of(encoder: Encoder, recipe: Recipe, me: Rank, compiled: str = "off") -> Alone:
+    """How the steps of a run share their batches. To be called before the optimiser is made.
+
+    compiled: one of `compiling.WAYS`.
+    """
+    if me.world == 1:
+        return Alone(encoder, recipe, compiled)
+    return Together(encoder, recipe, me, compiled)
 
 
 def check_same(me: Rank, *images: ImageSet, encoder: Encoder | None = None) -> None:

@@ -5,24 +5,18 @@ networks are bound by neither, and casts cost time. So a few steps of each preci
 """
 
 import copy
-import json
 import statistics
-import time
 import warnings
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
 from contrapose.data import ImageSet
-from contrapose.data.images import digest
 from contrapose.encoders import Encoder, fastest_layout
-from contrapose.files import cache_root
-from contrapose.machine import freed_memory_kept, processor
-from contrapose.partials import describe
+from contrapose.machine import freed_memory_kept
 from contrapose.training.batches import shuffled
-from contrapose.training.cost import ENOUGH, FEW, timed_step
+from contrapose.training.cost import ENOUGH, FEW
 from contrapose.training.recipe import Recipe
+from contrapose.training.trials import remembered, timed_step
 
 STEPS = 5  # of each precision, in turn
 GAIN = 1.05  # times as fast bf16 must be, which rounds more coarsely
@@ -33,20 +27,16 @@ def faster_precision(recipe: Recipe, images: ImageSet, network: Encoder) -> tupl
     """(True if training on this CPU is faster in bf16, the measurement in words).
 
     None for a run that sees fewer than WORTH images, which is over before it matters. A copy of
-    the network takes STEPS steps in bf16 and in fp32 in turn, as `training.cost` does, and the
+    the network takes STEPS steps in bf16 and in fp32 in turn, as `training.trials` does, and the
     medians are compared. The result is kept in the cache for the same network, size and processor,
     so that the same command has the same precision again. The random state is left as it was.
     """
     if len(images) * recipe.epochs < WORTH:
         return None
-    kept = _place(recipe, images)
-    seen, when = _recall(kept), "before"
-    if seen is None:
-        seen, when = _measured(recipe, images, network), "at the start"
-        if kept is not None:
-            with suppress(OSError):
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps(seen))
+    seen, when = remembered(
+        "precision", ("bf16", "fp32", "images"), recipe, images,
+        lambda: _measured(recipe, images, network),
+    )  # fmt: skip
     bf16 = seen["fp32"] > GAIN * seen["bf16"]
     words = (
         f"measured {when}: a step of {seen['images']:.0f} images takes {seen['bf16']:.2g} s in "
@@ -79,25 +69,4 @@ def _measured(recipe: Recipe, images: ImageSet, network: Encoder) -> dict[str, f
             for bf16, times in took_by.items():
                 times.append(timed_step(trials[bf16], recipe, picture, bf16))
     fast, exact = (statistics.median(took_by[bf16]) for bf16 in (True, False))
-    return {"bf16": fast, "fp32": exact, "images": count, "measured": time.time()}
-
-
-def _place(recipe: Recipe, images: ImageSet) -> Path | None:
-    try:
-        root = cache_root()
-    except RuntimeError:  # nobody's home: there is no ~
-        return None
-    parts = (
-        processor(), torch.__version__, torch.get_num_threads(), describe(recipe.backbone),
-        describe(recipe.head), recipe.size, images.channels, recipe.batch_size,
-        recipe.number_of_views,
-    )  # fmt: skip
-    return None if root is None else root / "precision" / f"{digest(repr(parts).encode())}.json"
-
-
-def _recall(path: Path | None) -> dict[str, float] | None:
-    try:
-        seen = json.loads(path.read_text()) if path is not None else None
-        return seen if seen is None or min(seen["bf16"], seen["fp32"], seen["images"]) > 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return {"bf16": fast, "fp32": exact, "images": count}

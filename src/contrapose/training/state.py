@@ -62,8 +62,10 @@ class State:
         device: str,
         bf16: bool,
         me: Rank,
+        compiled: str = "off",
     ) -> None:
         self.run, self.encoder, self.bf16, self.me = run, encoder, bf16, me
+        self.compiled = compiled
         self.failing = False
         self.device = device
         self.stages = stages_of(recipe)
@@ -92,7 +94,7 @@ class State:
             weight.requires_grad_(True)
             weight.grad = None  # of the stage before, which would count where the weight is frozen
         encoder.freeze(recipe.freeze)
-        self.sharing = training_of(encoder, recipe, self.me)
+        self.sharing = training_of(encoder, recipe, self.me, self.compiled)
         self.optimizer = recipe.optimizer(encoder, lr=self.lr)
         self.objective = objective_of(recipe, encoder, len(self.images))
         self.feed = Feed(
