@@ -17,7 +17,7 @@ from contrapose.encoders import Encoder, checkpoints, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
-from contrapose.files import as_file_name, holder, unfinished
+from contrapose.files import as_file_name, check_writable, holder, unfinished
 from contrapose.machine import choose_bf16, environment, multiplies_bf16
 from contrapose.partials import describe, revive
 from contrapose.prepare import check as check
@@ -35,6 +35,8 @@ from contrapose.training.run import FORMAT, START_FILE, Run
 from contrapose.training.start import begin_from, source_of
 from contrapose.training.state import Progress
 from contrapose.version import __version__
+
+RUNS = Path("runs")  # where run folders are made that have no other place
 
 
 def train(
@@ -82,8 +84,7 @@ def train(
             _resumed(run, me, own, given, None, where, watch, begin)
             return run
         request = me.all_do(lambda: sized_as(start, Request.of(images, **how)))
-        if out is not None:
-            me.first_does(lambda: Run.refuse_existing(Path(out)))
+        me.first_does(lambda: Run.refuse_existing(Path(out)) if out else check_writable(RUNS))
         device = me.device
         bf16 = me.first_does(lambda: choose_bf16(precision, device))
         (chosen, source, network, data, begun), planned, choices = planned_run(
@@ -206,6 +207,7 @@ def _resumed(
 ) -> None:
     """`resume` on one of the ranks; asked: device, precision, and how to compile."""
     device, precision = me.device, asked[1]
+    me.first_does(lambda: check_writable(run.path))
     written, source, chosen, before = me.all_do(lambda: reopened(run, recipe, images, epochs))
     where = asked[0], precision or "auto"
     kept = precision or before.get("precision", "auto")
@@ -338,7 +340,7 @@ def _saw_labels(written: dict[str, Any]) -> bool:
 def new_folder(data: str, recipe: str) -> Path:
     """The first free folder of the form runs/cifar10-simclr-1."""
     stem, number = as_file_name(data), 1
-    while not unfinished(path := Path("runs") / f"{stem}-{recipe}-{number}") or holder(path):
+    while not unfinished(path := RUNS / f"{stem}-{recipe}-{number}") or holder(path):
         number += 1
     return path
 

@@ -6,6 +6,7 @@ any moment leaves the old file or the new one. A process that writes into a fold
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -68,10 +69,27 @@ def said_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        remedy = "change its permissions" if closed else "free some space"
         raise OSError(
-            f"{path} could not be written ({error.strerror or error}); free some space or give "
-            "another place. What was saved before is kept"
+            f"{path} could not be written ({error.strerror or error}); {remedy} or give another "
+            "place. What was saved before is kept"
         ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise the OSError that writing to a file or into a folder would end in, before the work.
+
+    Of a path that does not exist yet the nearest folder above it is looked at.
+    """
+    near = path.absolute()
+    while not near.exists() and near != near.parent:
+        near = near.parent
+    with said_of(path):
+        if near != path.absolute() and not near.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{near} is a file")
+        if not os.access(near, os.W_OK | (os.X_OK if near.is_dir() else 0)):
+            raise PermissionError(errno.EACCES, f"{near} is read-only for you")
 
 
 def as_file_name(path: str) -> str:
@@ -194,7 +212,9 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises HeldElsewhere, which names the other process, if the folder is locked.
     """
-    with open(folder / LOCK, "a+", encoding="utf-8") as lock:
+    with said_of(folder):
+        lock = open(folder / LOCK, "a+", encoding="utf-8")
+    with lock:
         if not _flock(lock.fileno(), shared=False):
             raise HeldElsewhere(
                 f"{folder} is being written by another process{_named(_written_in(folder))}; wait "

@@ -38,8 +38,10 @@ def evaluate(
     start_ranks(ranks)
     from contrapose import explain
     from contrapose.commands.console import print_left_out, print_scores, working
+    from contrapose.files import check_writable
     from contrapose.processes import launched
 
+    check_writable(run)
     with launched(device):
         with working("opening the images"):
             subject = explain.Subject.open(run, others(data, how), device, recipe)

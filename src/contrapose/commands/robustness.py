@@ -47,9 +47,11 @@ def robustness(
     """Measure RUN's classifier on corrupted images: accuracy, calibration, temperature scaling."""
     from contrapose import explain
     from contrapose.commands.console import print_left_out, working
+    from contrapose.files import check_writable
     from contrapose.training.run import Run
 
     opened = Run.open(run)
+    check_writable(opened.path)
     with working("opening the images"):
         subject = explain.Subject.open(opened, others(data, how), device, recipe)
     print_left_out(subject.train, subject.test)

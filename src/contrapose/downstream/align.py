@@ -21,7 +21,7 @@ from contrapose.errors import UserError
 from contrapose.evaluation.alignment import Alignment
 from contrapose.evaluation.alignment import align as align_rows
 from contrapose.evaluation.embed import embed
-from contrapose.files import as_file_name
+from contrapose.files import as_file_name, check_writable
 from contrapose.machine import choose_device
 from contrapose.report.alignment import write_alignment
 from contrapose.training.run import Run
@@ -50,6 +50,7 @@ def align(
     RUN/align-NAMES.json. Raises UserError for images without times or of several clips.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    check_writable(run.path)
     chosen, encoder = run.recipe(_module(recipe)), Encoder.load(run.path, _module(recipe))
     device = choose_device(device)
     size = run.read("recipe.json")["data"]["size"]

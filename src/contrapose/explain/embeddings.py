@@ -19,7 +19,7 @@ from contrapose.explain.diagnosis import LOOKED_AT, most_common, repulsion
 from contrapose.explain.findings import as_json
 from contrapose.explain.reading import read_embeddings
 from contrapose.explain.verdict import verdict_of_embeddings
-from contrapose.files import as_json_bytes, replace_file, replacing
+from contrapose.files import as_json_bytes, check_writable, replace_file, replacing
 from contrapose.processes import launched
 from contrapose.training.run import Run
 
@@ -92,6 +92,7 @@ def write_embeddings(
             raise FileExistsError(f"--out {out} exists and is left as it is; name another file")
         if not out.parent.is_dir():
             raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
+        check_writable(out)
 
     with launched(device) as me:
         me.first_does(check)

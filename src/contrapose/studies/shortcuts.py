@@ -30,7 +30,15 @@ from contrapose.evaluation import easy_features as easy
 from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.scores import Score
 from contrapose.explain.pictures import to_uint8
-from contrapose.files import as_file_name, as_json_bytes, clear, replace_file, said_of, unfinished
+from contrapose.files import (
+    as_file_name,
+    as_json_bytes,
+    check_writable,
+    clear,
+    replace_file,
+    said_of,
+    unfinished,
+)
 from contrapose.machine import choose_device
 from contrapose.partials import describe
 from contrapose.progress import counted
@@ -84,6 +92,7 @@ def examine(
     """
     if steps < 1 or images < LEAST:
         raise UserError(f"--steps {steps} --images {images}: use at least 1 step, {LEAST} images")
+    check_writable(Path(out or "runs"))
     run = Path(data) if isinstance(data, str | Path) and _is_run(Path(data)) else None
     asked = device
     if run is not None:

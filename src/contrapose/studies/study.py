@@ -18,7 +18,7 @@ from contrapose.errors import UserError
 from contrapose.experiments.running import engine
 from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
-from contrapose.files import as_json_bytes, held, read_object, replace_file, said_of
+from contrapose.files import as_json_bytes, check_writable, held, read_object, replace_file, said_of
 from contrapose.machine import choose_bf16, choose_device
 from contrapose.report import write_experiment
 from contrapose.studies import halving
@@ -126,6 +126,7 @@ def prepared(
         listed = {n: tuple(before["plan"].get(n, ())) for n in ("runs", "left_out")}
         plan = Plan(**before["plan"] | listed)
         return folder / f"{NAME}.py", plan
+    check_writable(folder)
     plan, request = _planned(asked, wanted)
     with said_of(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from contrapose.experiments.running import engine
 from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
 from contrapose.experiments.trained import Trained, trained
-from contrapose.files import as_json_bytes, clear, replace_file, said_of
+from contrapose.files import as_json_bytes, check_writable, clear, replace_file, said_of
 from contrapose.report import write_experiment
 from contrapose.training import loop
 
@@ -194,6 +194,12 @@ def prepared(
     if images < 1:
         raise UserError(f"--images {images}: use a positive number")
     asked = Request.of(data, **how)
+    folder = (
+        Path("runs") / f"tune-{Path(str(asked.source)).stem or 'images'}"
+        if out is None
+        else Path(out)
+    )
+    check_writable(folder)
     source = asked.open("train")
     source = source if len(source) <= images else source.subset(evenly(len(source), images))
     kept, _ = asked.divided(source, HELD_OUT, seed=0)
@@ -211,11 +217,6 @@ def prepared(
         "changes": tuple(changes),
         "device": device,
     }
-    folder = (
-        Path("runs") / f"tune-{Path(str(asked.source)).stem or 'images'}"
-        if out is None
-        else Path(out)
-    )
     file = folder / f"{NAME}.py"
     text = _file(request)
     if file.exists() and file.read_text(encoding="utf-8") != text:

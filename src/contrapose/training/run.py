@@ -25,6 +25,7 @@ from contrapose.encoders.weights import tensors_in
 from contrapose.errors import UserError, first_of_launched
 from contrapose.files import (
     as_json_bytes,
+    check_writable,
     clear,
     conform,
     finite,
@@ -124,6 +125,7 @@ class Run:
                 f"--out {path} exists and is left as it is; name another folder, "
                 f"or continue that run with --resume {path}"
             )
+        check_writable(path)
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":

@@ -30,7 +30,7 @@ from contrapose.experiments.running.folders import (
     fail,
 )
 from contrapose.experiments.running.task import PATIENCE, POLL, STOPPED, Task, job_folders, prepare
-from contrapose.files import HeldElsewhere
+from contrapose.files import HeldElsewhere, said_of
 from contrapose.partials import unknown
 from contrapose.slurm import library
 
@@ -182,7 +182,8 @@ def _local(task: Task, jobs: int, resources: Mapping[str, Any]) -> Generator[Non
 def _start(task: Task, number: int) -> "subprocess.Popen[bytes]":
     threads = str(task.threads)
     limits = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-    Path(task.folder).mkdir(parents=True, exist_ok=True)
+    with said_of(Path(task.folder)):
+        Path(task.folder).mkdir(parents=True, exist_ok=True)
     with open(Path(task.folder) / "workers.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "contrapose.experiments.running.worker", task.text()],
