@@ -28,12 +28,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import training
 from contrapose import adapt, losses
 from contrapose.augment import views as make_views
 from contrapose.data import ImageSet, Prefetch, device_jpeg, open_images
 from contrapose.data.images import OnAccess
 from contrapose.encoders import Encoder, fastest_layout
-from contrapose.machine import synchronize
+from contrapose.machine import cores, synchronize
 from contrapose.recipes import recipe_for
 from contrapose.similarity import products
 from contrapose.training import optim
@@ -109,13 +110,19 @@ class Bench:
 
     def run(self) -> None:
         self.measure_ceiling()
-        for network in self.scale.networks:
-            self.section(f"training step, {network[0]}, {network[1]} px", self.training, *network)
+        steps = [(f"training step, {n[0]}, {n[1]} px", *n) for n in self.scale.networks]
+        for name, *network in steps:
+            self.section(name, self.training, *network)
         for rows in self.scale.rows:
             self.section(f"loss, 2 x {rows:,} rows of 128", self.loss, rows)
         for side, count in self.scale.views:
             self.section(f"two views, {side} px", self.views, side, count)
         self.section("feeding from disk", self.feeding)
+        self.section("end to end, ResNet-18, 32 px", self.end_to_end)
+        if self.device.type == "cuda":  # last: compiling takes a minute or two for each
+            for name, *network in reversed(steps):
+                for way in WAYS[1:]:
+                    self.section(f"{name}, {IN_WORDS[way]}", self.ours, *network, way)
 
     def section(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
         """Run a part; what fails or comes too late is a figure that says so."""
@@ -173,32 +180,11 @@ class Bench:
     # ---- the training step
 
     def training(self, name: str, encoder: str, side: int, batch: int) -> None:
-        """The library's step, eager and compiled, beside plain torch and lightly's head and loss on
-        the same network; views are this library's for all."""
-        images = pictures(batch, side)
-        recipe = adapt.changed(
-            recipe_for("simclr", side, 3), images, encoder, None, batch, None, None, []
-        )
-        image = images.batch(torch.arange(batch)).to(self.device)
-        index = torch.arange(batch, device=self.device)
+        """The library's step beside plain torch and lightly's loss on the same network; views are
+        this library's for all."""
+        self.guarded(name, "contrapose, bf16", partial(self.ours, name, encoder, side, batch))
+        images, recipe, image = self.batch_of(encoder, side, batch)
         flops = self.flops(self.network(recipe, images), recipe, image)
-
-        def ours(compiled: str) -> None:
-            network = self.network(recipe, images)
-            sharing = Alone(network, recipe, compiled)
-            optimizer = recipe.optimizer(network, lr=0.03)
-            objective = objective_of(recipe, network, batch)
-            generator = torch.Generator(self.device).manual_seed(0)
-
-            def once() -> None:
-                step(network, optimizer, objective, Batch(image, index), recipe, generator,
-                     bf16=True, sharing=sharing)  # fmt: skip
-
-            what = f"contrapose, bf16, {IN_WORDS[compiled]}"
-            self.noted(name, what, batch, "images/s", self.timed(once), flops)
-            if compiled == "off" and self.device.type == "cuda":
-                syncs = synchronisations(once)
-                self.found.append(Figure(name, "synchronisations a step", syncs, ""))
 
         def others(criterion: Callable[[Tensor, Tensor], Tensor], what: str) -> None:
             network = self.network(recipe, images)
@@ -217,10 +203,37 @@ class Bench:
 
             self.noted(name, what, batch, "images/s", self.timed(once), flops)
 
-        for way in WAYS if self.device.type == "cuda" else ("off",):
-            self.guarded(name, f"contrapose, bf16, {IN_WORDS[way]}", partial(ours, way))
         self.guarded(name, "plain torch", lambda: others(plain_loss, "plain torch, bf16"))
         self.guarded(name, "lightly", lambda: others(lightly_loss(), "lightly's loss, bf16"))
+
+    def ours(self, name: str, encoder: str, side: int, batch: int, way: str = "off") -> None:
+        """The library's step, compiled or not."""
+        images, recipe, image = self.batch_of(encoder, side, batch)
+        index = torch.arange(batch, device=self.device)
+        network = self.network(recipe, images)
+        flops = self.flops(network, recipe, image)
+        network.zero_grad(set_to_none=True)
+        sharing = Alone(network, recipe, way)
+        optimizer = recipe.optimizer(network, lr=0.03)
+        objective = objective_of(recipe, network, batch)
+        generator = torch.Generator(self.device).manual_seed(0)
+
+        def once() -> None:
+            step(network, optimizer, objective, Batch(image, index), recipe, generator,
+                 bf16=True, sharing=sharing)  # fmt: skip
+
+        what = f"contrapose, bf16, {IN_WORDS[way]}"
+        self.noted(name, what, batch, "images/s", self.timed(once), flops)
+        if self.device.type == "cuda":
+            syncs = synchronisations(once)
+            self.found.append(Figure(name, f"{what}: synchronisations a step", syncs, ""))
+
+    def batch_of(self, encoder: str, side: int, batch: int) -> tuple[ImageSet, Recipe, Tensor]:
+        images = pictures(batch, side)
+        recipe = adapt.changed(
+            recipe_for("simclr", side, 3), images, encoder, None, batch, None, None, []
+        )
+        return images, recipe, images.batch(torch.arange(batch)).to(self.device)
 
     def network(self, recipe: Recipe, images: ImageSet) -> Encoder:
         torch.manual_seed(0)
@@ -349,6 +362,34 @@ class Bench:
         self.noted(name, what, (len(order) - 1) * batch, "images/s", seconds)
         share = prefetch.waited / seconds
         self.found.append(Figure(name, f"{what}: share of the time spent waiting", share, ""))
+
+    def end_to_end(self, name: str) -> None:
+        """From images in memory to weights, views included: the library's step, and lightly's
+        transform, loader, head and loss with a worker for every core (`benchmarks.training`)."""
+        small = self.scale is SMALL
+        steps, batch, workers = (3, 8, 0) if small else (13, 512, cores())
+        device = self.device.type
+        for what, run in (
+            ("contrapose, bf16", partial(training.ours, True, device, steps, batch)),
+            (
+                f"lightly, bf16, {workers} workers",
+                partial(training.peer, True, device, steps, workers, batch),
+            ),
+        ):
+            self.guarded(name, what, partial(self.whole_steps, name, what, run, batch))
+
+    def whole_steps(
+        self, name: str, what: str, run: Callable[[], Iterator[None]], batch: int
+    ) -> None:
+        """Steps after the first two, which begin workers and kernels."""
+        steps = run()
+        next(steps), next(steps)
+        synchronize(self.device)
+        begun, count = time.perf_counter(), 0
+        for _ in steps:
+            count += batch
+        synchronize(self.device)
+        self.noted(name, what, count, "images/s", time.perf_counter() - begun)
 
     def decoding(self, name: str, jpeg: device_jpeg.DeviceJpeg) -> None:
         """Batches alone, and how far the device's squares are from the processor's."""

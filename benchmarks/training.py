@@ -123,7 +123,7 @@ def ours(bf16: bool, device: str, steps: int, batch_size: int) -> Iterator[None]
     from contrapose import adapt
     from contrapose.data import open_images
     from contrapose.encoders import fastest_layout
-    from contrapose.machine import freed_memory_kept
+    from contrapose.machine import freed_memory_kept, on_device
     from contrapose.recipes import recipe_for
     from contrapose.training import optim
     from contrapose.training.objective import Batch, objective_of
@@ -138,7 +138,7 @@ def ours(bf16: bool, device: str, steps: int, batch_size: int) -> Iterator[None]
     with freed_memory_kept():
         for i in range(steps):
             index = torch.arange(i * batch_size, (i + 1) * batch_size)
-            batch = Batch(images.batch(index), index)
+            batch = Batch(images.batch(index), on_device(index, device))
             step(encoder, optimizer, objective, batch, recipe, generator, bf16=bf16)
             yield
 
