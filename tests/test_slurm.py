@@ -76,7 +76,7 @@ def tasks(folder: Path) -> list[int]:
 
 def test_a_job_whose_time_is_over_is_saved_queued_again_and_goes_on(tmp_path, slurm):
     train = ["train", *QUICK, "--out", "run", "--on", "slurm", "--ranks", "2"]
-    done = contrapose(*train, "--resource", "signal_delay_s=120", cwd=tmp_path, **slurm)
+    done = contrapose(*train, "--resource", "slurm_signal_delay_s=120", cwd=tmp_path, **slurm)
     assert done.returncode == 0, done.stderr
     assert "Submitted: job 7, 2 ranks" in done.stdout and "scancel 7" in done.stdout
     script = (tmp_path / "script").read_text()

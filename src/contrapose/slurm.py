@@ -1,8 +1,10 @@
 """Jobs on Slurm by submitit: its executor, and a training whose ranks are the tasks of one job.
 
-Before a job is preempted or its time is over, Slurm sends a signal (SIGUSR2; the time before is
-signal_delay_s). submitit's handler for it calls `checkpoint` on the first task, and has the job
-queued again; its ranks then go on in their folder, from the same command.
+Before the time of a job is over, Slurm sends a signal (SIGUSR2; --resource slurm_signal_delay_s is
+the time before). submitit's handler for it calls `checkpoint` on the first task, and has the job
+queued again; its ranks then go on in their folder, from the same command. A job that is cancelled
+or preempted gets SIGTERM, all its processes at once: the ranks save their step, and the tasks wait
+for Slurm to end them, since a preempted job that ends by itself is not queued again.
 """
 
 import importlib
@@ -23,6 +25,9 @@ TIMEOUTS = 1000  # times that a job is queued again after its time was over
 POLL = 0.2  # s between two looks at a rank
 SAVING = 60.0  # s that ranks have to end their step and save it, before the job is queued again
 INTERRUPTED = 130  # exit status of a rank that was stopped, and is saved
+GRACE = 24 * 3600.0  # s that Slurm may leave a job that it cancels or preempts; it ends it before
+# since Slurm 22.05 srun does not hand the CPUs of sbatch's --cpus-per-task on to tasks by itself
+SETUP = '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
 
 
 def library(on: str) -> Any:
@@ -53,10 +58,13 @@ def executor(
             f"--on slurm: this machine has no Slurm ({error}); submit where sbatch and srun are"
         ) from error
     made.update_parameters(**parameters)
+    if cluster == "slurm":
+        first = [str(resources["slurm_setup"])] if "slurm_setup" in resources else []
+        resources = {**resources, "slurm_setup": [SETUP, *first]}
     try:
         made.update_parameters(**resources)
     except (ValueError, NameError, TypeError) as error:
-        asked = ", ".join(f"{name}={value}" for name, value in resources.items())
+        asked = ", ".join(f"{k}={v}" for k, v in resources.items() if k != "slurm_setup")
         raise UserError(f"--resource {asked}: {error}") from error
     return made
 
@@ -89,7 +97,11 @@ def submit(jobs: Any, arguments: Sequence[str], out: Path) -> tuple[str, Path]:
     try:
         job = jobs.submit(Training(), list(arguments), str(out.absolute()), os.getcwd())
     except (submitit.core.utils.FailedJobError, OSError) as error:
-        raise UserError(f"--on slurm: the job was not accepted: {error}") from error
+        raise UserError(
+            f"--on slurm: the job was not accepted: {str(error).strip()}\n"
+            "What there is: sinfo -o '%P %D %c %G %l' (partition, nodes, CPUs and GPUs of a node, "
+            "time limit)"
+        ) from error
     return str(job.job_id), Path(str(job.paths.stdout))
 
 
@@ -97,27 +109,48 @@ class Training:
     """One rank of a training in a job of Slurm: a process of its own, so that it can be stopped."""
 
     process: "subprocess.Popen[bytes] | None" = None
+    terminations = 0  # times that Slurm has sent SIGTERM to this task
+    time_is_over = False  # Slurm has said so, and the first task has the job queued again
 
     def __call__(self, arguments: list[str], out: str, cwd: str) -> None:
         """Run the command to its end. Where the run has begun before, it goes on."""
         submitit = library("slurm")
-        submitit.helpers.TorchDistributedEnvironment().export(
-            set_cuda_visible_devices=False, overwrite=True
-        )
+        torch = submitit.helpers.TorchDistributedEnvironment()
+        torch.export(set_cuda_visible_devices=False, overwrite=True)
         begun = (Path(out) / "recipe.json").exists()  # ranks meet before the first one makes it
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(int(begun))
-        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-            os.environ.setdefault("OMP_NUM_THREADS", cpus)
-        queued_again = submitit.JobEnvironment._usr_sig()
-        handler = signal.signal(queued_again, signal.SIG_IGN)  # Slurm sends it to the rank as well
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus_of_task(torch.local_world_size)))
+        signal.signal(signal.SIGTERM, self._terminated)
+        time_is_over = submitit.JobEnvironment._usr_sig()
+        handler: Any = signal.signal(time_is_over, signal.SIG_IGN)  # the rank inherits that
         self.process = subprocess.Popen([sys.executable, "-m", "contrapose", *arguments], cwd=cwd)
-        signal.signal(queued_again, handler)
+
+        def queue_again(*of: Any) -> None:
+            self.time_is_over = True
+            handler(*of)
+
+        signal.signal(time_is_over, queue_again)
         while (status := self.process.poll()) is None:
             time.sleep(POLL)
-        if status == INTERRUPTED:  # Slurm is about to end or to requeue the job
-            time.sleep(SAVING)
+        if status in (INTERRUPTED, -signal.SIGTERM):
+            if status == INTERRUPTED or not self.time_is_over:  # else it is queued again already
+                self._wait_for_slurm()
+            raise SystemExit(INTERRUPTED)
         if status:
             raise ChildProcessError(f"contrapose {arguments[0]} ended with status {status}")
+
+    def _terminated(self, *_: object) -> None:
+        self.terminations += 1
+
+    def _wait_for_slurm(self) -> None:
+        """Wait until Slurm ends this task; at most `SAVING` if nothing says that it will.
+
+        Slurm sends SIGTERM when it cancels or preempts the job, and again when it ends it.
+        """
+        known = self.terminations
+        until = time.monotonic() + (GRACE if known and not self.time_is_over else SAVING)
+        while self.terminations == known and time.monotonic() < until:
+            time.sleep(POLL)
 
     def checkpoint(self, arguments: list[str], out: str, cwd: str) -> Any:
         """Stop all ranks in the same step, which is saved; what is to be queued again."""
@@ -127,3 +160,10 @@ class Training:
             while self.process.poll() is None and time.monotonic() < until:
                 time.sleep(POLL)
         return library("slurm").helpers.DelayedSubmission(Training(), arguments, out, cwd)
+
+
+def cpus_of_task(tasks: int) -> int:
+    """Number of CPUs that Slurm gave each of the tasks on this node."""
+    if each := os.environ.get("SLURM_CPUS_PER_TASK"):
+        return int(each)
+    return max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) // tasks)

@@ -135,7 +135,7 @@ def train(
             check = partial(api.check, how=how, **asked)
         else:
             check = partial(api.check_resumed, resume, **asked)
-        submit(on, out or resume, ranks, nodes, gpus, resource or (), check)
+        submit(on, out or resume, ranks, nodes, gpus, resource or (), check, device)
         return
     watching = TrainingProgress()
     with what_stands_is_said(watching, recipe), launched(device):
@@ -169,10 +169,12 @@ def submit(
     gpus: int | None,
     resource: Sequence[str],
     check: Callable[..., None],
+    device: str = "auto",
 ) -> None:
     """Submit this command to Slurm, and print where its run and its log are.
 
     check: a function (ranks=) that raises what the training would refuse; called before.
+    device: `auto` with gpus becomes cuda, so that a node without them is refused, and not slow.
     """
     given = {"--nodes": nodes, "--gpus": gpus, "--resource": resource or None}
     flags = ", ".join(name for name, value in given.items() if value is not None)
@@ -189,6 +191,8 @@ def submit(
     from contrapose.commands.console import working
 
     wanted = arguments_without("--on", "--nodes", "--gpus", "--resource", "--ranks")
+    if gpus and device == "auto":
+        wanted += ["--device", "cuda"]
     nodes, per_node = nodes or 1, gpus or ranks or 1
     resources = dict(resource_of(text) for text in resource)
     jobs = slurm.executor_of(

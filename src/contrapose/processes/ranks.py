@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -37,6 +38,7 @@ TORCHRUN_JOINING = 60  # the same where torchrun starts them, each in its own ti
 ANSWERING = 60  # in a collective; the watch ends it earlier
 TORCHRUN_ANSWERING = 25  # the same under torchrun, where nobody watches
 TRAINING_JOINING = 300  # until all ranks of a training are there; CONTRAPOSE_JOIN_SECONDS
+FIRST_SPEAKS = 5  # for rank 0 to say what all would, whereupon torchrun ends them
 TRAINING_ANSWERING = 3600  # while one writes a checkpoint the others wait; the pulse watches
 
 T = TypeVar("T")
@@ -278,7 +280,11 @@ def launched(device: str) -> Iterator[Rank]:
         yield Rank(device=choose_device(device))
         return
     rank_, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    where = _device_of(device, world)
+    try:
+        where = _device_of(device, world)
+    except UserError as error:  # maybe of this machine alone; others do not hear of it
+        time.sleep(0 if rank_ == 0 else FIRST_SPEAKS)
+        raise _of_rank(rank_, error) from None
     seconds = int(os.environ.get("CONTRAPOSE_JOIN_SECONDS", TRAINING_JOINING))
     with contextlib.ExitStack() as joined:
         try:
