@@ -41,7 +41,7 @@ def run(tmp_path_factory):
         for i in range(40):
             pixel = random.integers(0, 60, (12, 12, 3)) + 90 * c
             Image.fromarray(pixel.astype(np.uint8)).save(root / "photos" / name / f"{i}.png")
-    (root / "photos" / "b & c" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n half")
+    (root / "photos" / "b & c" / "broken\x1b[2J\n.png").write_bytes(b"\x89PNG\r\n\x1a\n half")
     done = contrapose(
         "train", "photos", "--encoder", "small_conv", "--epochs", 2, "--batch-size", 16,
         "--out", "run", "--device", "cpu", cwd=root,
@@ -52,7 +52,8 @@ def run(tmp_path_factory):
 
 def test_train_ends_with_a_verdict_and_a_report(run):
     root, done = run
-    assert "left out" in done.stdout and "broken.png" in done.stdout
+    assert "left out photos/b & c/broken\\x1b[2J\\n.png: " in done.stdout
+    assert "\x1b" not in done.stdout
     assert "Verdict" in done.stdout and "report.html" in done.stdout
     assert "linear probe accuracy on h" in done.stdout
     page = (root / "run" / "report.html").read_text()

@@ -41,6 +41,7 @@ from contrapose.errors import (
     check_one_process,
     check_platform,
     first_of_launched,
+    printable,
 )
 
 
@@ -140,7 +141,7 @@ def main() -> None:
 
 def _warning(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as a line, without the place in the code that gave it."""
-    return f"warning: {message}\n"
+    return f"warning: {printable(str(message))}\n"
 
 
 def _of_memory(error: Exception) -> bool:
@@ -158,10 +159,11 @@ def _stop(message: str, code: int, prefix: str = "error: ", of: Exception | None
             time.sleep(5)  # torchrun ends all once the first has ended: let rank 0 speak before
             sys.exit(code)
         prefix = f"{prefix}rank {os.environ['RANK']}: "
-    from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text(prefix, style="bold red") + Text(message), soft_wrap=True)
+    from contrapose.commands.console import PlainConsole
+
+    PlainConsole(stderr=True).print(Text(prefix, style="bold red") + Text(message), soft_wrap=True)
     # An interrupt that passed through exec() of a string, as while a dataclass is being defined,
     # leaves a mark for which `python -m` ends by the signal and not with `code`; this clears it.
     exec("")

@@ -6,6 +6,9 @@ keeps its traceback.
 
 import importlib.util
 import os
+import re
+
+_ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def check_platform() -> None:
@@ -48,3 +51,12 @@ class RanksEnded(SystemExit):
 
 class Interrupted(Exception):
     """The work was ended by Ctrl-C or a termination signal; the message says how to continue."""
+
+
+def printable(text: str) -> str:
+    """The text with the characters escaped that would act on a terminal: ESC, carriage return,
+    marks that turn the direction of writing. Tabs and ends of lines stay.
+
+    Names of files and classes are other people's, and may hold any.
+    """
+    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,9 +16,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from contrapose.errors import printable
 from contrapose.progress import duration, listening
 
 if TYPE_CHECKING:
@@ -32,7 +34,20 @@ STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "info": "cyan"}
 NOTICED = 2.0  # s after a step from which what else is being done is said
 WAITING = 0.05  # share of the time spent waiting for images from which it is said
 EVERY = 60.0  # s between two lines of progress, where the output is no terminal
-console = Console(highlight=False)
+
+
+class PlainConsole(Console):
+    """A console on which no name acts: control characters in what is printed are shown as escapes,
+    those of the console's own lines apart."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+console = PlainConsole(highlight=False)
 
 
 def begun_from(start: dict[str, Any]) -> str:
@@ -57,7 +72,8 @@ def print_notes(notes: Mapping[str, int], left_out: Sequence[str]) -> None:
     for note, count in notes.items():
         console.print(Text(f"  {count:,} {note}"))
     for words in left_out[:5]:
-        console.print(Text(f"  left out {words}", style="yellow"), soft_wrap=True)
+        line = words.replace("\n", "\\n")  # in the name of a file
+        console.print(Text(f"  left out {line}", style="yellow"), soft_wrap=True)
     if len(left_out) > 5:
         console.print(f"  and {len(left_out) - 5:,} more")
 

@@ -18,7 +18,15 @@ from contrapose.errors import UserError
 from contrapose.experiments.running import engine
 from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
-from contrapose.files import as_json_bytes, check_writable, held, read_object, replace_file, said_of
+from contrapose.files import (
+    as_file_name,
+    as_json_bytes,
+    check_writable,
+    held,
+    read_object,
+    replace_file,
+    said_of,
+)
 from contrapose.machine import choose_bf16, choose_device
 from contrapose.report import write_experiment
 from contrapose.studies import halving
@@ -109,7 +117,7 @@ def prepared(
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes {minutes:g}: use a positive number")
     asked = Request.of(data, **how)
-    name = Path(str(asked.source)).stem or "images"
+    name = as_file_name(Path(str(asked.source)).stem)
     folder = Path("runs") / f"study-{name}" if out is None else Path(out)
     wanted = {
         "data": asked.asked(), "minutes": minutes, "device": device, "encoder": encoder,

@@ -32,7 +32,14 @@ from contrapose.experiments.running import engine
 from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
 from contrapose.experiments.trained import Trained, trained
-from contrapose.files import as_json_bytes, check_writable, clear, replace_file, said_of
+from contrapose.files import (
+    as_file_name,
+    as_json_bytes,
+    check_writable,
+    clear,
+    replace_file,
+    said_of,
+)
 from contrapose.report import write_experiment
 from contrapose.training import loop
 
@@ -195,7 +202,7 @@ def prepared(
         raise UserError(f"--images {images}: use a positive number")
     asked = Request.of(data, **how)
     folder = (
-        Path("runs") / f"tune-{Path(str(asked.source)).stem or 'images'}"
+        Path("runs") / f"tune-{as_file_name(Path(str(asked.source)).stem)}"
         if out is None
         else Path(out)
     )

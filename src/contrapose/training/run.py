@@ -22,7 +22,7 @@ import torch
 
 from contrapose.encoders import checkpoints, final_step, step_of
 from contrapose.encoders.weights import tensors_in
-from contrapose.errors import UserError, first_of_launched
+from contrapose.errors import UserError, first_of_launched, printable
 from contrapose.files import (
     as_json_bytes,
     check_writable,
@@ -370,4 +370,4 @@ def say(sentence: str) -> None:
     Of the processes that a launcher started only the first one says it.
     """
     if first_of_launched():
-        print(f"warning: {sentence}", file=sys.stderr)
+        print(f"warning: {printable(sentence)}", file=sys.stderr)
