@@ -35,8 +35,9 @@ def found(tmp_path_factory):
     return torch.load(folder / "found.pt", weights_only=False)
 
 
-def test_batch_norm_over_ranks_is_that_of_one_process_on_the_joined_batch(found):
-    parts, whole = found["batch_norm"], on_ranks.network()
+@pytest.mark.parametrize("layout", on_ranks.LAYOUTS)
+def test_batch_norm_over_ranks_is_that_of_one_process_on_the_joined_batch(found, layout):
+    parts, whole = found["batch_norm"][layout], on_ranks.network()
     x = on_ranks.images().requires_grad_()
     z = whole.head(whole.backbone(x))
     (z.sin() * on_ranks.weights()).sum().backward()

@@ -31,6 +31,7 @@ from contrapose.training.in_time import moments
 from contrapose.training.run import Run
 from contrapose.verification import training as law
 
+LAYOUTS = {"planes": torch.contiguous_format, "channels last": torch.channels_last}
 SHARES = (slice(0, 4), slice(4, 4), slice(4, 11))  # of images, one rank has none
 
 
@@ -50,10 +51,14 @@ def weights() -> torch.Tensor:
 
 
 def batch_norm(me: Rank, folder: Path):
-    """Of every rank: (z, gradients of weights, gradient of the images, buffers)."""
-    encoder = network()
+    """By layout of every rank: (z, gradients of weights, gradient of the images, buffers)."""
+    return {layout: normalised(me, how) for layout, how in LAYOUTS.items()}
+
+
+def normalised(me: Rank, layout: torch.memory_format):
+    encoder = network().to(memory_format=layout)
     over_ranks(encoder, cuda=False)
-    x = images()[SHARES[me.rank]].requires_grad_()
+    x = images()[SHARES[me.rank]].to(memory_format=layout).requires_grad_()
     with across(me.group):
         z = encoder.head(encoder.backbone(x))
         (z.sin() * weights()[SHARES[me.rank]]).sum().backward()

@@ -12,6 +12,7 @@ from contrapose.encoders import Encoder, fastest_layout
 from contrapose.machine import freed_memory_kept
 from contrapose.progress import duration
 from contrapose.training.batches import shuffled
+from contrapose.training.global_batchnorm import exactly
 from contrapose.training.recipe import Recipe
 from contrapose.training.trials import timed_step, try_step
 
@@ -58,7 +59,8 @@ def cost(
         warnings.catch_warnings(action="ignore"),
         freed_memory_kept(),
     ):
-        trial = fastest_layout(copy.deepcopy(network).to(device), recipe.size, bf16=bf16).train()
+        trial = copy.deepcopy(network).to(device).train()
+        trial = exactly(fastest_layout(trial, recipe.size, bf16=bf16))
         count, kept = min(FEW, recipe.batch_size), 0.0
         while True:
             index = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0][:count]

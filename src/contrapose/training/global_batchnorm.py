@@ -5,7 +5,12 @@
 
 with sums over all ranks and their n elements; dL/dw and dL/db are each rank's own, as gradients of
 weights are. Ranks may have different numbers of images, or none. On CUDA torch's SyncBatchNorm does
-this; it raises on a CPU, where these classes stand in for torch's own, outside `across` like them.
+this; it raises on a CPU, where these classes stand in for torch's own.
+
+One process on a CPU computes the same, by the same sums (channel_sums.py): a number of ranks could
+not change nothing otherwise. torch's own sum a channel of channels-last float32 images one element
+after the other, and are off by 1e-5 of the mean at 10^5 elements. What channel_sums.c does not take
+(bfloat16, channels that do not lie side by side), and evaluation, is torch's own in one process.
 """
 
 import torch
@@ -16,6 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.similarity.sharded import Shards, all_gather, shards_in_force
+from contrapose.training.channel_sums import gradient, moments, products, scaled, takes
+
+
+def exactly(encoder: Encoder) -> Encoder:
+    """Make torch's own batch norm layers of an encoder on a CPU sum exactly, in place; the encoder.
+
+    Layers of other classes, which may compute something else, stay as they are.
+    """
+    for layer in encoder.modules():
+        if type(layer) in EXACT and next(encoder.parameters()).device.type == "cpu":
+            layer.__class__ = EXACT[type(layer)]
+    return encoder
 
 
 def over_ranks(encoder: Encoder, *, cuda: bool) -> None:
@@ -30,26 +47,27 @@ def over_ranks(encoder: Encoder, *, cuda: bool) -> None:
         if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
     ]
     for name, layer in layers:
-        if type(layer) not in OVER_RANKS:
+        if type(layer) not in EXACT:
             raise UserError(
                 f"batch_norm=global: {name} is a {type(layer).__name__}, whose statistics cannot "
                 "be shared over ranks; use --set batch_norm=local, or another --encoder"
             )
     for name, layer in layers:
         if not cuda:
-            layer.__class__ = OVER_RANKS[type(layer)]
+            layer.__class__ = EXACT[type(layer)]
             continue
         parent = encoder.get_submodule(name.rpartition(".")[0])
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(layer)  # type: ignore[no-untyped-call]
         setattr(parent, name.rpartition(".")[2], synchronised)
 
 
-class _OverRanks(_BatchNorm):
+class _Exact(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
-        shards = shards_in_force()
-        if shards is None or not (self.training or self.running_mean is None):
-            return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        shards, own = shards_in_force(), input.numel() // max(1, input.shape[1])
+        alone = shards is None and (own < 2 or not takes(input) or self._mixed(input))
+        if alone or not (self.training or self.running_mean is None):
+            return super().forward(input)
         y, mean, var, n = _Normalised.apply(input, self.weight, self.bias, self.eps, shards)
         if self.training and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
@@ -61,25 +79,29 @@ class _OverRanks(_BatchNorm):
                 self.running_var.lerp_(unbiased.to(self.running_var), share)
         return y  # type: ignore[no-any-return]
 
+    def _mixed(self, input: Tensor) -> bool:
+        """True where torch has a say on weights in another precision than the input's."""
+        return self.weight is not None and self.weight.dtype != input.dtype
 
-class BatchNorm1dOverRanks(_OverRanks, nn.BatchNorm1d):
+
+class ExactBatchNorm1d(_Exact, nn.BatchNorm1d):
     pass
 
 
-class BatchNorm2dOverRanks(_OverRanks, nn.BatchNorm2d):
+class ExactBatchNorm2d(_Exact, nn.BatchNorm2d):
     pass
 
 
-class BatchNorm3dOverRanks(_OverRanks, nn.BatchNorm3d):
+class ExactBatchNorm3d(_Exact, nn.BatchNorm3d):
     pass
 
 
-OVER_RANKS: dict[type, type] = {
-    nn.BatchNorm1d: BatchNorm1dOverRanks,
-    nn.BatchNorm2d: BatchNorm2dOverRanks,
-    nn.BatchNorm3d: BatchNorm3dOverRanks,
+EXACT: dict[type, type] = {
+    nn.BatchNorm1d: ExactBatchNorm1d,
+    nn.BatchNorm2d: ExactBatchNorm2d,
+    nn.BatchNorm3d: ExactBatchNorm3d,
 }
-OVER_RANKS |= {kind: kind for kind in OVER_RANKS.values()}  # done before
+EXACT |= {kind: kind for kind in EXACT.values()}  # done before
 
 
 class _Normalised(torch.autograd.Function):
@@ -88,47 +110,41 @@ class _Normalised(torch.autograd.Function):
         mean, var, n = statistics(x, shards)
         if n <= 1:
             raise ValueError("batch norm: fewer than two values per channel on all ranks")
-        ctx.save_for_backward(x, weight, mean, var)
-        ctx.eps, ctx.n, ctx.shards, ctx.biased = eps, n, shards, bias is not None
-        wide = _wide(x)
-        y = torch.nn.functional.batch_norm(
-            x.to(wide), mean, var, _in(weight, wide), _in(bias, wide), training=False, eps=eps
-        )
-        ctx.mark_non_differentiable(mean, var, n)
-        return y.to(x.dtype), mean, var, n
+        inverse = (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.n, ctx.shards, ctx.biased = n, shards, bias is not None
+        a = inverse if weight is None else inverse * weight.double()
+        y = scaled(x, mean, a, torch.zeros_like(mean) if bias is None else bias.double())
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var, n
 
     @staticmethod
-    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-        x, weight, mean, var = ctx.saved_tensors
-        wide, one = _wide(x), (1, -1, *[1] * (x.ndim - 2))
-        inverse = (var + ctx.eps).rsqrt()
-        g = grad.to(wide)
-        normal = (x.to(wide) - mean.view(one)) * inverse.view(one)
-        across = [d for d in range(x.ndim) if d != 1]
-        own = torch.stack([g.sum(dim=across), (g * normal).sum(dim=across)])
-        total = ctx.shards.sum(own) / ctx.n
-        scale = inverse if weight is None else inverse * weight.to(wide)
-        dx = g - total[0].view(one)
-        dx.sub_(normal.mul_(total[1].view(one))).mul_(scale.view(one))
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g, *_):  # type: ignore[no-untyped-def]
+        x, weight, mean, inverse = ctx.saved_tensors
+        own = products(g, x, mean)
+        own[1] *= inverse
+        total = (own if ctx.shards is None else ctx.shards.sum(own)) / ctx.n
+        dx = None
+        if ctx.needs_input_grad[0]:
+            a = inverse if weight is None else inverse * weight.double()
+            dx = gradient(g, x, mean, a, a * total[0], a * total[1] * inverse)
         dw = None if weight is None else own[1].to(weight.dtype)
         db = own[0].to(weight.dtype) if ctx.biased else None
-        return dx.to(x.dtype), dw, db, None, None
+        return dx, dw, db, None, None
 
 
 def statistics(
-    x: Float[Tensor, "N C ..."], shards: Shards
-) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"], Float[Tensor, ""]]:
-    """(mean, variance, number of elements) of each channel over all ranks, in float32 at least.
+    x: Float[Tensor, "N C ..."], shards: Shards | None
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"], float]:
+    """(mean, variance, number of elements) of each channel over all ranks, in float64.
 
     From each rank's count n_r, mean m_r and sum of squares about it q_r: n = sum n_r,
     m = sum n_r m_r / n, and v = sum (q_r + n_r (m_r - m)^2) / n (Chan, Golub and LeVeque 1979).
     """
-    wide = _wide(x)
-    across = [d for d in range(x.ndim) if d != 1]
-    own = x.numel() // x.shape[1]
-    one = (1, -1, *[1] * (x.ndim - 2))
-    mean = x.sum(dim=across, dtype=wide) / max(own, 1)
-    squares = (x.to(wide) - mean.view(one)).square_().sum(dim=across)
+    own, (mean, squares) = x.numel() // x.shape[1], moments(x)
+    if shards is None:
+        return mean, squares / own, own
     mine = torch.stack([mean, squares, torch.full_like(mean, own)])
     every = mine.new_empty(shards.world * len(mine), mine.shape[1])
     all_gather(every, mine, shards.process_group)
@@ -136,12 +152,4 @@ def statistics(
     n = count.sum(dim=0)
     whole = (count * means).sum(dim=0) / n.clamp(min=1)
     off = (means - whole).square()
-    return whole, (squares + count * off).sum(dim=0) / n.clamp(min=1), n[0]
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _in(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype)
+    return whole, (squares + count * off).sum(dim=0) / n.clamp(min=1), float(n[0])

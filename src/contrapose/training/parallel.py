@@ -28,7 +28,7 @@ from contrapose.processes import Rank, shared
 from contrapose.similarity import across, gather_rows
 from contrapose.training.batches import drawn
 from contrapose.training.compiling import as_asked
-from contrapose.training.global_batchnorm import over_ranks
+from contrapose.training.global_batchnorm import exactly, over_ranks
 from contrapose.training.objective import in_halves
 from contrapose.training.recipe import Recipe
 from contrapose.training.stages import stages_of
@@ -152,7 +152,7 @@ def training_of(encoder: Encoder, recipe: Recipe, me: Rank, compiled: str = "off
     compiled: one of `compiling.WAYS`.
     """
     if me.world == 1:
-        return Alone(encoder, recipe, compiled)
+        return Alone(exactly(encoder), recipe, compiled)
     return Together(encoder, recipe, me, compiled)
 
 

@@ -15,6 +15,7 @@ from contrapose.encoders import Encoder, fastest_layout
 from contrapose.machine import freed_memory_kept
 from contrapose.training.batches import shuffled
 from contrapose.training.cost import ENOUGH, FEW
+from contrapose.training.global_batchnorm import exactly
 from contrapose.training.recipe import Recipe
 from contrapose.training.trials import remembered, timed_step
 
@@ -53,7 +54,7 @@ def _measured(recipe: Recipe, images: ImageSet, network: Encoder) -> dict[str, f
         freed_memory_kept(),
     ):
         trials = {
-            bf16: fastest_layout(copy.deepcopy(network), recipe.size, bf16=bf16).train()
+            bf16: exactly(fastest_layout(copy.deepcopy(network), recipe.size, bf16=bf16).train())
             for bf16 in (True, False)
         }
         order = shuffled(len(images), recipe.seed, 0, recipe.batch_size)[0]
