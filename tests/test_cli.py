@@ -14,7 +14,7 @@ from support.command import contrapose
 
 def test_help_is_quick_and_imports_no_torch():
     start = time.perf_counter()
-    done = contrapose("--help")
+    done = contrapose("--help", fresh=True)
     seconds = time.perf_counter() - start
     assert done.returncode == 0 and "train" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from support.command import contrapose
 
 from contrapose import api, explain
 from contrapose.augment import crop_flip, digits, on_channels, views
@@ -530,8 +531,7 @@ def test_every_composed_set_is_listed_with_what_it_is(monkeypatch):
 
 
 def test_show_writes_a_sheet_and_keeps_what_is_there(tmp_path):
-    command = [sys.executable, "-m", "contrapose", "show", CALLS[7], "--count", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = contrapose("show", CALLS[7], "--count", "3", cwd=tmp_path)
     assert done.returncode == 0 and "5 x 8 x 8" in " ".join(done.stdout.split()), done.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] > 200

@@ -1,13 +1,12 @@
 """Fine-tuning with few labels: draws, controls, what is saved, and a study that goes on."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from support import command
 from support.quick_recipe import quick
 from support.run_folders import write_run
 
@@ -142,8 +141,7 @@ def test_more_labels_are_better_and_each_method_has_the_rate_that_suits_it(run):
 
 def test_the_command_refuses_what_it_must(run):
     def call(*more):
-        command = [sys.executable, "-m", "contrapose", "finetune", str(run.path), *more]
-        return subprocess.run(command, capture_output=True, text=True)
+        return command.contrapose("finetune", run.path, *more)
 
     wrong = call("--protocol", "simclt")
     assert wrong.returncode != 0 and "did you mean 'simclr'" in wrong.stderr

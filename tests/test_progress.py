@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from rich.console import Console
+from support.command import contrapose
 
 from contrapose import api, explain
 from contrapose.commands import console as look
@@ -103,8 +104,5 @@ def test_an_interrupt_after_training_says_what_stands_and_how_to_go_on(tmp_path,
     assert not (tmp_path / "run" / "report.html").exists()
     if kind == signal.SIGTERM:
         return
-    done = subprocess.run(
-        [*command[:3], "train", "--resume", "run", "--device", "cpu"], cwd=tmp_path,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = contrapose("train", "--resume", "run", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "run" / "report.html").exists(), done.stderr

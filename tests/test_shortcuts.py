@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from support.command import contrapose
 
 from contrapose import adapt, augment, recipes
 from contrapose.data import open_images
@@ -144,13 +142,7 @@ def examined(tmp_path_factory):
     for i, pixel in enumerate(images.batch(torch.arange(150))[:, 0].numpy()):
         Image.fromarray(pixel).save(folder / f"{i}.png")
     arguments = ("shortcuts", folder.name, "--steps", "4", "--out", "found", "--device", "cpu")
-    return root, arguments, run(root, *arguments)
-
-
-def run(root, *arguments):
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "contrapose", *arguments]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    return root, arguments, contrapose(*arguments, cwd=root)
 
 
 def test_the_command_names_the_border_and_writes_a_recipe_that_cuts_it(examined):
@@ -173,16 +165,16 @@ def test_the_same_request_again_trains_nothing_and_another_is_refused(examined):
     root, arguments, _ = examined
     weights = root / "found" / "as-it-is" / "encoder.safetensors"
     before = weights.stat().st_mtime_ns
-    other = run(root, *arguments[:3], "5", *arguments[4:])
+    other = contrapose(*arguments[:3], "5", *arguments[4:], cwd=root)
     assert other.returncode == 2 and "holds another request" in other.stderr
     brief = ("--encoder", "small_conv", "--epochs", "1", "--batch-size", "50", "--no-explain")
     brief += ("--temperature", "0.7")
-    assert run(root, "train", arguments[1], *brief, "--out", "own").returncode == 0
-    of_run = run(root, "shortcuts", "own", "--out", "again")
+    assert contrapose("train", arguments[1], *brief, "--out", "own", cwd=root).returncode == 0
+    of_run = contrapose("shortcuts", "own", "--out", "again", cwd=root)
     assert of_run.returncode == 0 and "Border" in of_run.stdout, of_run.stderr
     own = recipes.recipe_for(root / "again" / "hardened.py", 12, 1)
     assert own.batch_size == 50 and own.loss.keywords["temperature"] == 0.7  # the run's
     assert own.views.func is augment.hardened and own.views.keywords["border"] == 2
     assert weights.stat().st_mtime_ns == before
-    few = run(root, "shortcuts", "own", "--size", "8")
+    few = contrapose("shortcuts", "own", "--size", "8", cwd=root)
     assert few.returncode == 2 and "leave out --size" in few.stderr

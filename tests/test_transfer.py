@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from support import command
 from support.quick_recipe import quick
 
 import contrapose
@@ -228,10 +226,8 @@ def test_two_sets_of_other_classes_are_not_put_together():
 
 
 def test_the_command_prints_values_and_the_test(run, home, tmp_path):
-    command = [sys.executable, "-m", "contrapose", "transfer", str(run.path), "--to", "caltech101"]
-    done = subprocess.run(
-        [*command, "--against", str(run.path)], capture_output=True, text=True,
-        env={**os.environ, "CONTRAPOSE_DATA": str(home)},
-    )  # fmt: skip
+    done = command.contrapose(
+        "transfer", run.path, "--to", "caltech101", "--against", run.path, CONTRAPOSE_DATA=str(home)
+    )
     assert done.returncode == 0, done.stderr
     assert "mean per class" in done.stdout and "Not at hand: food101" in done.stdout
