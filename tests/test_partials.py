@@ -1,6 +1,7 @@
 """Functions with their arguments as data: there and back, and nothing foreign is ever called."""
 
 import dataclasses
+import types
 from functools import partial
 
 import pytest
@@ -56,6 +57,23 @@ def test_a_wrong_setting_is_an_error_that_helps(path, text, says):
 def test_only_public_functions_of_the_library_are_revived(name):
     with pytest.raises(ValueError, match="not a function of this library"):
         revive({"call": name, "command": "touch /tmp/owned"})
+
+
+def loss_of_another_module(z):
+    return z.sum()
+
+
+def test_a_recipe_file_lends_the_functions_of_its_recipe_wherever_they_come_from():
+    own = types.ModuleType("own")
+    mine = partial(loss_of_another_module)
+    own.recipe = dataclasses.replace(recipe_for("simclr", 32, 3), loss=mine)
+    assert revive(describe(mine), own).func is loss_of_another_module
+    for name in (
+        "os.system",
+        f"{__name__}.{test_none_booleans_and_tuples_are_read_by_type.__name__}",
+    ):
+        with pytest.raises(ValueError, match="not a function of this library"):
+            revive({"call": name}, own)
 
 
 def test_none_booleans_and_tuples_are_read_by_type():

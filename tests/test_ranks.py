@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -191,6 +192,84 @@ def test_a_rank_that_never_starts_ends_the_others_with_a_message(tmp_path):
     said = (tmp_path / "said").read_text()
     assert "error: rank 0 waited 2 s for 2 processes (WORLD_SIZE=2)" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_without_the_device_says_so_itself(tmp_path):
+    second = started(
+        "-m", "contrapose", "train", *QUICK, "--device", "cuda:99", "--out", "run", cwd=tmp_path,
+        RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
+    )  # fmt: skip
+    assert second.wait(timeout=90) == 2
+    assert "error: rank 1: --device cuda:99: " in (tmp_path / "said").read_text()
+
+
+IN_FLOAT64 = """
+from dataclasses import replace
+from contrapose.verification.training import recipe_of
+recipe = replace(recipe_of("simclr", "fp64", 1, 8, 100), epochs=%s)
+"""
+
+
+def nodes(ranks, *arguments, folder, rendezvous):
+    """A torchrun for each node, as many as `ranks`, on this machine; the output of node k is in
+    folder/node{k}/said."""
+    agents = []
+    for k, count in enumerate(ranks):
+        (folder / f"node{k}").mkdir(exist_ok=True)
+        node = ("--nnodes", len(ranks), "--node-rank", k, "--nproc-per-node", count, *rendezvous)
+        command = ("-m", "torch.distributed.run", *node, "-m", "contrapose", "train", *arguments)
+        agents.append(started(*command, cwd=folder / f"node{k}"))
+    return agents
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def test_two_nodes_with_one_and_two_ranks_train_what_one_process_does(tmp_path):
+    (tmp_path / "own.py").write_text(IN_FLOAT64 % 1)
+    brief = ["digits", "--recipe", tmp_path / "own.py", "--device", "cpu", "--no-explain"]
+    two = nodes(
+        (1, 2), *brief, "--out", tmp_path / "run", folder=tmp_path,
+        rendezvous=("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}"),
+    )  # fmt: skip
+    alone = api.train(str(tmp_path / "own.py"), "digits", out=tmp_path / "alone", device="cpu")
+    said = [tmp_path / f"node{k}" / "said" for k in (0, 1)]
+    assert [agent.wait(timeout=120) for agent in two] == [0, 0], [x.read_text() for x in said]
+    assert sum(x.read_text().count("Trained:") for x in said) == 1
+    run = Run.open(tmp_path / "run")
+    assert run.read("environment.json")["ranks"] == 3
+    assert [row["step"] for row in run.metrics()] == [*range(1, 15)]
+    weights, others = (load_file(x.path / "encoder.safetensors") for x in (alone, run))
+    for name, x in weights.items():
+        torch.testing.assert_close(others[name], x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_is_named_by_its_ranks_and_the_run_goes_on(tmp_path):
+    run = tmp_path / "run"
+    address = ("--master-addr", "localhost", "--master-port", free_port())
+    first, second = nodes(
+        (1, 2), *QUICK, "--epochs", "40", "--out", run, folder=tmp_path, rendezvous=address
+    )
+    until(lambda: [*run.glob("checkpoints/step-*")])
+    lost = [rank(1, second.pid), rank(2, second.pid)]
+    for process in (second.pid, *lost):
+        os.kill(process, signal.SIGKILL)
+    at = time.monotonic()
+    assert first.wait(timeout=60) != 0 and time.monotonic() - at < 30
+    second.wait()
+    said = (tmp_path / "node0" / "said").read_text()
+    assert f"error: rank 1 (process {lost[0]} on {socket.gethostname()})" in said, said
+    assert "continue, on any number of ranks, with: contrapose train --resume" in said
+    address = ("--master-addr", "localhost", "--master-port", free_port())
+    go_on = ["--resume", run, "--device", "cpu", "--no-explain"]
+    again = nodes((2, 1), *go_on, folder=tmp_path, rendezvous=address)
+    assert [agent.wait(timeout=200) for agent in again] == [0, 0]
+    rows = [row["step"] for row in Run.open(run).metrics()]
+    assert Run.open(run).status()["state"] == "finished" and rows == sorted({*rows})
 
 
 def test_a_training_on_ranks_is_evaluated_on_them_as_one_process_does(tmp_path):

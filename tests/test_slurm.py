@@ -1,17 +1,26 @@
-"""Training as a job of Slurm: real processes, with scripts for sbatch, srun and scontrol."""
+"""Training as a job of Slurm: real processes, with scripts for sbatch, srun and scontrol; and on a
+real Slurm where one answers."""
 
 import os
+import re
 import signal
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.command import contrapose
 
 from contrapose import api
+from contrapose import slurm as slurm_jobs
 from contrapose.commands.train import submit
 from contrapose.errors import UserError
+from contrapose.slurm import Training
 from contrapose.training.run import Run
 
 SBATCH = """#!/bin/bash
@@ -176,10 +185,83 @@ def test_a_wrong_word_costs_no_time_in_the_queue(tmp_path, slurm):
     (tmp_path / "bin" / "sbatch").write_text(
         "#!/bin/bash\ncp $1 $SLURM/script\necho Submitted batch job 7\n"
     )
-    train = ["train", *QUICK, "--out", "run", "--on", "slurm", "--gpus", "2", "--device", "cuda"]
+    train = ["train", "digits", "--out", "run", "--on", "slurm", "--gpus", "2"]
     wrong = contrapose(*train, "--set", "loss.temprature=0.1", cwd=tmp_path, **slurm)
     assert wrong.returncode == 2 and "temprature" in wrong.stderr, wrong.stderr
     assert not (tmp_path / "script").exists() and not (tmp_path / "run-slurm").exists()
     right = contrapose(*train, "--set", "loss.temperature=0.1", cwd=tmp_path, **slurm)
     assert right.returncode == 0 and "Submitted: job 7, 2 ranks" in right.stdout, right.stderr
-    assert (tmp_path / "script").exists() and not (tmp_path / "run").exists()
+    script = (tmp_path / "script").read_text()
+    assert "--gpus-per-node=2" in script and "export SRUN_CPUS_PER_TASK=" in script
+    assert not (tmp_path / "run").exists()
+    (submitted,) = (tmp_path / "run-slurm").glob("*_submitted.pkl")
+    assert b"--device" in (found := submitted.read_bytes()) and b"cuda" in found
+
+
+def test_a_task_that_slurm_preempts_waits_for_slurm_to_end_it(monkeypatch):
+    monkeypatch.setattr(slurm_jobs, "SAVING", 0.3)
+    begun, task = time.monotonic(), Training()
+    task._terminated()
+    threading.Timer(1, task._terminated).start()  # as Slurm does when the grace time is over
+    task._wait_for_slurm()
+    assert time.monotonic() - begun >= 1
+    begun = time.monotonic()
+    Training()._wait_for_slurm()  # stopped by hand: nobody ends it
+    assert 0.3 <= time.monotonic() - begun < 1
+
+
+# ---- on a real Slurm -----------------------------------------------------------------------------
+
+IN_FLOAT64 = """
+from dataclasses import replace
+from contrapose.verification.training import recipe_of
+recipe = replace(recipe_of("simclr", "fp64", 1, 8, 100), epochs=12)
+"""
+
+
+def slurm_says(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def cluster():
+    """(number of nodes, at most 2, a folder that all share): CONTRAPOSE_SHARED, or the home."""
+    pytest.importorskip("submitit")
+    try:
+        idle = int(slurm_says("timeout", "5", "sinfo", "-h", "-t", "idle", "-o", "%D") or 0)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no Slurm answers here (sinfo)")
+    if not idle:
+        pytest.skip("no node of Slurm is idle (sinfo -t idle)")
+    shared = os.environ.get("CONTRAPOSE_SHARED", Path.home())
+    with tempfile.TemporaryDirectory(dir=shared, prefix="contrapose-") as folder:
+        yield min(idle, 2), Path(folder)
+
+
+@pytest.mark.slow
+def test_a_real_slurm_trains_what_one_process_does_also_after_its_time_is_over(cluster):
+    nodes, folder = cluster
+    (folder / "own.py").write_text(IN_FLOAT64)
+    run = folder / "run"
+    train = ["train", "digits", "--recipe", "own.py", "--device", "cpu", "--no-explain"]
+    job_of = [*train, "--out", "run", "--on", "slurm", "--nodes", str(nodes)]
+    done = contrapose(*job_of, "--ranks", "1" if nodes > 1 else "2", cwd=folder, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    job = re.search("job ([0-9]+), 2 ranks", done.stdout)[1]
+    try:
+        until(lambda: [*run.glob("checkpoints/step-*")])
+        slurm_says("scancel", "--signal=USR2", job)  # what Slurm sends before the time limit
+        alone = api.train(str(folder / "own.py"), "digits", out=folder / "alone", device="cpu")
+        until(lambda: not slurm_says("squeue", "-h", "-j", job), 400)
+    finally:
+        subprocess.run(["scancel", job])
+    logs = {path.name: path.read_text() for path in (folder / "run-slurm").glob("*_log.*")}
+    assert Run.open(run).status()["state"] == "finished", logs
+    assert [row["step"] for row in Run.open(run).metrics()] == [x["step"] for x in alone.metrics()]
+    environment = Run.open(run).read("environment.json")
+    assert len(environment["hosts"]) == nodes and len(environment["resumed"]) == 1, logs
+    assert "stopped at step" in logs[f"{job}_0_log.err"]
+    assert not any("Traceback" in text for text in logs.values()), logs
+    weights, others = (load_file(x / "encoder.safetensors") for x in (folder / "alone", run))
+    for name, x in weights.items():
+        torch.testing.assert_close(others[name], x, rtol=1e-10, atol=1e-10)

@@ -17,7 +17,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +348,7 @@ def _home(function: Callable[..., Any]) -> str | None:
 
 def _function(name: str, own: types.ModuleType | None) -> Callable[..., Any]:
     module, _, attribute = name.rpartition(".")
-    for value in vars(own).values() if own is not None else ():
+    for value in _named_in(own) if own is not None else ():
         if inspect.isfunction(value) and f"{value.__module__}.{value.__qualname__}" == name:
             return value
     if any(module == h or module.startswith(h + ".") for h in HOMES):
@@ -357,8 +357,21 @@ def _function(name: str, own: types.ModuleType | None) -> Callable[..., Any]:
             return function
     raise UserError(
         f"{name!r} is not a function of this library, so it is not called from a file. "
-        "If it is your own, give the recipe file again with --recipe FILE.py"
+        "If it is your own, give the recipe file again with --recipe FILE.py; where `recipe` is a "
+        "function there, the file must define it, or import it by name"
     )
+
+
+def _named_in(own: types.ModuleType) -> Iterator[Any]:
+    """The values that a user's module names, and those in its recipe, whatever they come from."""
+    values, recipe = [*vars(own).values()], getattr(own, "recipe", None)
+    if dataclasses.is_dataclass(recipe) and not isinstance(recipe, type):
+        values += [getattr(recipe, field.name) for field in dataclasses.fields(recipe)]
+    while values:
+        value = values.pop()
+        if isinstance(value, functools.partial):
+            values += [value.func, *value.keywords.values()]
+        yield value
 
 
 def _takes_any(function: Callable[..., Any]) -> bool:
