@@ -123,3 +123,10 @@ def test_the_report_needs_no_torch():
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_takes_a_second_to_import_is_not_imported_before_it_is_needed():
+    slow = {"torchvision", "sklearn", "torch._dynamo", "scipy", "plotly"}
+    code = f"import sys, contrapose.explain; print(*{slow} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [], done

@@ -14,7 +14,7 @@ from typing import Any
 FORKS = """
 import json, os, sys
 import contrapose.cli, contrapose.commands.console, contrapose.commands.jobs
-import contrapose.downstream, contrapose.explain, contrapose.report
+import contrapose.downstream, contrapose.encoders.resnet, contrapose.explain, contrapose.report
 import contrapose.studies.shortcuts, contrapose.studies.study, contrapose.studies.tuning
 asked, told = (os.fdopen(int(fd), mode) for fd, mode in zip(sys.argv[1:], "rw"))
 for line in asked:

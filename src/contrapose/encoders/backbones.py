@@ -6,10 +6,10 @@ The attribute `width` of the module is F.
 import difflib
 import importlib
 import itertools
+import sys
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from contrapose.errors import UserError
 
@@ -42,42 +42,42 @@ def resnet18(
     width_multiple=2|4 multiplies every channel (SimCLR's 2x and 4x). zero_init starts every
     residual branch at zero, as SimCLR's code does.
     """
-    return _ResNet(BasicBlock, (2, 2, 2, 2), channels, stem, width_multiple, zero_init)
+    return _resnet("basic", (2, 2, 2, 2), channels, stem, width_multiple, zero_init)
 
 
 def resnet34(
     *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
 ) -> nn.Module:
     """ResNet-34: 21 M parameters, width 512. Options as `resnet18`."""
-    return _ResNet(BasicBlock, (3, 4, 6, 3), channels, stem, width_multiple, zero_init)
+    return _resnet("basic", (3, 4, 6, 3), channels, stem, width_multiple, zero_init)
 
 
 def resnet50(
     *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
 ) -> nn.Module:
     """ResNet-50: 24 M parameters (2x: 94 M, 4x: 375 M), width 2048. Options as `resnet18`."""
-    return _ResNet(Bottleneck, (3, 4, 6, 3), channels, stem, width_multiple, zero_init)
+    return _resnet("bottleneck", (3, 4, 6, 3), channels, stem, width_multiple, zero_init)
 
 
 def resnet101(
     *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
 ) -> nn.Module:
     """ResNet-101: 43 M parameters, width 2048. Options as `resnet18`."""
-    return _ResNet(Bottleneck, (3, 4, 23, 3), channels, stem, width_multiple, zero_init)
+    return _resnet("bottleneck", (3, 4, 23, 3), channels, stem, width_multiple, zero_init)
 
 
 def resnet152(
     *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
 ) -> nn.Module:
     """ResNet-152: 58 M parameters, width 2048. Options as `resnet18`."""
-    return _ResNet(Bottleneck, (3, 8, 36, 3), channels, stem, width_multiple, zero_init)
+    return _resnet("bottleneck", (3, 8, 36, 3), channels, stem, width_multiple, zero_init)
 
 
 def resnet200(
     *, channels: int = 3, stem: Stem = "imagenet", width_multiple: int = 1, zero_init: bool = False
 ) -> nn.Module:
     """ResNet-200 (SupCon's large model): 63 M parameters, width 2048. Options as `resnet18`."""
-    return _ResNet(Bottleneck, (3, 24, 36, 3), channels, stem, width_multiple, zero_init)
+    return _resnet("bottleneck", (3, 24, 36, 3), channels, stem, width_multiple, zero_init)
 
 
 def small_conv(*, channels: int = 1, width: int = 256, repeats: int = 1) -> nn.Module:
@@ -139,7 +139,8 @@ def last_stage(backbone: nn.Module, size: int) -> tuple[nn.Module | None, int]:
 
     (None, 0) for other networks.
     """
-    if not isinstance(backbone, _ResNet):
+    known = sys.modules.get("contrapose.encoders.resnet")  # without it no ResNet was built
+    if known is None or not isinstance(backbone, known.ResNet):
         return None, 0
     return backbone.layer4, -(-size // backbone.reduced)
 
@@ -157,54 +158,23 @@ BACKBONES = (
 )
 
 
-class _ResNet(ResNet):  # type: ignore[misc]
-    """torchvision's ResNet (same parameter names) with a stem, a width and no classifier."""
+def _resnet(
+    block: Literal["basic", "bottleneck"],
+    layers: tuple[int, int, int, int],
+    channels: int,
+    stem: Stem,
+    width_multiple: int,
+    zero_init: bool,
+) -> nn.Module:
+    from contrapose.encoders.resnet import ResNet  # torchvision takes a second to import
 
-    def __init__(
-        self,
-        block: type[BasicBlock | Bottleneck],
-        layers: tuple[int, int, int, int],
-        channels: int,
-        stem: Stem,
-        width_multiple: int,
-        zero_init: bool,
-    ) -> None:
-        if stem not in ("imagenet", "cifar"):
-            raise UserError(f"resnet: stem={stem!r}; use 'imagenet' or 'cifar'")
-        if width_multiple < 1 or channels < 1:
-            raise UserError(
-                f"resnet: width_multiple={width_multiple}, channels={channels}; "
-                "both must be at least 1"
-            )
-        self.width_multiple = width_multiple  # read by _make_layer while ResNet builds itself
-        super().__init__(block, list(layers), num_classes=1, zero_init_residual=zero_init)
-        first = 64 * width_multiple
-        if stem == "cifar":
-            self.conv1 = nn.Conv2d(channels, first, 3, stride=1, padding=1, bias=False)
-            self.maxpool = nn.Identity()
-        else:
-            self.conv1 = nn.Conv2d(channels, first, 7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(first)
-        self.fc = nn.Identity()
-        self.width = self.inplanes
-        self.reduced = 8 if stem == "cifar" else 32  # px of an image for one of the last stage
-
-    def _forward_impl(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        if self.layer4[-1].conv2.weight.is_contiguous():  # maps are stored as kernels are
-            x = x.contiguous()
-        h: Tensor = self.avgpool(self.layer4(x)).flatten(1)
-        return h
-
-    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
-        if planes == 64:  # the first stage: its input comes from the widened stem
-            self.inplanes *= self.width_multiple
-        stage: nn.Sequential = super()._make_layer(
-            block, planes * self.width_multiple, *args, **kwargs
+    if stem not in ("imagenet", "cifar"):
+        raise UserError(f"resnet: stem={stem!r}; use 'imagenet' or 'cifar'")
+    if width_multiple < 1 or channels < 1:
+        raise UserError(
+            f"resnet: width_multiple={width_multiple}, channels={channels}; both must be at least 1"
         )
-        return stage
+    return ResNet(block, layers, channels, stem, width_multiple, zero_init)
 
 
 class _SmallConv(nn.Module):

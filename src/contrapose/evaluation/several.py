@@ -11,10 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int8
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from contrapose.errors import UserError
@@ -46,6 +42,10 @@ def mean_average_precision(
 
     labels: 1, 0, and -1 for unknown, which neither trains nor counts.
     """
+    from sklearn.linear_model import LogisticRegression  # a second to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     given, wanted = train_labels.numpy(), test_labels.numpy()
     scores = np.zeros(wanted.shape)
     usable = [
@@ -96,6 +96,8 @@ def _score(
 
 
 def _mean(scores: np.ndarray, wanted: np.ndarray, usable: list[int]) -> float:
+    from sklearn.metrics import average_precision_score
+
     found = []
     for k in usable:
         known = wanted[:, k] >= 0
