@@ -315,11 +315,11 @@ def test_the_command_that_verifies_trainings_prints_and_keeps_each_comparison(tm
     assert refused.returncode == 2 and "did you mean 'supcon'" in refused.stderr.replace("\n", " ")
 
 
-def test_a_whole_epoch_is_compared_beside_another_order_of_sums_on_one_process(tmp_path):
+def test_a_whole_epoch_is_compared_beside_one_process_that_sums_in_parts(tmp_path):
     command = ["verify", "--training", "--epoch", "--subset", "300", "--only", "bank"]
     command += ["--ranks", "2", "--precision", "fp64", "--json", "law.json"]
     done = contrapose(*command, cwd=tmp_path, OMP_NUM_THREADS="1", COLUMNS="200")
-    assert done.returncode == 0 and "fp64 other" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "fp64 in parts" in done.stdout, done.stdout + done.stderr
     (law,) = json.loads((tmp_path / "law.json").read_text())["laws"]
     assert [step for step, _ in law["growth"]] == [1, 2, 3]
     assert 0 < law["growth"][-1][1] <= law["weights"] < 1e-12

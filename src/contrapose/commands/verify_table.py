@@ -117,7 +117,7 @@ def print_laws(laws: list[Law]) -> None:
         table.add_column("ranks", justify="right")
     controls = sorted({law.precision for law in laws if law.rounding is not None}, reverse=True)
     for precision in controls:
-        table.add_column(f"{precision} other", justify="right")
+        table.add_column(f"{precision} in parts", justify="right")
     for of in dict.fromkeys((law.data, law.case) for law in laws):
         mine = {(law.precision, law.ranks): law for law in laws if (law.data, law.case) == of}
         cells = [
@@ -128,21 +128,20 @@ def print_laws(laws: list[Law]) -> None:
             own = [law for law in mine.values() if law.precision == precision]
             cells += [Text(f"{max(law.alone for law in own):.0e}")]
             cells += [Text(f"{max(law.exact for law in own):.0e}")]
-        of_control = {law.precision: law.rounding or 0.0 for law in mine.values()}
-        cells += [Text(f"{of_control[precision]:.0e}") for precision in controls]
+        for precision in controls:
+            own = [law for law in mine.values() if law.precision == precision]
+            parts = [law.rounding for law in own if law.rounding is not None]
+            cells += [Text(f"{max(parts):.0e}" if parts else "")]
         table.add_row(" ".join(of), *cells)
     table.add_row("tolerance", *[f"{TOLERANCE[p]:.0e}" for p, _ in columns], style="dim")
     console.print(table)
     if halves:
-        words = (
-            "alone, ranks: one process and ranks in that precision, from one process in float64; "
-            "ranks that are at most twice as far pass too"
-        )
+        words = "alone, ranks: one process and ranks in that precision, from one process in float64"
         console.print(Text(words, style="dim"))
     if controls:
         words = (
-            "other: one process whose batch norm sums in another order, from one that does "
-            "not; ranks that are at most twice as far pass too"
+            "in parts: one process that sums over a batch in parts, from one that does not; ranks "
+            "that are at most twice as far pass too"
         )
         console.print(Text(words, style="dim"))
     for of in dict.fromkeys((law.data, law.precision) for law in laws):

@@ -22,16 +22,19 @@ from contrapose.encoders import Encoder
 from contrapose.errors import UserError
 from contrapose.similarity.sharded import Shards, all_gather, shards_in_force
 from contrapose.training.channel_sums import gradient, moments, products, scaled, takes
+from contrapose.training.weight_gradient import sum_first_exactly
 
 
 def exactly(encoder: Encoder) -> Encoder:
-    """Make torch's own batch norm layers of an encoder on a CPU sum exactly, in place; the encoder.
+    """The encoder, on a CPU with batch norm and the first convolution's gradient summed exactly.
 
-    Layers of other classes, which may compute something else, stay as they are.
+    It is changed in place. Layers of other classes than torch's own stay as they are.
     """
-    for layer in encoder.modules():
-        if type(layer) in EXACT and next(encoder.parameters()).device.type == "cpu":
-            layer.__class__ = EXACT[type(layer)]
+    if next(encoder.parameters()).device.type == "cpu":
+        for layer in encoder.modules():
+            if type(layer) in EXACT:
+                layer.__class__ = EXACT[type(layer)]
+        sum_first_exactly(encoder)
     return encoder
 
 

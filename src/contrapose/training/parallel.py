@@ -32,6 +32,7 @@ from contrapose.training.global_batchnorm import exactly, over_ranks
 from contrapose.training.objective import in_halves
 from contrapose.training.recipe import Recipe
 from contrapose.training.stages import stages_of
+from contrapose.training.weight_gradient import sum_first_exactly
 
 
 class Alone:
@@ -79,6 +80,8 @@ class Together(Alone):
         cuda = next(encoder.parameters()).device.type == "cuda"
         if not self.local:
             over_ranks(encoder, cuda=cuda and me.world == torch.distributed.get_world_size())
+        if not cuda:
+            sum_first_exactly(encoder)
         super().__init__(encoder, recipe, compiled)
 
     def join(self) -> None:
