@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from contrapose.compiler import REPEATS, Library
+from contrapose.data import resize
 from contrapose.similarity import EVERY, Pairs, dense, native, others, tiled
 
 pytestmark = pytest.mark.skipif(native.LIBRARY.load() is None, reason="no C compiler is here")
@@ -118,11 +119,13 @@ def anew() -> Library:
 def test_without_a_compiler_torchs_operations_serve_and_it_is_said_once(monkeypatch, tmp_path):
     monkeypatch.setenv("CONTRAPOSE_CACHE", str(tmp_path))
     monkeypatch.setenv("CONTRAPOSE_CC", "no-such-compiler")
-    with pytest.warns(UserWarning, match="CONTRAPOSE_CC=no-such-compiler is no program"):
+    said = "losses, resizing and batch norm .*: CONTRAPOSE_CC=no-such-compiler is no program"
+    with pytest.warns(UserWarning, match=said):
         assert anew().load() is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert anew().load() is None  # said before
+        assert Library(resize.LIBRARY.source, "Pillow", "slow").load() is None  # and of all
         monkeypatch.setenv("CONTRAPOSE_CC", "none")
         assert anew().load() is None
     monkeypatch.setenv("CONTRAPOSE_CC", "false")  # a program that fails

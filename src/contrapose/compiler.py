@@ -37,6 +37,16 @@ class Unavailable(Exception):
     """There is no library here; the message says why."""
 
 
+class NoCompiler(Unavailable):
+    """Nor is there any other, since nothing here compiles one."""
+
+
+WITHOUT = (  # what it costs to have none
+    "losses, resizing and batch norm take up to four times as long, and float32 training is less "
+    "exact, than with libraries compiled for this processor"
+)
+
+
 class Library:
     """The functions of one file of C, or what does the same without it.
 
@@ -109,10 +119,13 @@ class Library:
         try:
             return self._made()
         except Unavailable as error:
-            if self._first_time(str(error)):
+            of_all = isinstance(error, NoCompiler)
+            if _first_time("any" if of_all else self.source.stem, str(error)):
+                loss = WITHOUT if of_all else self.loss
+                instead = "torch and Pillow do" if of_all else f"{self.instead} does"
                 warnings.warn(
-                    f"{self.loss}: {error}. CONTRAPOSE_CC names a C compiler; `none` stands for "
-                    f"what {self.instead} does, without this sentence",
+                    f"{loss}: {error}. CONTRAPOSE_CC names a C compiler; `none` stands for what "
+                    f"{instead}, without this sentence",
                     stacklevel=3,
                 )
             return None
@@ -152,19 +165,27 @@ class Library:
                 said = said or next(iter(done.stderr.strip().splitlines()), "without a word")
         raise Unavailable(f"{compiler} does not compile it ({said})")
 
-    def _first_time(self, reason: str) -> bool:
-        """True if this reason was not given before, as far as the cache knows."""
-        folder = _folder()
-        if folder is None:
-            return True
-        path = folder / f"why-no-{self.source.stem}.txt"
-        with contextlib.suppress(OSError):
-            if path.read_text() == reason:
-                return False
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            replace_file(path, reason.encode())
+
+def _first_time(of: str, reason: str) -> bool:
+    """True if the reason why there is no such library was not given before, as far as this process
+    and the cache know."""
+    if (of, reason) in _given:
+        return False
+    _given.add((of, reason))
+    folder = _folder()
+    if folder is None:
         return True
+    path = folder / f"why-no-{of}.txt"
+    with contextlib.suppress(OSError):
+        if path.read_text() == reason:
+            return False
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, reason.encode())
+    return True
+
+
+_given = set[tuple[str, str]]()
 
 
 def _folder() -> Path | None:
@@ -181,6 +202,6 @@ def _compiler() -> str:
     for name in [said] if said else [os.environ.get("CC"), "cc", "gcc", "clang"]:
         if name and (found := shutil.which(name)):
             return found
-    raise Unavailable(
+    raise NoCompiler(
         f"CONTRAPOSE_CC={said} is no program" if said else "no C compiler (cc, gcc, clang) is here"
     )
