@@ -228,6 +228,26 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def test_ranks_meet_among_what_the_dead_left_though_nodes_count_restarts_apart():
+    port = free_port()
+    store = torch.distributed.TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    store.set("contrapose/meeting/here/1", "dead 0")
+    store.set("contrapose/meeting/named", json.dumps(["gone 0", "dead 0"]))
+    met = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"from contrapose.processes import ranks\n"
+             f"print(ranks._met({rank}, 2, 60)[1:])"],
+            stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+                 "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+                 "TORCHELASTIC_RESTART_COUNT": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    first, second = (process.communicate(timeout=90)[0] for process in met)
+    assert first == second and first.endswith(", True)\n") and "gone" not in first, (first, second)
+
+
 def test_two_nodes_with_one_and_two_ranks_train_what_one_process_does(tmp_path):
     (tmp_path / "own.py").write_text(IN_FLOAT64 % 1)
     brief = ["digits", "--recipe", tmp_path / "own.py", "--device", "cpu", "--no-explain"]

@@ -244,15 +244,19 @@ def test_a_real_slurm_trains_what_one_process_does_also_after_its_time_is_over(c
     (folder / "own.py").write_text(IN_FLOAT64)
     run = folder / "run"
     train = ["train", "digits", "--recipe", "own.py", "--device", "cpu", "--no-explain"]
+    no_such = ["--on", "slurm", "--resource", "slurm_partition=no-such"]
+    refused = contrapose(*train, "--out", "none", *no_such, cwd=folder, COLUMNS="200")
+    assert refused.returncode == 2 and "What there is: sinfo" in refused.stderr, refused.stderr
     job_of = [*train, "--out", "run", "--on", "slurm", "--nodes", str(nodes)]
     done = contrapose(*job_of, "--ranks", "1" if nodes > 1 else "2", cwd=folder, COLUMNS="200")
     assert done.returncode == 0, done.stderr
     job = re.search("job ([0-9]+), 2 ranks", done.stdout)[1]
     try:
         until(lambda: [*run.glob("checkpoints/step-*")])
+        assert slurm_jobs.is_queued(job) and not slurm_jobs.is_queued("4000000000")
         slurm_says("scancel", "--signal=USR2", job)  # what Slurm sends before the time limit
         alone = api.train(str(folder / "own.py"), "digits", out=folder / "alone", device="cpu")
-        until(lambda: not slurm_says("squeue", "-h", "-j", job), 400)
+        until(lambda: not slurm_jobs.is_queued(job), 400)
     finally:
         subprocess.run(["scancel", job])
     logs = {path.name: path.read_text() for path in (folder / "run-slurm").glob("*_log.*")}

@@ -24,7 +24,7 @@ from contrapose.prepare import check as check
 from contrapose.prepare import check_resumed as check_resumed
 from contrapose.prepare import own_images, planned_run, reopened, sized_as
 from contrapose.prepare import request_of as request_of
-from contrapose.processes import Rank, launched, restarted
+from contrapose.processes import Rank, launched
 from contrapose.progress import stage
 from contrapose.training import loop
 from contrapose.training.compiling import check_name, chosen_way
@@ -141,7 +141,7 @@ def _compiling(
 
 def _begun_before(me: Rank, out: Path | str | None) -> str | None:
     """The folder of the run that processes before these began, which torchrun starts again."""
-    if not restarted():
+    if not me.again:
         return None
     found = out if me.pulse is None or out is not None else me.pulse.noted("folder")
     return None if found is None or unfinished(Path(found)) else str(found)

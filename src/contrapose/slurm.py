@@ -7,6 +7,7 @@ or preempted gets SIGTERM, all its processes at once: the ranks save their step,
 for Slurm to end them, since a preempted job that ends by itself is not queued again.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,30 @@ def submit(jobs: Any, arguments: Sequence[str], out: Path) -> tuple[str, Path]:
 
     jobs: of `executor_of`. Raises UserError if Slurm refuses the job.
     """
-    submitit = library("slurm")
-    try:
+    with submitting():
         job = jobs.submit(Training(), list(arguments), str(out.absolute()), os.getcwd())
-    except (submitit.core.utils.FailedJobError, OSError) as error:
+    return str(job.job_id), Path(str(job.paths.stdout))
+
+
+@contextlib.contextmanager
+def submitting() -> Iterator[None]:
+    """A context in which a job that Slurm does not accept raises UserError, with Slurm's words."""
+    try:
+        yield
+    except (library("slurm").core.utils.FailedJobError, OSError) as error:
         raise UserError(
             f"--on slurm: the job was not accepted: {str(error).strip()}\n"
             "What there is: sinfo -o '%P %D %c %G %l' (partition, nodes, CPUs and GPUs of a node, "
-            "time limit)"
+            "time limit); ask for less, as with --resource cpus_per_task=1"
         ) from error
-    return str(job.job_id), Path(str(job.paths.stdout))
+
+
+def is_queued(job: str) -> bool:
+    """True if the job waits or runs, or Slurm does not answer."""
+    asked = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True)
+    if asked.returncode:
+        return "Invalid job id" not in asked.stderr
+    return bool(asked.stdout.strip())
 
 
 class Training:

@@ -6,6 +6,7 @@ all are ended. Those of torchrun that train together give signs of life (`pulse.
 
 import contextlib
 import datetime
+import json
 import os
 import pickle
 import signal
@@ -14,12 +15,12 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,8 @@ TORCHRUN_JOINING = 60  # the same where torchrun starts them, each in its own ti
 ANSWERING = 60  # in a collective; the watch ends it earlier
 TORCHRUN_ANSWERING = 25  # the same under torchrun, where nobody watches
 TRAINING_JOINING = 300  # until all ranks of a training are there; CONTRAPOSE_JOIN_SECONDS
+ASKING = 0.1  # between two looks at who is there
+MEETING = "contrapose/meeting"  # in the key-value store
 FIRST_SPEAKS = 5  # for rank 0 to say what all would, whereupon torchrun ends them
 TRAINING_ANSWERING = 3600  # while one writes a checkpoint the others wait; the pulse watches
 
@@ -56,6 +59,7 @@ class Rank:
     gets_on: Callable[[], None] = lambda: None  # to be called after each piece of work
     lost: Callable[[], str | None] = lambda: None  # what went wrong with the other processes
     pulse: Pulse | None = None
+    again: bool = False  # these processes were started in place of others
 
     @property
     def first(self) -> bool:
@@ -222,7 +226,8 @@ def processes(
             device = f"cuda:{local}" if kind == "cuda" else kind
             rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             seconds = TORCHRUN_JOINING, answering or TORCHRUN_ANSWERING
-            with _joined(rank, world, device, "env://", *seconds) as groups:
+            store = _met(rank, world, seconds[0])[0] if world > 1 else "env://"
+            with _joined(rank, world, device, store, *seconds) as groups:
                 yield Rank(rank, world, device, groups)
             return
         devices = _devices(count, "cpu" if device == "auto" else _shared(device))
@@ -260,11 +265,6 @@ def is_launched() -> bool:
     return named and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def restarted() -> bool:
-    """True if torchrun, or a job of Slurm, started these processes in place of others."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 @contextlib.contextmanager
 def launched(device: str) -> Iterator[Rank]:
     """A context with this process among those that torchrun started to share work; else alone.
@@ -277,7 +277,7 @@ def launched(device: str) -> Iterator[Rank]:
         yield rank
         return
     if not is_launched():
-        yield Rank(device=choose_device(device))
+        yield Rank(device=choose_device(device), again=_restarts() > 0)
         return
     rank_, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
@@ -288,8 +288,9 @@ def launched(device: str) -> Iterator[Rank]:
     seconds = int(os.environ.get("CONTRAPOSE_JOIN_SECONDS", TRAINING_JOINING))
     with contextlib.ExitStack() as joined:
         try:
+            store, name, again = _met(rank_, world, seconds)
             groups = joined.enter_context(
-                _joined(rank_, world, where, "env://", seconds, TRAINING_ANSWERING, (world,))
+                _joined(rank_, world, where, store, seconds, TRAINING_ANSWERING, (world,))
             )
         except (RuntimeError, ValueError) as error:
             first = str(error).partition("\n")[0][:200]
@@ -300,8 +301,8 @@ def launched(device: str) -> Iterator[Rank]:
                 "CONTRAPOSE_JOIN_SECONDS sets another time"
             )
             raise _of_rank(rank_, why) from error
-        pulse = joined.enter_context(Pulse(rank_, world, f"contrapose/{_name_of_meeting()}"))
-        me = Rank(rank_, world, where, groups, lost=pulse.lost, pulse=pulse)
+        pulse = joined.enter_context(Pulse(rank_, world, f"contrapose/{name}"))
+        me = Rank(rank_, world, where, groups, lost=pulse.lost, pulse=pulse, again=again)
         joined.enter_context(me.in_force())
         with _losses_named(me, pulse):
             yield me
@@ -431,7 +432,7 @@ def _joined(
     rank: int,
     world: int,
     device: str,
-    store: str,
+    store: Any,
     joining: int = JOINING,
     answering: int = ANSWERING,
     sizes: Sequence[int] = (2, 3),
@@ -443,10 +444,7 @@ def _joined(
     if cuda:
         torch.cuda.set_device(device)
     limit = datetime.timedelta(seconds=joining)
-    how: dict[str, Any] = {"init_method": store}
-    if store == "env://":  # torchrun keeps its store over restarts, with addresses of the dead
-        kept = _kept_store(rank, world, joining)
-        how = {"store": dist.PrefixStore(_name_of_meeting(), kept)}  # type: ignore[attr-defined]
+    how = {"init_method" if isinstance(store, str) else "store": store}
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         rank=rank,
@@ -472,12 +470,44 @@ def _kept_store(rank: int, world: int, seconds: int) -> Any:
     return next(dist.rendezvous("env://", rank, world, timeout=limit))[0]  # type: ignore[attr-defined]
 
 
-def _name_of_meeting() -> str:
-    """A name for what the ranks keep in the store: another one each time, the same on all ranks.
+def _met(rank: int, world: int, seconds: int) -> tuple[Any, str, bool]:
+    """(store of this meeting alone, its name, whether it follows others) once all ranks are there.
 
-    The store outlives a restart by torchrun, and a group that has ended.
+    torchrun's store may outlive a restart, with addresses of the dead, and each node counts its own
+    restarts (TORCHELASTIC_RESTART_COUNT), so neither names a start. Each process writes who it is;
+    rank 0 names those that it sees, anew when another one comes, until all have answered.
     """
-    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_meetings)}"
+    store = _kept_store(rank, world, seconds)
+    mine = f"{uuid.uuid4().hex} {_restarts()}"
+    here: list[str | None] = [None] * world
+    store.set(f"{MEETING}/here/{rank}", mine)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if rank == 0:
+            here = [_found(store, f"here/{k}") for k in range(world)]
+            if None not in here and _found(store, "named") != json.dumps(here):
+                store.set(f"{MEETING}/named", json.dumps(here))
+        named = _found(store, "named") or "[]"
+        there = json.loads(named)
+        if len(there) == world and there[rank] == mine:
+            name = there[0].split()[0]
+            store.set(f"{MEETING}/{name}/{rank}", named)
+            answers = [f"{name}/{k}" for k in range(1, world)] if rank == 0 else [f"{name}/all"]
+            if all(_found(store, answer) == named for answer in answers):
+                store.set(f"{MEETING}/{name}/all", named)
+                again = any(int(of.split()[1]) > 0 for of in there)
+                return dist.PrefixStore(name, store), name, again  # type: ignore[attr-defined]
+        time.sleep(ASKING)
+    missing = [f"rank {k}" for k in range(1, world) if rank == 0 and here[k] is None]
+    raise RuntimeError(f"without {', '.join(missing)}" if missing else "timed out")
 
 
-_meetings = count()
+def _restarts() -> int:
+    """Number of times that this node of torchrun, or a job of Slurm, has started processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _found(store: Any, key: str) -> str | None:
+    """The value of a key of the meeting, or None; it does not wait for one."""
+    key = f"{MEETING}/{key}"
+    return store.get(key).decode() if store.check([key]) else None

@@ -11,28 +11,36 @@ from contrapose.experiments.running.folders import fail
 from contrapose.experiments.running.task import POLL, Task, job_folders
 from contrapose.experiments.running.worker import work
 from contrapose.files import HeldElsewhere
-from contrapose.slurm import executor, library
+from contrapose.slurm import DAY, executor, is_queued, library, submitting
 
 
 def slurm(
     task: Task, jobs: int, resources: Mapping[str, Any], cluster: str = "slurm"
 ) -> Generator[None]:
     """Run the task as an array of Slurm jobs, `jobs` at a time; ends when all have ended."""
-    parameters = {"name": Path(task.folder).name, "cpus_per_task": task.threads}
+    parameters: dict[str, Any] = {"name": Path(task.folder).name, "cpus_per_task": task.threads}
     if cluster == "slurm":
-        parameters["slurm_array_parallelism"] = jobs
+        parameters |= {"slurm_array_parallelism": jobs, "timeout_min": DAY}
     made = executor(Path(task.folder) / "slurm", cluster, parameters, resources)
     names = [p.job.name for p in job_folders(task) if p.state in ("waiting", "failed")]
-    submitted = made.map_array(_Requeued(), [replace(task, jobs=(n,)).text() for n in names])
+    with submitting():
+        submitted = made.map_array(_Requeued(), [replace(task, jobs=(n,)).text() for n in names])
+    array = submitted[0].job_id.partition("_")[0] if submitted else ""
     try:
         while not all(job.done() for job in submitted):
             time.sleep(POLL if cluster != "slurm" else 5.0)
             yield
+            if cluster == "slurm" and not is_queued(array):
+                break  # submitit learns of a job that was killed from sacct alone, which may be off
     except (KeyboardInterrupt, GeneratorExit):
         for job in submitted:
             job.cancel()
         raise
-    _note_lost(task, {n: j.exception() for n, j in zip(names, submitted, strict=True)})
+    ended = zip(names, submitted, strict=True)
+    _note_lost(task, {n: j.exception() if j.done() else _NO_RESULT for n, j in ended})
+
+
+_NO_RESULT = ChildProcessError("Slurm ended it, and it left no result")
 
 
 class _Requeued:
