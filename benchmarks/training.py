@@ -126,12 +126,14 @@ def ours(bf16: bool, device: str, steps: int, batch_size: int) -> Iterator[None]
     from contrapose.machine import freed_memory_kept, on_device
     from contrapose.recipes import recipe_for
     from contrapose.training import optim
+    from contrapose.training.global_batchnorm import exactly
     from contrapose.training.objective import Batch, objective_of
     from contrapose.training.step import step
 
     images = open_images(pixels(steps * batch_size)).to(torch.device(device))
     recipe = recipe_for("simclr", 32, 3)
-    encoder = fastest_layout(adapt.build(recipe, images).to(device), 32, bf16=bf16).train()
+    encoder = adapt.build(recipe, images).to(device).train()
+    exactly(fastest_layout(encoder, 32, bf16=bf16))
     optimizer = partial(optim.sgd, momentum=0.9)(encoder, lr=0.03)
     generator = torch.Generator(device).manual_seed(0)
     objective = objective_of(recipe, encoder, len(images))

@@ -1,10 +1,10 @@
 /* The gradient of a convolution's weights, summed in float64, for the few channels of images.
    Compiled on first use for the processor at hand (compiler.py); called from weight_gradient.py.
 
-   One row of the output at a time: the inputs of each weight beside each other, widened, times the
-   row's gradients, widened, are a product of small matrices, which are all in the cache. Images are
-   cut into blocks by their number alone, and the sums of blocks joined in their order: the result is
-   the same for any number of threads. */
+   One row of the output at a time: the rows of the input that it needs and its gradients, widened,
+   are in the cache, and their products a small matrix. Images are cut into blocks by their number
+   alone, and the sums of blocks joined in their order: the result is the same for any number of
+   threads. */
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -42,39 +42,47 @@ typedef struct {
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
-/* sums[HIGH][vectors LANES] += of[HIGH][n] by[n][..]; the rows of `of` and `by` lie far apart */
+/* sums[HIGH][vectors LANES] += the sum over i of the inputs of[HIGH][step i] times by[i][..] */
 static inline __attribute__((always_inline)) void product(
-    const double *of, const double *by, int64_t n, int64_t across, int vectors, double *sums) {
+    const double *const *of, int64_t step, const double *by, int64_t n, int64_t across, int vectors,
+    double *sums) {
     doubles s[HIGH][VECTORS];
-    for (int t = 0; t < HIGH; t++)
+    const double *from[HIGH];
+    for (int t = 0; t < HIGH; t++) {
+        from[t] = of[t];
         for (int v = 0; v < vectors; v++) s[t][v] = *(doubles *)(sums + t * across + v * LANES);
+    }
     for (int64_t i = 0; i < n; i++)
         for (int v = 0; v < vectors; v++) {
             const doubles g = *(const doubles *)(by + i * across + v * LANES);
-            for (int t = 0; t < HIGH; t++) s[t][v] += of[t * n + i] * g;
+            for (int t = 0; t < HIGH; t++) s[t][v] += from[t][i * step] * g;
         }
     for (int t = 0; t < HIGH; t++)
         for (int v = 0; v < vectors; v++) *(doubles *)(sums + t * across + v * LANES) = s[t][v];
 }
 
-/* of[taps][wide] of the row y of the output of image n; the rows beyond the last weight stay 0 */
-static void inputs(const Convolution *c, int64_t n, int64_t y, double *of) {
+static inline int64_t reach(const Convolution *c) { /* columns of the input, with padding */
+    return (c->wide - 1) * c->stride[1] + (c->kernel[1] - 1) * c->dilation[1] + 1;
+}
+
+/* rows[channels kernel[0]][reach]: the rows of the input that the row y of the output of image n
+   needs, from the padding on */
+static void inputs(const Convolution *c, int64_t n, int64_t y, double *rows) {
+    const int64_t length = reach(c), before = least(c->padding[1], length);
+    const int64_t end = least(c->width + c->padding[1], length), apart = c->x_stride[3];
     for (int64_t k = 0; k < c->channels; k++)
-        for (int64_t i = 0; i < c->kernel[0]; i++) {
+        for (int64_t i = 0; i < c->kernel[0]; i++, rows += length) {
             const int64_t row = y * c->stride[0] - c->padding[0] + i * c->dilation[0];
             const float *x = c->x + n * c->x_stride[0] + k * c->x_stride[1] + row * c->x_stride[2];
-            const int inside = row >= 0 && row < c->height;
-            for (int64_t j = 0; j < c->kernel[1]; j++, of += c->wide) {
-                const int64_t step = c->stride[1], from = j * c->dilation[1] - c->padding[1];
-                const int64_t before = from < 0 ? (step - 1 - from) / step : 0; /* the first inside */
-                const int64_t first = inside ? least(before, c->wide) : c->wide;
-                const int64_t last = from < c->width
-                    ? least((c->width - 1 - from) / step + 1, c->wide) : 0; /* beyond the last */
-                int64_t o = 0;
-                for (; o < first; o++) of[o] = 0;
-                for (; o < last; o++) of[o] = x[(from + o * step) * c->x_stride[3]];
-                for (; o < c->wide; o++) of[o] = 0;
+            int64_t q = 0;
+            if (row >= 0 && row < c->height) {
+                for (; q < before; q++) rows[q] = 0;
+                if (apart == 1)
+                    for (; q < end; q++) rows[q] = x[q - c->padding[1]];
+                else
+                    for (; q < end; q++) rows[q] = x[(q - c->padding[1]) * apart];
             }
+            for (; q < length; q++) rows[q] = 0;
         }
 }
 
@@ -92,29 +100,39 @@ static void gradients(const Convolution *c, int64_t n, int64_t y, int64_t across
 static void *blocks(void *given) {
     Work *w = given;
     const Convolution *c = w->c;
-    double *of = calloc((w->taps + w->across) * c->wide, sizeof *of);
-    if (!of) {
+    const int64_t rows = c->channels * c->kernel[0], length = reach(c);
+    double *x = calloc((rows + 1) * length + w->across * c->wide, sizeof *x);
+    const double **of = malloc(w->taps * sizeof *of);
+    if (!x || !of) {
         atomic_store(&w->failed, 1);
+        free(x);
+        free(of);
         return 0;
     }
-    double *by = of + w->taps * c->wide;
+    double *by = x + (rows + 1) * length;
+    for (int64_t t = 0; t < w->taps; t++) { /* the inputs of each weight; zeros of what fills up */
+        const int64_t row = t / c->kernel[1], column = t % c->kernel[1];
+        of[t] = row < rows ? x + row * length + column * c->dilation[1] : x + rows * length;
+    }
     for (int64_t b; (b = atomic_fetch_add(&w->taken, 1)) < w->blocks;) {
         double *sums = w->sums + b * w->taps * w->across;
         const int64_t end = c->images * (b + 1) / w->blocks;
         for (int64_t n = c->images * b / w->blocks; n < end; n++)
             for (int64_t y = 0; y < c->high; y++) {
-                inputs(c, n, y, of);
+                inputs(c, n, y, x);
                 gradients(c, n, y, w->across, by);
                 for (int64_t k = 0; k < w->across; k += w->vectors * LANES)
                     for (int64_t t = 0; t < w->taps; t += HIGH) {
                         double *to = sums + t * w->across + k;
-                        if (w->vectors == 1)
-                            product(of + t * c->wide, by + k, c->wide, w->across, 1, to);
-                        else
-                            product(of + t * c->wide, by + k, c->wide, w->across, VECTORS, to);
+                        const double *const *from = of + t;
+#define PRODUCT(V) product(from, c->stride[1], by + k, c->wide, w->across, V, to)
+                        if (w->vectors == 1) PRODUCT(1);
+                        else if (w->vectors == 2) PRODUCT(2);
+                        else PRODUCT(VECTORS);
                     }
             }
     }
+    free(x);
     free(of);
     return 0;
 }
@@ -122,7 +140,7 @@ static void *blocks(void *given) {
 /* The gradient on `threads` threads; 0, or -1 if there was no memory. */
 int32_t contrapose_weight_gradient(const Convolution *c, int32_t threads) {
     const int64_t taps = c->channels * c->kernel[0] * c->kernel[1];
-    Work w = {.c = c, .taps = up(taps, HIGH), .vectors = c->out > LANES ? VECTORS : 1};
+    Work w = {.c = c, .taps = up(taps, HIGH), .vectors = c->out > 2 * LANES ? VECTORS : c->out > LANES ? 2 : 1};
     w.across = up(c->out, w.vectors * LANES);
     w.blocks = least(BLOCKS, c->images);
     w.sums = calloc((w.blocks + 1) * w.taps * w.across, sizeof *w.sums);
