@@ -268,6 +268,23 @@ def test_two_nodes_with_one_and_two_ranks_train_what_one_process_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_nodes_go_on_by_themselves_after_a_rank_of_one_was_killed(tmp_path):
+    run = tmp_path / "run"
+    first, second = nodes(
+        (1, 1), *QUICK, "--epochs", "24", "--out", run, folder=tmp_path,
+        rendezvous=("--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint",
+                    f"localhost:{free_port()}"),
+    )  # fmt: skip
+    until(lambda: [*run.glob("checkpoints/step-*")])
+    other = second if is_led(run, first.pid) else first  # c10d numbers the nodes as they come
+    os.kill(rank(1, other.pid), signal.SIGKILL)
+    assert [agent.wait(timeout=200) for agent in (first, second)] == [0, 0]
+    rows = [row["step"] for row in Run.open(run).metrics()]
+    assert Run.open(run).status()["state"] == "finished" and rows == sorted({*rows})
+    assert len(Run.open(run).read("environment.json")["resumed"]) == 1
+
+
+@pytest.mark.slow
 def test_a_node_that_is_lost_is_named_by_its_ranks_and_the_run_goes_on(tmp_path):
     run = tmp_path / "run"
     address = ("--master-addr", "localhost", "--master-port", free_port())
