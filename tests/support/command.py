@@ -13,6 +13,7 @@ from typing import Any
 # torch takes seconds. The child is the end of the script, so that it ends as any process does.
 FORKS = """
 import json, os, sys
+import torch._dynamo
 import contrapose.cli, contrapose.commands.console, contrapose.commands.jobs
 import contrapose.downstream, contrapose.encoders.resnet, contrapose.explain, contrapose.report
 import contrapose.studies.shortcuts, contrapose.studies.study, contrapose.studies.tuning

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which every optimiser imports, for a second; here once for all
 from quick_recipe import quick
 from safetensors import safe_open
 
