@@ -31,8 +31,10 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("contrapose ")
 ]
-# the commands stand as a person types them; here the images are few, so batches and epochs are too
+# the commands stand as a person types them; here the images are few, so batches and epochs are too,
+# and most networks are narrow
 FEW = ["--epochs", "1", "--batch-size", "8"]
+NARROW = ["--set", "backbone.width=64"]
 SHARE = 4  # of the epochs that a command asks for one is enough to show that it runs
 
 
@@ -90,10 +92,12 @@ def test_every_command_of_the_readme_runs(desk):
             if arguments[k] == "--epochs":
                 arguments[k + 1] = str(math.ceil(int(word) / SHARE))
         small = any("digits" in a for a in arguments)
-        quick = arguments[0] == "train" and not small and "--resume" not in arguments
-        unnamed = "--encoder" not in arguments and len(wanted) > 0  # the first as it is shown
-        brief = [*FEW, *(["--encoder", "small_conv"] if unnamed else [])]
-        wanted.append([*arguments, *(brief if quick else [])])
+        new = arguments[0] == "train" and "--resume" not in arguments
+        unnamed = new and "--encoder" not in arguments and len(wanted) > 0  # the first as shown
+        brief = [] if small or not new else FEW
+        brief = [*brief, *(["--encoder", "small_conv"] if unnamed and not small else [])]
+        brief = [*brief, *(NARROW if unnamed and "--start" not in arguments else [])]
+        wanted.append([*arguments, *brief])
     assert len(wanted) >= 10
     code = (
         "import json, sys\nfrom contrapose.cli import main\n"
