@@ -1,9 +1,9 @@
-"""A file of C as a library of this machine: compiled on first use, kept, and measured once.
+"""A file of C as a library of this machine: compiled on first use, kept, and measured if asked.
 
 The library lies in the cache folder under a name made of its source, the compiler, the processor
 and the flags. Beside it lies the answer to one question, measured after the compilation: is it
 quicker than what does the same without it? It is, wherever it was tried; a processor whose matrix
-unit only torch's products use may say otherwise.
+unit only torch's products use may say otherwise. Libraries that are there to be exact do not ask.
 
 CONTRAPOSE_CC names the compiler (default: $CC, cc, gcc or clang); `none` stands for no library.
 """

@@ -10,8 +10,7 @@ With m the mean of a channel and a, b, c numbers of it:
 channel_sums.c does it in one reading of each array whose channels lie side by side (channels last,
 or [N, C]) on a CPU in float32 or float64. Its sums are of float64 numbers, in an order that the
 number of threads does not change: the mean of float32 images is exact to 1e-15 of the spread.
-Everything else is left to torch's operations, and so is all where there is no library, or where it
-is slower than they are.
+Everything else is left to torch's operations, and so is all where there is no library.
 """
 
 import ctypes
@@ -111,27 +110,15 @@ def takes(x: Tensor) -> bool:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The library, if there is one that is quicker than torch's batch norm."""
+    """The library, if there is one.
+
+    No measurement decides here, as it does of other libraries: results would be torch's on one
+    machine, or in one process, and exact on another.
+    """
     loaded = LIBRARY.load()
-    if loaded is None:
-        return None
-    loaded.contrapose_channels.argtypes = [c_void_p, c_int32, c_int32]
-    x, g = (
-        torch.ones(64, 64, 16, 16).contiguous(memory_format=torch.channels_last) for _ in range(2)
-    )
-    of, weight = torch.ones(4, 64).double(), torch.ones(64)
-
-    def ours() -> None:
-        for task, inputs in (MOMENTS, (x,)), (SCALED, (x,)), (PRODUCTS, (x, g)), (GRADIENT, (x, g)):
-            _call(loaded, task, of, *inputs)
-
-    def torchs() -> None:
-        _, mean, inverse = torch.native_batch_norm(x, weight, weight, None, None, True, 0.1, 1e-5)
-        torch.ops.aten.native_batch_norm_backward(
-            g, x, weight, None, None, mean, inverse, True, 1e-5, [True, True, True]
-        )
-
-    return loaded if LIBRARY.is_quicker("batch norm", ours, torchs) else None
+    if loaded is not None:
+        loaded.contrapose_channels.argtypes = [c_void_p, c_int32, c_int32]
+    return loaded
 
 
 class _Channels(ctypes.Structure):
@@ -142,15 +129,9 @@ class _Channels(ctypes.Structure):
 
 
 def _run(task: int, x: Tensor, of: Tensor, g: Tensor | None = None) -> Tensor:
+    """The sums [2, C] or the array like x of a task; of: numbers of each channel [1 to 4, C]."""
     library = _library()
     assert library is not None
-    return _call(library, task, of, x, g)
-
-
-def _call(
-    library: ctypes.CDLL, task: int, of: Tensor, x: Tensor, g: Tensor | None = None
-) -> Tensor:
-    """The sums [2, C] or the array like x of a task; of: numbers of each channel [1 to 4, C]."""
     of, wide = of.contiguous(), x.dtype == torch.float64
     maps = task in (SCALED, GRADIENT)
     out = torch.empty_like(x) if maps else of.new_empty(2, x.shape[1])
