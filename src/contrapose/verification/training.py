@@ -131,8 +131,8 @@ def conv64(*, channels: int, width: int) -> nn.Module:
     return InFloat64(small_conv(channels=channels, width=width))
 
 
-class InParts(nn.Conv2d):
-    """A convolution of as many parts of a batch, one after the other, whose gradients are summed.
+class _InParts(nn.Module):
+    """A layer of as many parts of a batch, one after the other, whose gradients are summed.
 
     The weights' gradient is a sum over the batch, which ranks, too, make in parts.
     """
@@ -140,18 +140,31 @@ class InParts(nn.Conv2d):
     parts: int
 
     def forward(self, input: Tensor) -> Tensor:
-        convolve = super().forward
-        return torch.cat([convolve(part) for part in input.chunk(self.parts)])
+        of = super().forward
+        return torch.cat([of(part) for part in input.chunk(self.parts)])
 
 
-def summed_in_parts(*, network: Callable[[], nn.Module], parts: int) -> nn.Module:
-    """The network with InParts: on one process, another order of the same sums.
+class ConvolutionInParts(_InParts, nn.Conv2d):
+    pass
+
+
+class LinearInParts(_InParts, nn.Linear):
+    pass
+
+
+IN_PARTS: dict[type, type] = {nn.Conv2d: ConvolutionInParts, nn.Linear: LinearInParts}
+
+
+def summed_in_parts(*width: int, network: Callable[..., nn.Module], parts: int) -> nn.Module:
+    """A backbone, or a head for a `width`, in parts: on one process, another order of its sums.
 
     The first convolution, whose gradient training sums exactly, stays as it is.
     """
-    made = network()
-    for layer in [layer for layer in made.modules() if type(layer) is nn.Conv2d][1:]:
-        layer.__class__, layer.parts = InParts, parts  # type: ignore[assignment]
+    made = network(*width)
+    first = next((layer for layer in made.modules() if isinstance(layer, nn.Conv2d)), None)
+    for layer in made.modules():
+        if type(layer) in IN_PARTS and layer is not first:
+            layer.__class__, layer.parts = IN_PARTS[type(layer)], parts  # type: ignore[assignment]
     return made
 
 
@@ -327,8 +340,13 @@ def trained_on_ranks(
                         for parts in range(world, world + ORDERS):
                             if law.passed and (steps is not None or law.rounding is not None):
                                 break
-                            network = partial(summed_in_parts, network=recipe.backbone, parts=parts)
-                            other = replace(recipe, backbone=network)
+                            made: dict[str, Any] = {
+                                name: partial(summed_in_parts, network=network, parts=parts)
+                                for name, network in (
+                                    ("backbone", recipe.backbone), ("head", recipe.head),
+                                )
+                            }  # fmt: skip
+                            other = replace(recipe, **made)
                             control = trained(
                                 me, 1, other, few, Path(folder) / f"{name}-in-{parts}"
                             )
