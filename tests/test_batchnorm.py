@@ -10,6 +10,7 @@ from torch import nn
 
 from contrapose.compiler import Library
 from contrapose.encoders import Encoder, mlp, resnet18, small_conv
+from contrapose.threads import team
 from contrapose.training import channel_sums
 from contrapose.training.global_batchnorm import EXACT, exactly
 
@@ -143,12 +144,13 @@ def test_a_value_that_is_not_finite_spoils_its_channel_and_no_other(library, bad
         assert y[:, 1].isnan().all() and y[:, [0, 2]].isfinite().all()
 
 
-def test_any_number_of_threads_has_the_same_bits(library):
+def test_any_number_of_threads_has_the_same_bits(monkeypatch, library):
     shape = (50, 24, 17, 19)  # several blocks, none of them whole
     results = []
     before = torch.get_num_threads()
-    for threads in (1, 2, 3):
+    for threads, of in ((1, team), (2, team), (3, team), (3, lambda: None)):
         torch.set_num_threads(threads)
+        monkeypatch.setattr(channel_sums, "team", of)
         x, layer = drawn(shape, 2).requires_grad_(), layer_of(shape)
         y = layer(x)
         y.backward(drawn(shape, 3))

@@ -4,11 +4,12 @@ An operation on a small tensor takes less time than waking a second OpenMP threa
 all operations of a piece run on one thread, and the pieces are shared by the threads.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from threading import Barrier
 from typing import Any, TypeVar
 
@@ -59,6 +60,20 @@ def alone(f: Function) -> Function:
             return f(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+@cache
+def team() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library that torch has loaded; None for another.
+
+    Code of C that works on torch's own threads does not wait for a core on which one of them still
+    spins, as it does for some milliseconds after an operation.
+    """
+    try:
+        library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):  # torch has another, or this is no Linux
+        return None
 
 
 @lru_cache(maxsize=1)

@@ -161,8 +161,14 @@ static void *blocks(void *given) {
     return 0;
 }
 
-/* The task on `threads` threads; 0, or -1 if there was no memory. At least one channel. */
-int32_t contrapose_channels(const Channels *c, int32_t task, int32_t threads) {
+/* A function on as many threads of OpenMP, as its library starts them */
+typedef void (*Team)(void (*)(void *), void *, unsigned threads, unsigned flags);
+
+static void of_a_team(void *w) { blocks(w); }
+
+/* The task on `threads` threads, of the team if there is one; 0, or -1 if there was no memory. At
+   least one channel. */
+int32_t contrapose_channels(const Channels *c, int32_t task, int32_t threads, Team team) {
     static const int given[] = {[MOMENTS] = 1, [PRODUCTS] = 1, [SCALED] = 3, [GRADIENT] = 4};
     const int sums = task == MOMENTS || task == PRODUCTS;
     int64_t many = 1; /* rows in a long one */
@@ -183,11 +189,14 @@ int32_t contrapose_channels(const Channels *c, int32_t task, int32_t threads) {
             else ((float *)w.of)[k * c->channels + i] = number;
         }
     threads = least(threads, w.blocks);
-    pthread_t other[threads];
-    int started = 0;
-    while (started < threads - 1 && !pthread_create(other + started, 0, blocks, &w)) started++;
-    blocks(&w);
-    for (int i = 0; i < started; i++) pthread_join(other[i], 0);
+    if (team && threads > 1) team(of_a_team, &w, threads, 0);
+    else {
+        pthread_t other[threads];
+        int started = 0;
+        while (started < threads - 1 && !pthread_create(other + started, 0, blocks, &w)) started++;
+        blocks(&w);
+        for (int i = 0; i < started; i++) pthread_join(other[i], 0);
+    }
     for (int64_t k = 0; sums && k < 2; k++)
         for (int64_t i = 0; i < c->channels; i++) {
             double sum = 0;

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from contrapose.compiler import Library
-from contrapose.threads import SMALL
+from contrapose.threads import SMALL, team
 
 LIBRARY = Library(
     Path(__file__).with_name("channel_sums.c"),
@@ -117,7 +117,7 @@ def _library() -> ctypes.CDLL | None:
     """
     loaded = LIBRARY.load()
     if loaded is not None:
-        loaded.contrapose_channels.argtypes = [c_void_p, c_int32, c_int32]
+        loaded.contrapose_channels.argtypes = [c_void_p, c_int32, c_int32, c_void_p]
     return loaded
 
 
@@ -141,7 +141,7 @@ def _run(task: int, x: Tensor, of: Tensor, g: Tensor | None = None) -> Tensor:
         of.data_ptr(), sums, wide,
     )  # fmt: skip
     threads = torch.get_num_threads() if x.numel() > SMALL else 1
-    if library.contrapose_channels(byref(work), task, threads):
+    if library.contrapose_channels(byref(work), task, threads, team()):
         raise MemoryError(f"batch norm: not enough memory for {x.shape[1]} channels")
     return out
 

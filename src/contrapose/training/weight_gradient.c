@@ -137,8 +137,13 @@ static void *blocks(void *given) {
     return 0;
 }
 
-/* The gradient on `threads` threads; 0, or -1 if there was no memory. */
-int32_t contrapose_weight_gradient(const Convolution *c, int32_t threads) {
+/* A function on as many threads of OpenMP, as its library starts them */
+typedef void (*Team)(void (*)(void *), void *, unsigned threads, unsigned flags);
+
+static void of_a_team(void *w) { blocks(w); }
+
+/* The gradient on `threads` threads, of the team if there is one; 0, or -1 if there was no memory. */
+int32_t contrapose_weight_gradient(const Convolution *c, int32_t threads, Team team) {
     const int64_t taps = c->channels * c->kernel[0] * c->kernel[1];
     Work w = {.c = c, .taps = up(taps, HIGH), .vectors = c->out > 2 * LANES ? VECTORS : c->out > LANES ? 2 : 1};
     w.across = up(c->out, w.vectors * LANES);
@@ -146,11 +151,14 @@ int32_t contrapose_weight_gradient(const Convolution *c, int32_t threads) {
     w.sums = calloc((w.blocks + 1) * w.taps * w.across, sizeof *w.sums);
     if (!w.sums) return -1;
     threads = least(threads, w.blocks);
-    pthread_t other[threads + 1];
-    int started = 0;
-    while (started < threads - 1 && !pthread_create(other + started, 0, blocks, &w)) started++;
-    blocks(&w);
-    for (int i = 0; i < started; i++) pthread_join(other[i], 0);
+    if (team && threads > 1) team(of_a_team, &w, threads, 0);
+    else {
+        pthread_t other[threads + 1];
+        int started = 0;
+        while (started < threads - 1 && !pthread_create(other + started, 0, blocks, &w)) started++;
+        blocks(&w);
+        for (int i = 0; i < started; i++) pthread_join(other[i], 0);
+    }
     for (int64_t t = 0; t < taps; t++)
         for (int64_t k = 0; k < c->out; k++) {
             double sum = 0;

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from contrapose.compiler import Library
+from contrapose.threads import team
 
 CHANNELS = 4  # of images; the work grows with them
 LIBRARY = Library(
@@ -100,7 +101,7 @@ def weight_gradient(
         images, channels, *size, out, *reached,
         *(_two(*of) for of in (kernel, stride, padding, dilation)),
     )  # fmt: skip
-    if library.contrapose_weight_gradient(byref(work), torch.get_num_threads()):
+    if library.contrapose_weight_gradient(byref(work), torch.get_num_threads(), team()):
         raise MemoryError(f"not enough memory for the gradient of {out} x {channels} kernels")
     return dw.permute(3, 0, 1, 2)
 
@@ -121,5 +122,5 @@ class _Convolution(ctypes.Structure):
 def _library() -> ctypes.CDLL | None:
     loaded = LIBRARY.load()
     if loaded is not None:
-        loaded.contrapose_weight_gradient.argtypes = [c_void_p, c_int32]
+        loaded.contrapose_weight_gradient.argtypes = [c_void_p, c_int32, c_void_p]
     return loaded
