@@ -41,6 +41,10 @@ def test_on_a_cpu_nothing_is_tried_and_what_cannot_be_is_refused(tmp_path):
     digits, recipe = open_images("digits"), quick()
     network = adapt.build(recipe, digits)
     assert chosen_way("auto", recipe, digits, network, "cpu", bf16=False)[0] == "off"
+    for begun, way in (("graphs", "on"), ("on", "on"), ("off", "off"), (None, "off")):
+        found = chosen_way(None, recipe, digits, network, "cpu", bf16=False, begun=begun)
+        assert found[0] == way
+        assert (found[1] == "as the run was begun") == (begun in ("on", "off"))
     with pytest.raises(UserError, match=r"--compile quick: use auto, on, off or graphs"):
         api.train(recipe, "no such folder", out=tmp_path / "run", compiled="quick")
     with pytest.raises(UserError, match=r"--compile graphs: CUDA graphs take one process on a CUD"):

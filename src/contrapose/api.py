@@ -17,7 +17,7 @@ from contrapose.encoders import Encoder, checkpoints, read_weights
 from contrapose.errors import UserError
 from contrapose.evaluation.embed import Embedded
 from contrapose.evaluation.embed import embed as embed_images
-from contrapose.files import as_file_name, check_writable, holder, unfinished
+from contrapose.files import RUNS, as_file_name, check_writable, holder, unfinished
 from contrapose.machine import choose_bf16, environment, multiplies_bf16
 from contrapose.partials import describe, revive
 from contrapose.prepare import check as check
@@ -35,8 +35,6 @@ from contrapose.training.run import FORMAT, START_FILE, Run
 from contrapose.training.start import begin_from, source_of
 from contrapose.training.state import Progress
 from contrapose.version import __version__
-
-RUNS = Path("runs")  # where run folders are made that have no other place
 
 
 def train(
@@ -70,9 +68,8 @@ def train(
     test split, else 0. start: where weights come from (`training.start`): a run folder, a file of
     weights, or "pretrained"; its network and size are taken too, where they are not asked for.
     freeze: parts of the encoder that stay as they are, such as "backbone". compiled: auto, on, off
-    or graphs (`training.compiling`). Everything is checked,
-    and one step tried, before the folder is made. Raises UserError or FileNotFoundError for
-    what cannot be trained.
+    or graphs (`training.compiling`). Everything is checked, and one step tried, before the folder
+    is made. Raises UserError or FileNotFoundError for what cannot be trained.
     """
     check_name(compiled)
     where = device, precision, compiled
@@ -128,13 +125,21 @@ def _measured_precision(
 
 
 def _compiling(
-    asked: str, recipe: Recipe, images: ImageSet, network: Encoder, me: Rank, bf16: bool
+    asked: str | None,
+    recipe: Recipe,
+    images: ImageSet,
+    network: Encoder,
+    me: Rank,
+    bf16: bool,
+    begun: str | None = None,
 ) -> tuple[str, str]:
     """How the encoder is compiled on all ranks, and why."""
 
     def chosen() -> tuple[str, str]:
         with stage("choosing whether to compile"):
-            return chosen_way(asked, recipe, images, network, me.device, bf16=bf16, ranks=me.world)
+            return chosen_way(
+                asked, recipe, images, network, me.device, bf16=bf16, ranks=me.world, begun=begun
+            )
 
     return me.first_does(chosen)
 
@@ -214,7 +219,8 @@ def _resumed(
     bf16 = me.first_does(lambda: choose_bf16(kept, device))
     check_ranks(chosen, source, me)
     network = adapt.build(chosen, source)
-    way = _compiling(asked[2] or before.get("compile", "auto"), chosen, source, network, me, bf16)
+    begun = before.get("compile")
+    way = _compiling(asked[2], chosen, source, network, me, bf16, begun=begun)
     if chosen.start is not None:
         _begin_again(run, chosen, network, me)
     with me.first_holds(run.locked()):
@@ -223,8 +229,6 @@ def _resumed(
         now = _machine(me, source, bf16, where, way)
         if precision is None and "precision" in before:
             now["why"]["precision"] = "as the run was begun"
-        if asked[2] is None and "compile" in before:
-            now["why"]["compile"] = "as the run was begun"
         again = before | {"resumed": [*before.get("resumed", []), now]} if before else now
         me.first_does(lambda: run.write("environment.json", again))
         begin(run, chosen, source)

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from contrapose.errors import UserError, check_platform
 
+RUNS = Path("runs")  # where folders are made that have no other place
 LOCK = ".lock"
 UNDERWAY = (".new", ".old")  # endings of hidden names that are being written or removed
 

@@ -31,6 +31,7 @@ from contrapose.evaluation.embed import embed_views
 from contrapose.evaluation.scores import Score
 from contrapose.explain.pictures import to_uint8
 from contrapose.files import (
+    RUNS,
     as_file_name,
     as_json_bytes,
     check_writable,
@@ -92,7 +93,7 @@ def examine(
     """
     if steps < 1 or images < LEAST:
         raise UserError(f"--steps {steps} --images {images}: use at least 1 step, {LEAST} images")
-    check_writable(Path(out or "runs"))
+    check_writable(Path(out or RUNS))
     run = Path(data) if isinstance(data, str | Path) and _is_run(Path(data)) else None
     asked = device
     if run is not None:
@@ -108,7 +109,7 @@ def examine(
         chosen = _brief(recipe, source, encoder, steps, seed, changes)
         loop.check(chosen, source)
     _enough(source)
-    folder = Path("runs") / f"shortcuts-{as_file_name(source.name)}" if out is None else Path(out)
+    folder = RUNS / f"shortcuts-{as_file_name(source.name)}" if out is None else Path(out)
     request = {
         "data": str(data) if isinstance(data, str | Path) else source.name, "how": describe(how),
         "fingerprint": source.fingerprint, "images": len(source), "size": source.size,

@@ -19,6 +19,7 @@ from contrapose.experiments.running import engine
 from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
 from contrapose.files import (
+    RUNS,
     as_file_name,
     as_json_bytes,
     check_writable,
@@ -118,7 +119,7 @@ def prepared(
         raise UserError(f"--minutes {minutes:g}: use a positive number")
     asked = Request.of(data, **how)
     name = as_file_name(Path(str(asked.source)).stem)
-    folder = Path("runs") / f"study-{name}" if out is None else Path(out)
+    folder = RUNS / f"study-{name}" if out is None else Path(out)
     wanted = {
         "data": asked.asked(), "minutes": minutes, "device": device, "encoder": encoder,
         "recipe": str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe,

@@ -33,6 +33,7 @@ from contrapose.experiments.running.collect import collect, results
 from contrapose.experiments.running.task import job_folders
 from contrapose.experiments.trained import Trained, trained
 from contrapose.files import (
+    RUNS,
     as_file_name,
     as_json_bytes,
     check_writable,
@@ -202,9 +203,7 @@ def prepared(
         raise UserError(f"--images {images}: use a positive number")
     asked = Request.of(data, **how)
     folder = (
-        Path("runs") / f"tune-{as_file_name(Path(str(asked.source)).stem)}"
-        if out is None
-        else Path(out)
+        RUNS / f"tune-{as_file_name(Path(str(asked.source)).stem)}" if out is None else Path(out)
     )
     check_writable(folder)
     source = asked.open("train")

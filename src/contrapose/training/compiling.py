@@ -69,7 +69,7 @@ def check_name(asked: str) -> None:
 
 
 def chosen_way(
-    asked: str,
+    asked: str | None,
     recipe: Recipe,
     images: ImageSet,
     network: Encoder,
@@ -77,13 +77,21 @@ def chosen_way(
     *,
     bf16: bool,
     ranks: int = 1,
+    begun: str | None = None,
 ) -> tuple[str, str]:
     """(one of WAYS, why in words). `auto` is off on a CPU, and measured on CUDA (`quickest`).
 
-    Raises UserError for a way that there is not, or not for such a run.
+    begun: the way of the run that goes on, which is kept where nothing is asked for (None); CUDA
+    graphs become `on` where it goes on without them. Raises UserError for a way that there is not,
+    or not for such a run.
     """
-    check_name(asked)
     possible = _possible(recipe, device, ranks)
+    if asked is None and begun is not None:
+        if begun in possible:
+            return begun, "as the run was begun"
+        return "on", "the run was begun with CUDA graphs, which it cannot go on with here"
+    asked = asked or "auto"
+    check_name(asked)
     if asked == "graphs" and asked not in possible:
         raise UserError(
             "--compile graphs: CUDA graphs take one process on a CUDA device, and a batch that is "
