@@ -104,7 +104,11 @@ class Library:
     @cached_property
     def _name(self) -> str:
         compiler = _compiler()
-        parts = [self.source.read_bytes(), *(x.encode() for x in (*FLAGS, compiler))]
+        beside = sorted(self.source.parent.glob("*.h"))  # what it may include
+        parts = [
+            *(file.read_bytes() for file in (self.source, *beside)),
+            *(x.encode() for x in (*FLAGS, compiler)),
+        ]
         parts.append(instructions().encode())
         parts.append(f"{os.stat(compiler).st_mtime_ns} {platform.machine()}".encode())
         return f"{self.source.stem}-" + hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -9,11 +9,12 @@
    their number alone, and the sums of blocks joined in their order: every result is the same for
    any number of threads. Maps begin at the end of an array, which sums have left in the cache. */
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "team.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -161,11 +162,6 @@ static void *blocks(void *given) {
     return 0;
 }
 
-/* A function on as many threads of OpenMP, as its library starts them */
-typedef void (*Team)(void (*)(void *), void *, unsigned threads, unsigned flags);
-
-static void of_a_team(void *w) { blocks(w); }
-
 /* The task on `threads` threads, of the team if there is one; 0, or -1 if there was no memory. At
    least one channel. */
 int32_t contrapose_channels(const Channels *c, int32_t task, int32_t threads, Team team) {
@@ -189,14 +185,7 @@ int32_t contrapose_channels(const Channels *c, int32_t task, int32_t threads, Te
             else ((float *)w.of)[k * c->channels + i] = number;
         }
     threads = least(threads, w.blocks);
-    if (team && threads > 1) team(of_a_team, &w, threads, 0);
-    else {
-        pthread_t other[threads];
-        int started = 0;
-        while (started < threads - 1 && !pthread_create(other + started, 0, blocks, &w)) started++;
-        blocks(&w);
-        for (int i = 0; i < started; i++) pthread_join(other[i], 0);
-    }
+    share(blocks, &w, threads, team);
     for (int64_t k = 0; sums && k < 2; k++)
         for (int64_t i = 0; i < c->channels; i++) {
             double sum = 0;

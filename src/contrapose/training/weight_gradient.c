@@ -6,11 +6,12 @@
    alone, and the sums of blocks joined in their order: the result is the same for any number of
    threads. */
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "team.h"
 
 #if defined(__AVX512F__)
 enum { LANES = 8, HIGH = 6 };
@@ -137,11 +138,6 @@ static void *blocks(void *given) {
     return 0;
 }
 
-/* A function on as many threads of OpenMP, as its library starts them */
-typedef void (*Team)(void (*)(void *), void *, unsigned threads, unsigned flags);
-
-static void of_a_team(void *w) { blocks(w); }
-
 /* The gradient on `threads` threads, of the team if there is one; 0, or -1 if there was no memory. */
 int32_t contrapose_weight_gradient(const Convolution *c, int32_t threads, Team team) {
     const int64_t taps = c->channels * c->kernel[0] * c->kernel[1];
@@ -151,14 +147,7 @@ int32_t contrapose_weight_gradient(const Convolution *c, int32_t threads, Team t
     w.sums = calloc((w.blocks + 1) * w.taps * w.across, sizeof *w.sums);
     if (!w.sums) return -1;
     threads = least(threads, w.blocks);
-    if (team && threads > 1) team(of_a_team, &w, threads, 0);
-    else {
-        pthread_t other[threads + 1];
-        int started = 0;
-        while (started < threads - 1 && !pthread_create(other + started, 0, blocks, &w)) started++;
-        blocks(&w);
-        for (int i = 0; i < started; i++) pthread_join(other[i], 0);
-    }
+    share(blocks, &w, threads, team);
     for (int64_t t = 0; t < taps; t++)
         for (int64_t k = 0; k < c->out; k++) {
             double sum = 0;
